@@ -1,0 +1,14 @@
+"""PACING on Shakespeare by character: the parameters, window and tokens of shakespeare_gpt.py. About 3 minutes on 2 cores."""
+
+arch = 'pacing'
+dataset = 'shakespeare_char'
+
+predicts = 'every'
+n_layer, n_embd = 4, 156                # 0.8 M parameters
+block_size = 64
+columns = 16                            # a picture of 4 x 16 cells
+
+batch_size = 12                         # 768 tokens a step
+max_iters = 2000
+learning_rate = 4e-3
+min_lr = 4e-4

@@ -1,0 +1,86 @@
+"""What a run leaves behind to be read: metrics.csv always, TensorBoard or Weights & Biases when asked for, loss.png."""
+
+import csv
+import io
+from pathlib import Path
+
+from harness import UserError
+from harness.files import atomic
+
+COLUMNS = ('step', 'tokens', 'seconds', 'lr', 'grad_norm', 'tokens_per_second', 'train_loss', 'val_loss', 'val_loss_full')
+
+
+class Log:
+    """Rows of numbers by step.  When a run goes on from step k, the rows behind k are dropped first: a killed run has
+    logged steps that are run again."""
+
+    def __init__(self, out_dir, from_step, tensorboard=False, wandb_log=False, wandb_project='', settings=None):
+        self.path = Path(out_dir) / 'metrics.csv'
+        self.rows = [r for r in read(self.path) if r['step'] <= from_step] if from_step and self.path.exists() else []
+        with atomic(self.path, 'w') as f:
+            writer = csv.DictWriter(f, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self.board = self.wandb = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError('tensorboard=True, but it is not installed: pip install tensorboard') from None
+            self.board = SummaryWriter(out_dir, purge_step=from_step or None)
+        if wandb_log:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError('wandb_log=True, but it is not installed: pip install wandb') from None
+            self.wandb = wandb.init(project=wandb_project, name=Path(out_dir).name, id=Path(out_dir).name,
+                                    resume='allow', config=settings)
+
+    def write(self, step, **values):
+        """One row; a column without a value stays empty."""
+        row = {'step': step, **values}
+        self.rows.append(row)
+        line = io.StringIO()
+        csv.DictWriter(line, COLUMNS).writerow(row)
+        with open(self.path, 'a', encoding='utf-8', newline='') as f:
+            f.write(line.getvalue())
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def close(self):
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def plot(self, title):
+        """loss.png beside metrics.csv: training and validation loss against tokens."""
+        import matplotlib
+        matplotlib.use('Agg')
+        import matplotlib.pyplot as plt
+        fig, ax = plt.subplots(figsize=(7, 4), layout='constrained')
+        for name, style in (('train_loss', {'color': '#9db7d5', 'lw': 1}), ('val_loss', {'color': '#c2452d', 'lw': 2}),
+                            ('val_loss_full', {'color': '#c2452d', 'lw': 1, 'ls': '--'})):
+            points = [(r['tokens'], r[name]) for r in self.rows if r.get(name) is not None]
+            if points:
+                label = name.replace('_', ' ') + (f', last {points[-1][1]:.3f}' if name != 'train_loss' else '')
+                ax.plot(*zip(*points, strict=True), label=label, **style)
+        ax.set(xlabel='tokens', ylabel='cross-entropy (nats)', title=title)
+        ax.grid(alpha=0.3)
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.legend(frameon=False)
+        with atomic(self.path.with_name('loss.png')) as f:
+            fig.savefig(f, format='png', dpi=120)
+        plt.close(fig)
+
+
+def read(path):
+    """The rows of a metrics.csv, as dicts of numbers; empty cells are left out, and so is a line cut short by a kill."""
+    rows = []
+    text = Path(path).read_text(encoding='utf-8')
+    for row in csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1])):
+        rows.append({k: (int if k in ('step', 'tokens') else float)(v) for k, v in row.items() if v})
+    return rows

