@@ -242,15 +242,18 @@ class Picture(nn.Module):
         x = F.pad(x, (0, 0, 0, H * W - T)).view(B, H, W, 3, P, P)
         return x.permute(0, 3, 1, 4, 2, 5).reshape(B, 3, H * P, W * P)
 
-    def forward(self, x):
-        h = self.stem(self.image(x))                                                # (B, C, H * P / 4, W * P / 4)
-        h = channels_last(self.stem_norm, h)
+    def cells(self, image):
+        """(B, 3, H * P, W * P) -> (B, C, ., .): ConvNeXt V2 without its head."""
+        h = channels_last(self.stem_norm, self.stem(image))                         # (B, C, H * P / 4, W * P / 4)
         for i, blocks in enumerate(self.stages):
             if i:
                 h = self.shrinks[i - 1](channels_last(self.shrink_norms[i - 1], h))     # (B, C', half, half)
             for block in blocks:
                 h = block(h)
-        h = self.norm(h.permute(0, 2, 3, 1))                                        # (B, ., ., C)
+        return h
+
+    def forward(self, x):
+        h = self.norm(self.cells(self.image(x)).permute(0, 2, 3, 1))                # (B, ., ., C)
         return self.readout(h).flatten(1)[:, None]      # each cell gives an equal share of the row: (B, 1, E)
 
 

@@ -389,6 +389,7 @@ def main(argv):
             raise
         raise UserError(f'rank {machine.rank} stops, since another rank is gone ({str(e).splitlines()[0][:120]})') from None
     if machine.world > 1:
+        machine.all_reduce([0])         # the first rank may still be writing
         dist.destroy_process_group()
 
 

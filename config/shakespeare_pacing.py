@@ -6,7 +6,7 @@ dataset = 'shakespeare_char'
 predicts = 'every'
 n_layer, n_embd = 4, 156                # 0.8 M parameters
 block_size = 64
-columns = 16                            # a picture of 4 x 16 cells
+columns = 8                             # a picture of 8 x 8 cells
 
 batch_size = 12                         # 768 tokens a step
 max_iters = 2000

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from harness import UserError
 
@@ -72,9 +73,12 @@ def setup(device='auto', dtype='auto', compile='auto'):
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')      # TF32
     if world > 1:
-        # Both backends: gradients travel by NCCL, the handful of numbers that ranks agree on by gloo on the CPU.
-        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo',
-                                timeout=datetime.timedelta(hours=1))
+        # Ranks that torchrun restarts meet at the old store, where torch 2.13 leaves the addresses of the dead: hence a
+        # prefix an attempt. Gradients travel by NCCL, the handful of numbers that ranks agree on by gloo on the CPU.
+        store, rank, world = next(rendezvous('env://'))
+        store = dist.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', store=store, rank=rank,
+                                world_size=world, timeout=datetime.timedelta(hours=1))
     machine = Machine(device, dtype, compile, rank, local_rank, world)
     if machine.first:
         print(f'device {device}' + (f' x {world} ranks' if world > 1 else '') +

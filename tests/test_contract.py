@@ -1,0 +1,139 @@
+"""Every model file, held to the contract: a new one is found by itself."""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import re
+
+import pytest
+import torch
+
+from harness import ROOT, checkpoint, optim
+
+ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
+VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}]}
+CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch, [])]]
+
+
+@pytest.fixture(params=CASES, ids=lambda c: '-'.join([c[0], *map(str, c[1].values())]))
+def model(request):
+    arch, change = request.param
+    module = importlib.import_module(arch)
+    torch.manual_seed(0)
+    return module.Model(dataclasses.replace(module.Config.tiny(), **change)).eval()
+
+
+def tokens(model, batch=3, length=None):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(model.config.vocab_size, (batch, length or model.config.block_size), generator=generator)
+
+
+def stir(model):
+    """Weights at which nothing is 0 by initialisation, so that no part of the model is hidden from a test."""
+    generator = torch.Generator().manual_seed(2)
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def test_shapes_and_loss(model):
+    c, x, y = model.config, tokens(model), tokens(model).flip(1)
+    logits, loss = model(x, y)
+    T = c.block_size if model.predicts == 'every' else 1
+    assert model.predicts in ('every', 'last')
+    assert logits.shape == (3, T, c.vocab_size) and loss.shape == ()
+    assert abs(loss.item() - math.log(c.vocab_size)) < 0.3
+    expected = -logits.log_softmax(-1).gather(-1, y[:, -T:, None]).mean()
+    torch.testing.assert_close(loss, expected)
+    assert model(x)[1] is None
+    assert model(x[:, :5])[0].shape == (3, min(T, 5), c.vocab_size)
+    assert sum(p.numel() for p in model.parameters()) < 100_000
+
+
+def test_targets_of_minus_one_are_not_scored(model):
+    x, y = tokens(model), tokens(model).flip(1)
+    logits, _ = model(x)
+    y[0] = -1
+    kept = y[1:, -logits.shape[1]:]
+    expected = -logits[1:].log_softmax(-1).gather(-1, kept[:, :, None]).mean()
+    torch.testing.assert_close(model(x, y)[1], expected)
+
+
+def test_every_parameter_gets_a_gradient(model):
+    model.train()
+    model(tokens(model), tokens(model).flip(1))[1].backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize('k', [1, 7, 12])
+def test_causality(model, k):
+    """No logit before k moves, not by a rounding error, when the tokens from k on change; the one at k does."""
+    if model.predicts == 'last':
+        pytest.skip('the target of a model that predicts the last token is not in its window')
+    stir(model)
+    x = tokens(model)
+    changed = x.clone()
+    changed[:, k:] = (x[:, k:] + 1) % model.config.vocab_size
+    before, after = model(x)[0], model(changed)[0]
+    assert torch.equal(before[:, :k], after[:, :k])
+    assert not torch.allclose(before[:, k], after[:, k], atol=1e-3)
+
+
+def test_save_and_load(model, tmp_path):
+    stir(model)
+    arch = type(model).__module__
+    checkpoint.save(tmp_path / 'ckpt.pt', {'arch': arch, 'config': dataclasses.asdict(model.config), 'step': 1,
+                                           'model': model.state_dict(), 'data': {}})
+    again, content = checkpoint.load_model(tmp_path)
+    assert content['step'] == 1 and again.config == model.config
+    assert torch.equal(again(tokens(model))[0], model(tokens(model))[0])
+
+
+def test_one_step_lowers_the_loss(model):
+    x, y = tokens(model), tokens(model).flip(1)
+    optimizer, = optim.build(model, 'adamw', 1e-3, (0.9, 0.95), 0.1)
+    before = model(x, y)[1]
+    before.backward()
+    optimizer.step()
+    assert model(x, y)[1] < before
+
+
+@torch.no_grad()
+def test_step_is_forward(model):
+    """Read in pieces of any size, the state gives the logits that forward gives."""
+    if not getattr(model, 'step', None):
+        pytest.skip('no step')
+    stir(model)
+    x = tokens(model)
+    whole, state, read = model(x)[0], model.init_state(len(x)), 0
+    for n in (1, 4, 1, 1, 2, 3, 1, 3):
+        logits, state = model.step(x[:, read:read + n], state)
+        read += n
+        torch.testing.assert_close(logits, whole[:, read - 1], atol=1e-4, rtol=1e-4)
+    assert read == model.config.block_size
+
+
+@torch.no_grad()
+def test_step_goes_on_past_the_window(model):
+    if not getattr(model, 'step', None):
+        pytest.skip('no step')
+    x, state = tokens(model, length=3 * model.config.block_size + 1), model.init_state(3)
+    for i in range(x.shape[1]):
+        logits, state = model.step(x[:, i:i + 1], state)
+        assert logits.shape == (3, model.config.vocab_size) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_every_setting_has_a_default_and_a_comment(arch):
+    module = importlib.import_module(arch)
+    module.Config()
+    comments = dict(re.findall(r'^ {4}(\w+): .*?#\s*(.*)$', inspect.getsource(module.Config), re.M))
+    assert {f.name for f in dataclasses.fields(module.Config)} == comments.keys()
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_a_model_file_stands_alone(arch):
+    """It imports no harness at its head (from_pretrained may), so it can be read and copied by itself."""
+    assert not re.findall(r'^(?:import|from) (?:harness|train)', (ROOT / f'{arch}.py').read_text(encoding='utf-8'), re.M)

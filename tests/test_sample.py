@@ -1,0 +1,124 @@
+"""Generation: what is drawn, what is streamed, and the command line of sample.py and export.py."""
+
+import pytest
+import torch
+from conftest import tiny_train
+
+import model as gpt
+import pacing
+import train
+from harness import UserError
+from harness.generate import draw, generate
+from harness.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope='module')
+def run(dataset, tmp_path_factory):
+    """The folder of a finished run of GPT."""
+    out = tmp_path_factory.mktemp('sample') / 'run'
+    train.main(tiny_train(dataset, out, '--max_iters=20')[1:])
+    return out
+
+
+def ids(model, prompt, count, **more):
+    return torch.stack(list(generate(model, prompt, count, **more)), dim=1)
+
+
+def test_drawing_keeps_to_its_limits():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, 9.0]]).repeat(4000, 1)
+    g = torch.Generator().manual_seed(0)
+
+    def drawn(*rest):
+        return set(draw(logits, *rest, generator=g).tolist())
+    assert drawn(1.0, 0, 1.0, 4) == {0, 1, 2, 3}            # id 4 does not exist
+    assert drawn(0, 0, 1.0, 4) == {0}
+    assert drawn(1.0, 2, 1.0, 4) == {0, 1}
+    assert drawn(1.0, 100, 1.0, 4) == {0, 1, 2, 3}          # top_k above the vocabulary
+    assert drawn(1.0, 0, 0.65, 4) == {0, 1}                 # 0.64 alone is not enough
+    assert drawn(1.0, 0, 0.01, 4) == {0}
+    assert drawn(1e-4, 0, 1.0, 4) == {0}
+
+
+def test_drawing_follows_the_distribution():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(20_000, 1)
+    for temperature in (1.0, 0.5):
+        p = torch.tensor([0.5, 0.3, 0.2]) ** (1 / temperature)
+        counts = draw(logits, temperature, 0, 1.0, generator=torch.Generator().manual_seed(0)).bincount(minlength=3)
+        assert (counts / 20_000 - p / p.sum()).abs().max() < 0.015
+
+
+@pytest.mark.parametrize('config', [gpt.Config.tiny(), pacing.Config.tiny()], ids=['gpt', 'pacing'])
+def test_with_and_without_state(config):
+    """step() and reading the window anew draw the same tokens, up to the end of the window."""
+    torch.manual_seed(0)
+    model = (gpt if isinstance(config, gpt.Config) else pacing).Model(config).eval()
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    prompt = torch.randint(17, (2, 3))
+    fast = ids(model, prompt, 13, temperature=0)
+    model.step = None
+    assert torch.equal(fast, ids(model, prompt, 13, temperature=0))
+
+
+def test_a_batch_differs_row_by_row_and_a_seed_repeats():
+    torch.manual_seed(0)
+    model = gpt.Model(gpt.Config.tiny()).eval()
+    first, again, other = (ids(model, torch.zeros(8, 1, dtype=torch.long), 20, generator=torch.Generator().manual_seed(s))
+                           for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len({tuple(row) for row in first.tolist()}) == 8 and len(set(first[:, 0].tolist())) > 1
+
+
+def test_a_padded_vocabulary_is_never_drawn():
+    model = gpt.Model(gpt.Config.tiny()).eval()
+    assert ids(model, torch.zeros(4, 1, dtype=torch.long), 60, n_vocab=3, temperature=5.0).max() <= 2
+
+
+def test_sample(run, cli, tmp_path):
+    """Past the window of 16, several samples, a prompt from a file, the same text for the same seed."""
+    (tmp_path / 'prompt.txt').write_text('abc')
+    words = ['sample.py', run, '--max_new_tokens', '40', '--num_samples', '2', '--seed', '1']
+    first, again, other = (cli(*words, *more) for more in (['--start', 'abc'], ['--start', f'FILE:{tmp_path / "prompt.txt"}'],
+                                                           ['--start', 'abc', '--seed', '2']))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == again.stdout != other.stdout
+    one, two = first.stdout.split('-' * 80 + '\n')
+    assert one.startswith('abc') and two.startswith('abc') and one != two
+    assert len(one) == len(two) == 3 + 40 + 1
+
+
+def test_the_tokenizer_comes_from_the_checkpoint(run, dataset, cli):
+    """A run is sampled from where its data set is not."""
+    hidden = dataset.with_name(dataset.name + '_hidden')
+    dataset.rename(hidden)
+    try:
+        done = cli('sample.py', run / 'best.pt', '--temperature', '0', '--max_new_tokens', '5')
+    finally:
+        hidden.rename(dataset)
+    assert done.returncode == 0 and len(done.stdout) == 1 + 5 + 1
+
+
+def test_export(run, cli, tmp_path):
+    from transformers import GPT2LMHeadModel
+
+    from harness import checkpoint
+    done = cli('export.py', run, tmp_path / 'hub')
+    assert done.returncode == 0, done.stderr
+    ours, _ = checkpoint.load_model(run)
+    x = torch.randint(ours.config.vocab_size, (2, 16))
+    with torch.no_grad():
+        assert (GPT2LMHeadModel.from_pretrained(tmp_path / 'hub')(x).logits - ours(x)[0]).abs().max() < 1e-4
+    again = gpt.Model.from_pretrained(str(tmp_path / 'hub')).eval()
+    torch.testing.assert_close(again(x)[0], ours(x)[0])
+
+
+def test_export_of_a_rival_is_refused(dataset, tmp_path, refused):
+    train.main([w for w in tiny_train(dataset, tmp_path / 'run', '--arch=pacing', '--max_iters=1') if 'n_head' not in w][1:])
+    assert "arch 'pacing' has no counterpart" in refused('export.py', tmp_path / 'run', tmp_path / 'hub')
+
+
+def test_begin_without_a_line_break():
+    assert Tokenizer({'kind': 'char', 'chars': ['a', 'b']}).begin() == [0]
+    assert Tokenizer({'kind': 'bytes'}).begin() == [10]
+    with pytest.raises(UserError, match='unknown kind'):
+        Tokenizer({'kind': 'morse'})

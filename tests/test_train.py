@@ -1,0 +1,320 @@
+"""The loop: exact resume, evaluation that changes nothing, one process and several, restarts, signals, budgets."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import tiny_train
+
+import train
+from harness import ROOT, UserError, checkpoint, config, data, device, log, optim
+
+PACING = ['--arch=pacing', '--n_layer=2', '--n_embd=16', '--columns=4']
+
+
+def go(dataset, out_dir, *more):
+    """train.py in this process; returns the last checkpoint."""
+    words = [w for w in tiny_train(dataset, out_dir, *more)[1:] if 'pacing' not in ''.join(more) or 'n_head' not in w]
+    train.main(words)
+    return checkpoint.load(out_dir / 'ckpt.pt')
+
+
+def same(a, b):
+    """Are two nested structures of tensors and numbers equal, to the bit?"""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Send this process SIGTERM in the middle of a step."""
+    def arm(step):
+        real = train.learning_rate
+
+        def rate(loop, now, progress):
+            if now == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(loop, now, progress)
+        monkeypatch.setattr(train, 'learning_rate', rate)
+    yield arm
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.mark.parametrize('optimizer', optim.STATES)
+@pytest.mark.parametrize('arch', [[], PACING, [*PACING, '--predicts=last']], ids=['gpt', 'pacing', 'pacing-last'])
+def test_resume_is_exact(dataset, tmp_path, stop_at, monkeypatch, capsys, arch, optimizer):
+    """N steps == k steps, SIGTERM, resume, N - k steps: weights, optimizer and metrics to the bit, with dropout on."""
+    words = [*arch, f'--optimizer={optimizer}', '--max_iters=12', '--dropout=0.2', '--log_interval=2', '--tokens_per_step=128']
+    whole = go(dataset, tmp_path / 'whole', *words)
+    stop_at(6)
+    part = go(dataset, tmp_path / 'part', *words)
+    assert part['step'] == 7
+    assert 'stopped at step 7 and saved: to go on, run: python train.py' in capsys.readouterr().out
+    monkeypatch.undo()
+    resumed = go(dataset, tmp_path / 'part', *words, '--resume')
+    for key in ('model', 'optimizers', 'scaler', 'best', 'step'):
+        assert same(whole[key], resumed[key]), key
+    rows = [{k: v for k, v in row.items() if k.startswith(('step', 'val', 'lr'))}
+            for row in log.read(tmp_path / 'part' / 'metrics.csv')]
+    expected = [{k: v for k, v in row.items() if k.startswith(('step', 'val', 'lr'))}
+                for row in log.read(tmp_path / 'whole' / 'metrics.csv')]
+    assert [r for r in rows if r['step'] != 7] == expected
+
+
+def test_evaluating_changes_nothing(dataset, tmp_path):
+    words = ['--max_iters=8', '--dropout=0.2']
+    often, never = (go(dataset, tmp_path / n, *words, f'--eval_interval={n}', f'--log_interval={n}') for n in ('1', '100'))
+    assert same(often['model'], never['model'])
+    assert len(log.read(tmp_path / '1' / 'metrics.csv')) == 9
+
+
+def test_another_seed_is_another_run(dataset, tmp_path):
+    a, b = (go(dataset, tmp_path / s, '--max_iters=2', f'--seed={s}') for s in '12')
+    assert not same(a['model'], b['model'])
+
+
+def torchrun(dataset, out_dir, *more, processes=2, launcher=()):
+    return ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone', *launcher,
+            *tiny_train(dataset, out_dir, *more)]
+
+
+@pytest.mark.parametrize('micro', [[], ['--batch_size=2']], ids=['one micro-step', 'two micro-steps'])
+def test_two_processes_take_the_steps_of_one(dataset, tmp_path, cli, micro):
+    """The same windows, so the same gradients up to rounding: after plain SGD the weights agree."""
+    words = ['--optimizer=sgd', '--learning_rate=0.5', '--max_iters=6', '--log_interval=1', '--tokens_per_step=128']
+    one = go(dataset, tmp_path / 'one', *words)
+    done = cli(*torchrun(dataset, tmp_path / 'two', *words, *micro))
+    assert done.returncode == 0, done.stderr
+    two = checkpoint.load(tmp_path / 'two' / 'ckpt.pt')
+    for key, value in one['model'].items():
+        torch.testing.assert_close(value, two['model'][key], atol=1e-5, rtol=1e-4)
+    for a, b in zip(*(log.read(tmp_path / n / 'metrics.csv') for n in ('one', 'two')), strict=True):
+        assert a['step'] == b['step'] and a['tokens'] == b['tokens']
+        for key in ('train_loss', 'val_loss', 'val_loss_full', 'grad_norm'):
+            assert a.get(key, -1) == pytest.approx(b.get(key, -1), rel=1e-4), key
+
+
+def workers(pid):
+    """The processes that torchrun has started."""
+    with open(f'/proc/{pid}/task/{pid}/children') as f:
+        return [int(p) for p in f.read().split()]
+
+
+def start_and_kill_a_rank(words, out_dir):
+    """Start torchrun, wait for the second checkpoint, kill -9 one rank.  Returns (exit code, output)."""
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'}) as job:
+        for _ in range(600):
+            if (out_dir / 'ckpt.pt').exists() and checkpoint.load(out_dir / 'ckpt.pt')['step'] > 0:
+                break
+            assert job.poll() is None, job.stdout.read()
+            time.sleep(0.1)
+        os.kill(workers(job.pid)[1], signal.SIGKILL)
+        output, _ = job.communicate(timeout=120)
+    return job.returncode, output
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='finds the ranks in /proc')
+
+
+@needs_proc
+def test_torchrun_restarts_from_the_last_checkpoint(dataset, tmp_path):
+    words = torchrun(dataset, tmp_path / 'run', '--max_iters=150', '--eval_interval=20', launcher=['--max-restarts=1'])
+    code, output = start_and_kill_a_rank(words, tmp_path / 'run')
+    assert code == 0, output
+    assert 'resumed at step' in output
+    assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['step'] == 150
+    steps = [r['step'] for r in log.read(tmp_path / 'run' / 'metrics.csv')]
+    assert steps == sorted(set(steps)) and steps[-1] == 150
+
+
+@needs_proc
+def test_a_lost_rank_ends_the_others(dataset, tmp_path):
+    words = torchrun(dataset, tmp_path / 'run', '--max_iters=100000', '--eval_interval=20')
+    code, output = start_and_kill_a_rank(words, tmp_path / 'run')
+    assert code != 0
+    checkpoint.load(tmp_path / 'run' / 'ckpt.pt')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=['Ctrl-C', 'SIGTERM'])
+def test_a_signal_saves_and_says_how_to_go_on(dataset, tmp_path, number):
+    words = tiny_train(dataset, tmp_path / 'run', '--max_iters=1000000', '--eval_interval=1000000')
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        for line in job.stdout:
+            if line.startswith('step '):
+                break
+        time.sleep(0.5)
+        job.send_signal(number)
+        rest = job.communicate(timeout=60)[0]
+    assert job.returncode == 0, rest
+    assert 'Traceback' not in rest and f'python train.py {" ".join(words[1:])} --resume' in rest
+    assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['step'] > 0
+
+
+def test_a_time_budget(dataset, tmp_path):
+    """Steps until the seconds are spent, and the learning rate has then come all the way down."""
+    ckpt = go(dataset, tmp_path / 'run', '--max_iters=0', '--max_seconds=1', '--eval_interval=1000000', '--log_interval=1')
+    assert ckpt['step'] > 5 and ckpt['seconds'] >= 1
+    rates = [r['lr'] for r in log.read(tmp_path / 'run' / 'metrics.csv') if 'lr' in r]
+    assert max(rates) > 3e-3 and rates[-1] < 6e-4
+
+
+def test_what_a_run_leaves_behind(dataset, tmp_path, capsys):
+    go(dataset, tmp_path / 'run', '--max_iters=5', '--log_interval=5')
+    assert {p.name for p in (tmp_path / 'run').iterdir()} == {'ckpt.pt', 'best.pt', 'metrics.csv', 'loss.png', 'config.json'}
+    assert (tmp_path / 'run' / 'loss.png').read_bytes().startswith(b'\x89PNG')
+    first, last = log.read(tmp_path / 'run' / 'metrics.csv')
+    assert first['step'] == 0 and last['step'] == 5 and last['tokens'] == 5 * 64
+    assert last.keys() == set(log.COLUMNS)
+    written = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert written['loop']['max_iters'] == 5 and written['config']['n_embd'] == 16
+    out = capsys.readouterr().out
+    assert 'numbers float32' in out and 'val ' in out and 'a made-up language' in out
+
+
+def test_the_logged_loss_is_the_mean_over_micro_steps_and_steps(dataset, tmp_path):
+    """At a learning rate of 0 the loss of each step can be had from the data alone."""
+    out = tmp_path / 'run'
+    ckpt = go(dataset, out, '--max_iters=3', '--learning_rate=0', '--min_lr=0', '--log_interval=3', '--batch_size=2',
+              '--tokens_per_step=96')
+    text = data.TextData(dataset)
+    model, _ = checkpoint.load_model(out / 'ckpt.pt')
+    losses = [model(*text.rows('train', text.batch_starts(6, 16, ckpt['loop']['seed'], step), 16))[1].item()
+              for step in range(3)]
+    assert log.read(out / 'metrics.csv')[-1]['train_loss'] == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+def test_validation_is_the_loss_of_fixed_windows(dataset, tmp_path):
+    out = tmp_path / 'run'
+    go(dataset, out, '--max_iters=3', '--eval_windows=7', '--batch_size=3')
+    text = data.TextData(dataset)
+    model, _ = checkpoint.load_model(out / 'ckpt.pt')
+    x, y = text.rows('val', text.val_starts(7, 16), 16)
+    with torch.no_grad():
+        losses = -model(x)[0].log_softmax(-1).gather(-1, y[:, :, None])[:, :, 0]
+    row = log.read(out / 'metrics.csv')[-1]
+    assert row['val_loss'] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert row['val_loss_full'] == pytest.approx(losses[:, -1].mean().item(), rel=1e-5)
+
+
+def test_init_from_a_checkpoint(dataset, tmp_path, capsys):
+    go(dataset, tmp_path / 'a', '--max_iters=5')
+    go(dataset, tmp_path / 'b', '--max_iters=1', '--learning_rate=0', '--min_lr=0', f'--init_from={tmp_path / "a"}')
+    first = log.read(tmp_path / 'b' / 'metrics.csv')[0]
+    assert first['val_loss'] == pytest.approx(min(r['val_loss'] for r in log.read(tmp_path / 'a' / 'metrics.csv') if 'val_loss' in r))
+    capsys.readouterr()
+    train.main(tiny_train(dataset, tmp_path / 'c', '--eval_only', f'--init_from={tmp_path / "a"}')[1:])
+    assert f'val {first["val_loss"]:.4f}' in capsys.readouterr().out and not (tmp_path / 'c').exists()
+
+
+def test_dry_run(dataset, tmp_path, capsys):
+    train.main(tiny_train(dataset, tmp_path / 'run', '--dry_run')[1:])
+    out = capsys.readouterr().out
+    model = train.new_model(config.load(tiny_train(dataset, 'x')[1:], train.Loop), data.TextData(dataset))
+    total = sum(p.numel() for p in model.parameters())
+    assert f'{total:,} trained parameters' in out and '64 tokens per step' in out and not (tmp_path / 'run').exists()
+    optimizers = optim.build(model, 'muon', 1e-3, (0.9, 0.95), 0.1)
+    model(torch.zeros(1, 16, dtype=torch.long), torch.zeros(1, 16, dtype=torch.long))[1].backward()
+    for o in optimizers:
+        o.step()
+    held = sum(t.numel() for o in optimizers for s in o.state.values() for t in s.values()
+               if isinstance(t, torch.Tensor) and t.dim())
+    assert f'optimizer {held * 4 / 2**20:,.1f} MiB' in out
+
+
+def test_share_out():
+    loop = train.Loop(batch_size=12, tokens_per_step=12 * 64)
+    assert [train.share_out(loop, 64, world) for world in (1, 2, 3, 4, 12)] == [(1, 12), (1, 6), (1, 4), (1, 3), (1, 1)]
+    assert train.share_out(dataclasses.replace(loop, batch_size=3), 64, 2) == (2, 3)
+    with pytest.raises(UserError, match=r'768 cannot be shared equally by 5 ranks .* 64 x 5 = 320, such as 640 or 960'):
+        train.share_out(loop, 64, 5)
+    with pytest.raises(UserError, match='cannot be shared'):
+        train.share_out(dataclasses.replace(loop, tokens_per_step=100), 64, 1)
+    with pytest.raises(UserError, match='batch_size=5 does not divide: take a batch_size that divides 12'):
+        train.share_out(dataclasses.replace(loop, batch_size=5), 64, 1)
+
+
+def test_schedules():
+    cosine = train.Loop(learning_rate=1.0, min_lr=0.1, warmup_iters=10)
+    assert train.learning_rate(cosine, 0, 0) == pytest.approx(0.1)
+    assert train.learning_rate(cosine, 50, 0.5) == pytest.approx(0.55)
+    assert train.learning_rate(cosine, 99, 1) == pytest.approx(0.1)
+    trapezoid = dataclasses.replace(cosine, schedule='trapezoid', cooldown=0.2)
+    assert [train.learning_rate(trapezoid, 50, p) for p in (0.5, 0.8, 0.9, 1)] == pytest.approx([1, 1, 0.55, 0.1])
+    assert train.learning_rate(dataclasses.replace(cosine, schedule='constant'), 50, 1) == 1
+
+
+def test_parameters_are_grouped_by_the_type_of_their_module():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = dataclasses.make_dataclass('C', ['vocab_size'])(7)
+            self.embed, self.other = torch.nn.Embedding(7, 4), torch.nn.Embedding(5, 4)
+            self.hidden, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embed.weight
+            self.conv, self.norm = torch.nn.Conv2d(4, 4, 3), torch.nn.LayerNorm(4)
+            self.marked, self.frozen = torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False)
+            self.marked.weight.no_weight_decay = True
+            self.frozen.weight.requires_grad = False
+            self.free = torch.nn.Parameter(torch.zeros(4, 4))
+    net = Net()
+    names = {kind: {n for n, _ in params} for kind, params in optim.groups(net).items()}
+    assert names == {'matrix': {'hidden.weight'}, 'head': {'embed.weight'}, 'conv': {'conv.weight'},
+                     'rest': {'other.weight', 'hidden.bias', 'conv.bias', 'norm.weight', 'norm.bias', 'marked.weight', 'free'}}
+    for name in optim.STATES:
+        decay = {id(p): g['weight_decay'] for o in optim.build(net, name, 1e-3, (0.9, 0.95), 0.1)
+                 for g in o.param_groups for p in g['params']}
+        assert len(decay) == 10
+        for n, p in net.named_parameters():
+            if p.requires_grad:
+                assert decay[id(p)] == (0.1 if n in ('hidden.weight', 'embed.weight', 'conv.weight') else 0.0), n
+
+
+def test_lion_is_its_formula():
+    """u = sign(b1 m + (1 - b1) g); w -= lr (u + wd w); m = b2 m + (1 - b2) g, one number at a time."""
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(5, dtype=torch.double))
+    lion, own, m = optim.Lion([w], lr=0.1, betas=(0.9, 0.99), weight_decay=0.2), w.tolist(), [0.0] * 5
+    for _ in range(4):
+        w.grad = torch.randn(5, dtype=torch.double)
+        for i, g in enumerate(w.grad.tolist()):
+            u = math.copysign(1, 0.9 * m[i] + 0.1 * g)
+            own[i] -= 0.1 * (u + 0.2 * own[i])
+            m[i] = 0.99 * m[i] + 0.01 * g
+        lion.step()
+    torch.testing.assert_close(w.tolist(), own)
+
+
+def test_number_formats(monkeypatch):
+    """bf16 where the GPU has it, fp16 with a scaler where it does not, float32 on MPS, on a CPU what is asked."""
+    cpu, cuda, mps = (torch.device(n) for n in ('cpu', 'cuda', 'mps'))
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: True)
+    assert device.number_format(cuda)[0] == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: False)
+    assert device.number_format(cuda)[0] == torch.float16
+    with pytest.raises(UserError, match='no bfloat16'):
+        device.number_format(cuda, 'bfloat16')
+    assert device.number_format(mps)[0] == device.number_format(cpu)[0] == torch.float32
+    assert device.number_format(cpu, 'bfloat16')[0] == torch.bfloat16
+    for where, asked in ((mps, 'bfloat16'), (cpu, 'float16'), (cpu, 'float8')):
+        with pytest.raises(UserError, match='dtype='):
+            device.number_format(where, asked)
+
+
+@pytest.mark.parametrize('arch', [[], PACING, [*PACING, '--predicts=last']], ids=['gpt', 'pacing', 'pacing-last'])
+def test_bfloat16_on_a_cpu_trains(dataset, tmp_path, arch):
+    ckpt = go(dataset, tmp_path / 'run', *arch, '--dtype=bfloat16', '--max_iters=10', '--warmup_iters=0')
+    rows = log.read(tmp_path / 'run' / 'metrics.csv')
+    assert rows[-1]['val_loss'] < rows[0]['val_loss']
+    assert all(t.dtype == torch.float32 for t in ckpt['model'].values())
