@@ -129,7 +129,7 @@ class DepthwiseConv(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        x, kernel = ctx.saved_tensors
+        (x, kernel), dy = ctx.saved_tensors, dy.contiguous()
         (B, C, T), K = dy.shape, kernel.shape[1]
         R, L = K - 1, 16
         dx = F.conv1d(F.pad(dy, (R, R)), kernel.flip(1)[:, None], groups=C)         # (B, C, R + T)
@@ -160,7 +160,7 @@ class CausalBlock(Block):
         before = torch.cat([seen, x], dim=1)                                        # (B, R + T, C)
         # in float32 under autocast too: there is nothing to gain in 25 products a number
         with torch.autocast(x.device.type, enabled=False):
-            kernel = x.new_zeros(C, R + 1).index_copy(1, self.at, self.dwconv.weight[:, 0])
+            kernel = x.new_zeros(C, R + 1).scatter(1, self.at.expand(C, -1), self.dwconv.weight[:, 0])
             h = DepthwiseConv.apply(before.transpose(1, 2).contiguous(), kernel).transpose(1, 2)    # (B, T, C)
         h = F.gelu(self.pwconv1(self.norm(h + self.dwconv.bias)))                   # (B, T, F)
         h = self.respond(h, state)

@@ -12,9 +12,7 @@ Train any of the architectures, on one device or many:
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -28,10 +26,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from harness import UserError, checkpoint, config, data, device, optim
-from harness.files import atomic
+from harness import UserError, checkpoint, config, data, device, optim, runs
 from harness.generate import generate
-from harness.log import Log
 
 
 @dataclass
@@ -133,67 +129,12 @@ def evaluate(model, text, starts, block_size, batch_size, machine):
         with machine.autocast():
             logits, _ = model(x)                                        # (B, T, V), or (B, 1, V)
         y = y[:, -logits.shape[1]:]
-        losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction='none').double().cpu()    # (B, T or 1)
+        losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction='none').cpu().double()    # (B, T or 1)
         sums += torch.stack([losses.sum(), losses[:, -1].sum()])
         counts = [counts[0] + losses.numel(), counts[1] + len(losses)]
     model.train()
     total = machine.all_reduce([*sums.tolist(), *counts])
     return {'val_loss': total[0] / total[2], 'val_loss_full': total[1] / total[3]}
-
-
-def new_model(settings, text):
-    """The model that the run begins with: from scratch, from a checkpoint of ours, or from published weights."""
-    loop, arch, said = settings.loop, settings.arch, settings.model
-    if loop.init_from == 'scratch':
-        model = arch.Model(config.build(arch, {'vocab_size': text.vocab_size} | said))
-    elif Path(loop.init_from).exists() and not loop.init_from.endswith('.safetensors'):
-        path = checkpoint.find(loop.init_from)
-        content = checkpoint.load(path)
-        if content['arch'] != arch.__name__:
-            raise UserError(f"{path} holds an arch '{content['arch']}', this run is of '{arch.__name__}'")
-        model = arch.Model(config.build(arch, content['config'] | said))
-        checkpoint.load_weights(model, content, path)
-    elif hasattr(arch.Model, 'from_pretrained'):
-        try:
-            model = arch.Model.from_pretrained(loop.init_from, **said)
-        except ValueError as e:
-            raise UserError(f'init_from={loop.init_from}: {e}') from None
-    else:
-        raise UserError(f"init_from='{loop.init_from}': no such checkpoint, and {arch.__name__}.py loads no published "
-                        f'weights')
-    if model.config.vocab_size < text.vocab_size:
-        raise UserError(f'vocab_size={model.config.vocab_size}, but data/{loop.dataset} has {text.vocab_size} tokens: '
-                        f'the model needs at least as many')
-    return model
-
-
-def resumed(settings, text, out_dir):
-    """(model, checkpoint) to go on with.  Raises UserError if the run in out_dir is another one."""
-    path = out_dir / 'ckpt.pt'
-    content = checkpoint.load(path)
-    loop, arch = settings.loop, settings.arch
-    for what, was, now in [('arch', content['arch'], arch.__name__), ('data', content['data']['fingerprint'],
-                                                                      text.fingerprint),
-                           ('optimizer', content['loop']['optimizer'], loop.optimizer),
-                           *((k, content['config'].get(k), v) for k, v in settings.model.items())]:
-        if was != now:
-            raise UserError(f'{path} cannot be resumed: its {what} is {was}, this run has {now}')
-    model = arch.Model(config.build(arch, content['config']))
-    checkpoint.load_weights(model, content, path)
-    return model, content
-
-
-def claim(loop, out_dir):
-    """Is out_dir ours to write?  A run that torchrun restarts after a failure goes on by itself."""
-    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
-        loop.resume = (out_dir / 'ckpt.pt').exists()
-        loop.overwrite = not loop.resume
-    if not loop.resume and not loop.overwrite and any((out_dir / n).exists() for n in RUN_FILES):
-        raise UserError(f'{out_dir} already holds a run: --resume goes on with it, --overwrite replaces it, '
-                        f'--out_dir=... leaves it alone')
-
-
-RUN_FILES = ('ckpt.pt', 'best.pt', 'metrics.csv')
 
 
 def run(settings, machine, argv):
@@ -203,13 +144,13 @@ def run(settings, machine, argv):
         data.ensure(loop.dataset)
     machine.all_reduce([0])                             # the other ranks wait for the data
     text = data.TextData(data.ensure(loop.dataset))
-    claim(loop, out_dir)
+    runs.claim(loop, out_dir)
     torch.manual_seed(loop.seed)
     content = {}
     if loop.resume:
-        model, content = resumed(settings, text, out_dir)
+        model, content = runs.resumed(settings, text, out_dir)
     else:
-        model = new_model(settings, text)
+        model = runs.new_model(settings, text)
     model.to(machine.device)
     block_size = model.config.block_size
     starts = text.val_starts(loop.eval_windows, block_size)
@@ -247,7 +188,7 @@ def run(settings, machine, argv):
     resumed_at, content = content.get('step'), None       # evaluated before it was saved
     described = {'arch': loop.arch, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(loop),
                  'data': {k: text.meta[k] for k in ('fingerprint', 'source', 'tokenizer')}}
-    log = open_run(loop, out_dir, described, step) if machine.first else None
+    log = runs.open_run(loop, out_dir, described, step) if machine.first else None
 
     def save(name, **more):
         if machine.first:
@@ -270,7 +211,7 @@ def run(settings, machine, argv):
         nonlocal since
         if not pending:
             return {}
-        losses, norms = torch.stack([torch.stack(p) for p in pending]).double().T.tolist()
+        losses, norms = torch.stack([torch.stack(p) for p in pending]).T.tolist()
         losses = [v / machine.world for v in machine.all_reduce(losses)]
         for i, value in enumerate(losses):
             if not math.isfinite(value):
@@ -292,7 +233,7 @@ def run(settings, machine, argv):
         done = progress >= 1
         if step % loop.log_interval == 0 or step % loop.eval_interval == 0 or done or stop:
             row = flush()
-        if (step % loop.eval_interval == 0 and step != resumed_at or done) and not stop:
+        if ((step % loop.eval_interval == 0 and step != resumed_at) or done) and not stop:
             row = {'tokens': step * tokens_per_step, 'seconds': seconds} | row
             row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine)
             if row['val_loss'] < best:
@@ -305,7 +246,7 @@ def run(settings, machine, argv):
         if row and machine.first:
             log.write(step, **row)
             bar.set_postfix_str(f'loss {row["train_loss"]:.3f}' if 'train_loss' in row else '')
-        if row.get('val_loss') or stop:
+        if 'val_loss' in row or stop:
             save('ckpt.pt', optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict(), seconds=seconds)
         row = {}
         if done or stop:
@@ -323,7 +264,7 @@ def run(settings, machine, argv):
         if machine.device.type == 'cuda':
             x, y = x.pin_memory(), y.pin_memory()
         x, y = (t.to(machine.device, non_blocking=True).view(micro_steps, rows, -1) for t in (x, y))
-        torch.manual_seed((loop.seed * 1_000_003 + step) * 4096 + machine.rank)     # dropout, too, depends on the step alone
+        torch.manual_seed(((loop.seed * 1_000_003 + step) * 4096 + machine.rank) % 2**63)    # so does dropout
         mean_loss = 0.0
         for i in range(micro_steps):
             last = i == micro_steps - 1     # gradients travel between the ranks once a step
@@ -361,21 +302,6 @@ def run(settings, machine, argv):
         for piece in text.tokenizer.stream(int(i[0]) for i in ids):
             print(piece, end='', flush=True)
         print()
-
-
-def open_run(loop, out_dir, described, step):
-    """Make out_dir, write config.json, and begin or go on with metrics.csv."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for stale in (*out_dir.glob('.*.partial'), *(() if loop.resume else (out_dir / n for n in RUN_FILES))):
-            stale.unlink(missing_ok=True)
-        shown = {k: v for k, v in described.items() if k != 'data'}
-        shown['data'] = {k: described['data'][k] for k in ('fingerprint', 'source')}
-        with atomic(out_dir / 'config.json', 'w') as f:
-            json.dump(shown, f, indent=1)
-        return Log(out_dir, step, loop.tensorboard, loop.wandb_log, loop.wandb_project, shown)
-    except OSError as e:
-        raise UserError(f'out_dir={out_dir} cannot be written ({e.strerror}): choose another --out_dir') from None
 
 
 def main(argv):

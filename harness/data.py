@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from harness import ROOT, UserError
-from harness.files import atomic, digest
+from harness.files import atomic
 from harness.tokenizer import Tokenizer
+
+SCAN = 1 << 26      # tokens of a file that are looked at when it is opened
 
 
 class TextData:
@@ -27,9 +29,13 @@ class TextData:
         self.meta = read_meta(self.folder)
         if self.meta.get('kind') != 'text':
             raise UserError(f"{self.folder} holds data of kind '{self.meta.get('kind')}', not text")
-        self.vocab_size, self.fingerprint = self.meta['vocab_size'], self.meta['fingerprint']
-        self.tokenizer = Tokenizer(self.meta['tokenizer'])
-        self.tokens = {split: self._open(split) for split in ('train', 'val')}
+        try:
+            self.vocab_size, self.fingerprint = self.meta['vocab_size'], self.meta['fingerprint']
+            self.tokenizer = Tokenizer(self.meta['tokenizer'])
+            self.tokens = {split: self._open(split) for split in ('train', 'val')}
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f'{self.folder / "meta.json"} is damaged ({type(e).__name__}: {e}): prepare the data '
+                            f'again') from None
 
     def _open(self, split):
         path, count = self.folder / f'{split}.bin', self.meta['tokens'][split]
@@ -40,9 +46,9 @@ class TextData:
         if size != count * dtype.itemsize:
             raise UserError(f'{path} is truncated or of another dtype: {size:,} bytes, where {count:,} tokens of {dtype} '
                             f'take {count * dtype.itemsize:,}: run python prepare/{self.meta["script"]} again')
-        tokens = np.memmap(path, dtype=dtype, mode='r')
+        tokens = np.memmap(path, dtype=dtype, mode='r') if count else np.zeros(0, dtype)    # no map of an empty file
         # A corrupt file is told at once where that is cheap; rows() looks at every token that is really used.
-        self._check(tokens[:1 << 26], path)
+        self._check(tokens[:SCAN], path)
         return tokens
 
     def _check(self, tokens, path):
@@ -86,7 +92,8 @@ def read_meta(folder):
         raise UserError(f'there is no data set in {folder} (no meta.json)') from None
     except ValueError as e:
         raise UserError(f'{path} is not JSON ({e}): prepare the data again') from None
-    missing = {'kind', 'dtype', 'vocab_size', 'tokens', 'tokenizer', 'source', 'script', 'fingerprint'} - meta.keys()
+    missing = {'kind', 'dtype', 'vocab_size', 'tokens', 'tokenizer', 'source', 'script', 'fingerprint'} \
+        - set(meta if isinstance(meta, dict) else ())
     if missing:
         raise UserError(f'{path} lacks {", ".join(sorted(missing))}: prepare the data again')
     return meta
@@ -96,13 +103,17 @@ def ensure(name):
     """data/<name>, made by prepare/<name>.py if it is not there."""
     folder, script = ROOT / 'data' / name, ROOT / 'prepare' / f'{name}.py'
     if not (folder / 'meta.json').exists():
-        if not script.is_file():
-            known = ', '.join(sorted(p.stem for p in (ROOT / 'prepare').glob('*.py')))
-            raise UserError(f"there is no data set '{name}': neither {folder.relative_to(ROOT)}/ nor "
-                            f"prepare/{name}.py exists (scripts: {known})")
+        if name == 'text' or not script.is_file():      # text.py makes data sets of other names
+            known = {p.stem for p in (ROOT / 'prepare').glob('*.py')} - {'text'} | \
+                {p.parent.name for p in (ROOT / 'data').glob('*/meta.json')}
+            raise UserError(f"there is no data set '{name}': known are {', '.join(sorted(known))}, and python "
+                            f"prepare/text.py NAME FILE makes one of any text")
         print(f'data/{name} is missing: running python prepare/{name}.py', flush=True)
-        if code := subprocess.run([sys.executable, str(script)]).returncode:
-            raise UserError(f'prepare/{name}.py ended with exit code {code}: data/{name} was not made')
+        code = subprocess.run([sys.executable, str(script)]).returncode
+        if code > 0:
+            raise SystemExit(code)      # it has said why
+        if code:
+            raise UserError(f'prepare/{name}.py was killed by signal {-code}: data/{name} was not made')
     return folder
 
 
@@ -111,23 +122,29 @@ def write_text(name, text, tokenizer, source, script, val_fraction=0.1):
 
     text: str.  tokenizer: its spec, see harness/tokenizer.py.  source: {'name', 'sha256', ...}, what the text is.
     Each half is encoded by itself, so no token holds text of both."""
+    if len(text) < 20:
+        raise UserError(f'{source["name"]}: {len(text)} characters are too few to train on')
     cut = int(len(text) * (1 - val_fraction))
     encoder = Tokenizer(tokenizer)
     dtype = np.dtype('uint16' if encoder.n_vocab <= 1 << 16 else 'uint32')
     folder = ROOT / 'data' / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'meta.json').unlink(missing_ok=True)          # it appears last: where it is, the data set is whole
     counts, hashes = {}, []
-    for split, part in (('train', text[:cut]), ('val', text[cut:])):
-        ids = np.array(encoder.encode(part), dtype=dtype)
-        with atomic(folder / f'{split}.bin') as f:
-            f.write(ids.tobytes())
-        counts[split] = len(ids)
-        hashes.append(digest(folder / f'{split}.bin'))
-    fingerprint = hashlib.sha256(json.dumps([hashes, str(dtype), tokenizer], sort_keys=True).encode()).hexdigest()[:16]
-    meta = {'kind': 'text', 'dtype': str(dtype), 'vocab_size': encoder.n_vocab, 'tokens': counts, 'source': source,
-            'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer}
-    with atomic(folder / 'meta.json', 'w') as f:
-        json.dump(meta, f, indent=1 if tokenizer['kind'] == 'char' else None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Renamed from right to left, and meta.json, without which there is no data set, is away while that goes on
+        with atomic(folder / 'meta.json', 'w') as described, atomic(folder / 'val.bin') as val, \
+                atomic(folder / 'train.bin') as train:
+            for split, f, part in (('train', train, text[:cut]), ('val', val, text[cut:])):
+                ids = np.array(encoder.encode(part), dtype=dtype).tobytes()
+                f.write(ids)
+                counts[split] = len(ids) // dtype.itemsize
+                hashes.append(hashlib.sha256(ids).hexdigest())
+            fingerprint = hashlib.sha256(json.dumps([hashes, str(dtype), tokenizer], sort_keys=True).encode()).hexdigest()[:16]
+            json.dump({'kind': 'text', 'dtype': str(dtype), 'vocab_size': encoder.n_vocab, 'tokens': counts,
+                       'source': source, 'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer},
+                      described, indent=1 if tokenizer['kind'] == 'char' else None)
+            (folder / 'meta.json').unlink(missing_ok=True)
+    except OSError as e:
+        raise UserError(f'{folder} cannot be written ({e})') from None
     print(f'data/{name}: {counts["train"]:,} tokens to train, {counts["val"]:,} to validate, vocabulary '
           f'{encoder.n_vocab:,}, {source["name"]}, fingerprint {fingerprint}')

@@ -44,19 +44,6 @@ class Machine:
         dist.all_reduce(t, op=dist.ReduceOp.SUM if op == 'sum' else dist.ReduceOp.MAX)
         return t.tolist()
 
-    def memory(self):
-        """The most memory this process has held on its device, in bytes (on a CPU: its resident set)."""
-        if self.device.type == 'cuda':
-            return torch.cuda.max_memory_allocated()
-        if self.device.type == 'mps':
-            return torch.mps.driver_allocated_memory()
-        try:
-            import resource
-            import sys
-        except ImportError:     # Windows
-            return 0
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-
 
 def setup(device='auto', dtype='auto', compile='auto'):
     """The Machine that this process runs on; joins the process group when torchrun started it.

@@ -52,9 +52,13 @@ def download(url, name, sha256=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
     have = partial.stat().st_size if partial.exists() else 0
-    with requests.get(url, stream=True, timeout=20, headers={'Range': f'bytes={have}-'} if have else {}) as r:
-        if r.status_code == 416:                # the partial file is already as long as the whole
-            partial.unlink()
+    headers = {'Accept-Encoding': 'identity'}   # else lengths and ranges would count compressed bytes
+    with requests.get(url, stream=True, timeout=20, headers=headers | ({'Range': f'bytes={have}-'} if have else {})) as r:
+        if r.status_code == 416 and have:       # nothing is left to send: the partial file is whole, or another file
+            if sha256 and digest(partial) == sha256:
+                os.replace(partial, path)
+            else:
+                partial.unlink()
             return download(url, name, sha256)
         r.raise_for_status()
         if r.status_code != 206:                # the server does not resume: start over
@@ -62,7 +66,7 @@ def download(url, name, sha256=None):
         total = int(r.headers['Content-Length']) + have if 'Content-Length' in r.headers else None
         with open(partial, 'ab' if have else 'wb') as f, tqdm(desc=name, total=total, initial=have, unit='B',
                                                               unit_scale=True, leave=False) as bar:
-            for block in r.iter_content(1 << 20):
+            for block in r.iter_content(1 << 16):
                 f.write(block)
                 bar.update(len(block))
             f.flush()

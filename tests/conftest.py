@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import ROOT, data
+from harness import ROOT, data, files
 
 torch.set_num_threads(1)
 
@@ -60,3 +61,23 @@ def refused(cli):
 def tiny_train(dataset, out_dir, *more):
     """The words of a training run of seconds: GPT with 2 layers of 16 channels."""
     return ['train.py', f'--dataset={Path(dataset).name}', f'--out_dir={out_dir}', '--n_head=2', *TINY, *more]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the code without data/, for what would otherwise write there."""
+    tree = tmp_path / 'tree'
+    tree.mkdir()
+    for path in ROOT.glob('*.py'):
+        shutil.copy(path, tree)
+    for name in ('harness', 'prepare'):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
+    return tree
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An empty folder in which this process looks for data/ and prepare/."""
+    monkeypatch.setattr(data, 'ROOT', tmp_path)
+    monkeypatch.setattr(files, 'DOWNLOADS', tmp_path / 'data' / 'downloads')
+    return tmp_path

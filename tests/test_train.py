@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_train
 
 import train
-from harness import ROOT, UserError, checkpoint, config, data, device, log, optim
+from harness import ROOT, UserError, checkpoint, config, data, device, log, optim, runs
 
 PACING = ['--arch=pacing', '--n_layer=2', '--n_embd=16', '--columns=4']
 
@@ -142,7 +142,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(dataset, tmp_path):
 @needs_proc
 def test_a_lost_rank_ends_the_others(dataset, tmp_path):
     words = torchrun(dataset, tmp_path / 'run', '--max_iters=100000', '--eval_interval=20')
-    code, output = start_and_kill_a_rank(words, tmp_path / 'run')
+    code, _ = start_and_kill_a_rank(words, tmp_path / 'run')
     assert code != 0
     checkpoint.load(tmp_path / 'run' / 'ckpt.pt')
 
@@ -150,7 +150,8 @@ def test_a_lost_rank_ends_the_others(dataset, tmp_path):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=['Ctrl-C', 'SIGTERM'])
 def test_a_signal_saves_and_says_how_to_go_on(dataset, tmp_path, number):
     words = tiny_train(dataset, tmp_path / 'run', '--max_iters=1000000', '--eval_interval=1000000')
-    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as job:
         for line in job.stdout:
             if line.startswith('step '):
                 break
@@ -212,7 +213,8 @@ def test_init_from_a_checkpoint(dataset, tmp_path, capsys):
     go(dataset, tmp_path / 'a', '--max_iters=5')
     go(dataset, tmp_path / 'b', '--max_iters=1', '--learning_rate=0', '--min_lr=0', f'--init_from={tmp_path / "a"}')
     first = log.read(tmp_path / 'b' / 'metrics.csv')[0]
-    assert first['val_loss'] == pytest.approx(min(r['val_loss'] for r in log.read(tmp_path / 'a' / 'metrics.csv') if 'val_loss' in r))
+    best = min(r['val_loss'] for r in log.read(tmp_path / 'a' / 'metrics.csv') if 'val_loss' in r)
+    assert first['val_loss'] == pytest.approx(best)
     capsys.readouterr()
     train.main(tiny_train(dataset, tmp_path / 'c', '--eval_only', f'--init_from={tmp_path / "a"}')[1:])
     assert f'val {first["val_loss"]:.4f}' in capsys.readouterr().out and not (tmp_path / 'c').exists()
@@ -221,7 +223,7 @@ def test_init_from_a_checkpoint(dataset, tmp_path, capsys):
 def test_dry_run(dataset, tmp_path, capsys):
     train.main(tiny_train(dataset, tmp_path / 'run', '--dry_run')[1:])
     out = capsys.readouterr().out
-    model = train.new_model(config.load(tiny_train(dataset, 'x')[1:], train.Loop), data.TextData(dataset))
+    model = runs.new_model(config.load(tiny_train(dataset, 'x')[1:], train.Loop), data.TextData(dataset))
     total = sum(p.numel() for p in model.parameters())
     assert f'{total:,} trained parameters' in out and '64 tokens per step' in out and not (tmp_path / 'run').exists()
     optimizers = optim.build(model, 'muon', 1e-3, (0.9, 0.95), 0.1)

@@ -1,0 +1,78 @@
+"""A run's folder, and what the run begins with: new weights, weights at hand, or its own last checkpoint."""
+
+import json
+import os
+from pathlib import Path
+
+from harness import UserError, checkpoint, config
+from harness.files import atomic
+from harness.log import Log
+
+FILES = ('ckpt.pt', 'best.pt', 'metrics.csv')
+
+
+def new_model(settings, text):
+    """The model that the run begins with: from scratch, from a checkpoint of ours, or from published weights."""
+    loop, arch, said = settings.loop, settings.arch, settings.model
+    if loop.init_from == 'scratch':
+        model = arch.Model(config.build(arch, {'vocab_size': text.vocab_size} | said))
+    elif Path(loop.init_from).exists() and not loop.init_from.endswith('.safetensors'):
+        path = checkpoint.find(loop.init_from)
+        content = checkpoint.load(path)
+        if content['arch'] != arch.__name__:
+            raise UserError(f"{path} holds an arch '{content['arch']}', this run is of '{arch.__name__}'")
+        model = arch.Model(config.build(arch, content['config'] | said))
+        checkpoint.load_weights(model, content, path)
+    elif hasattr(arch.Model, 'from_pretrained'):
+        try:
+            model = arch.Model.from_pretrained(loop.init_from, **said)
+        except ValueError as e:
+            raise UserError(f'init_from={loop.init_from}: {e}') from None
+    else:
+        raise UserError(f"init_from='{loop.init_from}': no such checkpoint, and {arch.__name__}.py loads no published "
+                        f'weights')
+    if model.config.vocab_size < text.vocab_size:
+        raise UserError(f'vocab_size={model.config.vocab_size}, but data/{loop.dataset} has {text.vocab_size} tokens: '
+                        f'the model needs at least as many')
+    return model
+
+
+def resumed(settings, text, out_dir):
+    """(model, checkpoint) to go on with.  Raises UserError if the run in out_dir is another one."""
+    path = out_dir / 'ckpt.pt'
+    content = checkpoint.load(path)
+    loop, arch = settings.loop, settings.arch
+    for what, was, now in [('arch', content['arch'], arch.__name__), ('data', content['data']['fingerprint'],
+                                                                      text.fingerprint),
+                           ('optimizer', content['loop']['optimizer'], loop.optimizer),
+                           *((k, content['config'].get(k), v) for k, v in settings.model.items())]:
+        if was != now:
+            raise UserError(f'{path} cannot be resumed: its {what} is {was}, this run has {now}')
+    model = arch.Model(config.build(arch, content['config']))
+    checkpoint.load_weights(model, content, path)
+    return model, content
+
+
+def claim(loop, out_dir):
+    """Is out_dir ours to write?  A run that torchrun restarts after a failure goes on by itself."""
+    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+        loop.resume = (out_dir / 'ckpt.pt').exists()
+        loop.overwrite = not loop.resume
+    if not loop.resume and not loop.overwrite and any((out_dir / n).exists() for n in FILES):
+        raise UserError(f'{out_dir} already holds a run: --resume goes on with it, --overwrite replaces it, '
+                        f'--out_dir=... leaves it alone')
+
+
+def open_run(loop, out_dir, described, step):
+    """Make out_dir, write config.json, and begin or go on with metrics.csv."""
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for stale in (*out_dir.glob('.*.partial'), *(() if loop.resume else (out_dir / n for n in FILES))):
+            stale.unlink(missing_ok=True)
+        shown = {k: v for k, v in described.items() if k != 'data'}
+        shown['data'] = {k: described['data'][k] for k in ('fingerprint', 'source')}
+        with atomic(out_dir / 'config.json', 'w') as f:
+            json.dump(shown, f, indent=1)
+        return Log(out_dir, step, loop.tensorboard, loop.wandb_log, loop.wandb_project, shown)
+    except OSError as e:
+        raise UserError(f'out_dir={out_dir} cannot be written ({e.strerror}): choose another --out_dir') from None
