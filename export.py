@@ -23,9 +23,12 @@ if __name__ == '__main__':
         raise UserError(f"arch '{content['arch']}' has no counterpart on the hub: it defines no to_hub()")
     described, weights = model.to_hub()
     folder = Path(args.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / 'model.safetensors') as f:
-        f.write(safetensors.torch.save(weights, metadata={'format': 'pt'}))
-    with atomic(folder / 'config.json', 'w') as f:
-        json.dump(described, f, indent=1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / 'model.safetensors') as f:
+            f.write(safetensors.torch.save(weights, metadata={'format': 'pt'}))
+        with atomic(folder / 'config.json', 'w') as f:
+            json.dump(described, f, indent=1)
+    except OSError as e:
+        raise UserError(f'{folder} cannot be written ({e.strerror}): name another folder') from None
     print(f'{folder}/: config.json and model.safetensors ({sum(w.numel() for w in weights.values()):,} numbers)')

@@ -38,8 +38,8 @@ class Config:
     n_embd: int = 156           # channels
     # predicts = 'last': an embedding is a patch of 3 * patch_size ** 2 numbers; each stage halves the picture's sides
     patch_size: int = 8         # pixels in a token's side
-    depths: tuple = (2, 2, 2)   # blocks in each stage
-    dims: tuple = (48, 96, 128) # channels in each stage
+    depths: tuple[int, ...] = (2, 2, 2)     # blocks in each stage
+    dims: tuple[int, ...] = (48, 96, 128)   # channels in each stage
     blank: float = 0.1          # the share of training windows whose older part is left blank, as a short prompt's is
 
     @classmethod
@@ -49,8 +49,9 @@ class Config:
     def __post_init__(self):
         if self.predicts not in ('every', 'last'):
             raise ValueError(f"predicts='{self.predicts}' is unknown: 'every' and 'last' are")
-        if self.columns < 1:
-            raise ValueError(f'columns={self.columns}: a row of the picture holds at least one token')
+        if self.columns < 1 or self.patch_size < 1 or min(*self.depths, *self.dims) < 1:
+            raise ValueError(f'columns={self.columns}, patch_size={self.patch_size}, depths={self.depths} and dims={self.dims} '
+                             f'must all be at least 1')
         if self.predicts == 'every':
             return
         rows, left = divmod(self.block_size, self.columns)

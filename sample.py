@@ -6,6 +6,7 @@ Generate text from a checkpoint, as it comes:
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def arguments(argv):
     args = parser.parse_args(argv)
     for name, ok, wanted in (('num_samples', args.num_samples > 0, 'at least 1'), ('top_k', args.top_k >= 0, '0 or more'),
                              ('max_new_tokens', args.max_new_tokens > 0, 'at least 1'), ('top_p', 0 < args.top_p <= 1,
-                             'above 0 and at most 1'), ('temperature', args.temperature >= 0, '0 or more')):
+                             'above 0 and at most 1'), ('temperature', args.temperature >= 0, '0 or more'),
+                             ('seed', 0 <= args.seed < 2 ** 63, '0 or more and less than 2 ** 63')):
         if not ok:
             raise UserError(f'--{name}={getattr(args, name)}: {wanted} is wanted')
     if (args.run is None) == (args.pretrained is None):
@@ -89,3 +91,5 @@ if __name__ == '__main__':
         main(sys.argv[1:])
     except KeyboardInterrupt:       # enough read
         print()
+    except BrokenPipeError:         # by `| head`, too: nobody is there for what Python would still flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -75,13 +75,18 @@ class Loop:
             raise UserError(f"schedule='{self.schedule}' is unknown: cosine, trapezoid and constant are")
         if not (self.max_iters > 0 or self.max_seconds > 0):
             raise UserError('there is no budget: set max_iters or max_seconds above 0')
+        if self.optimizer not in optim.STATES:
+            raise UserError(f"optimizer='{self.optimizer}' is unknown: {', '.join(optim.STATES)} are")
         for name in ('batch_size', 'eval_interval', 'log_interval'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name}={getattr(self, name)} must be at least 1')
         for name in ('max_iters', 'max_seconds', 'tokens_per_step', 'learning_rate', 'min_lr', 'warmup_iters', 'seed',
-                     'weight_decay', 'grad_clip', 'eval_windows', 'sample_tokens'):
+                     'weight_decay', 'grad_clip', 'eval_windows', 'sample_tokens', 'beta1', 'beta2'):
             if getattr(self, name) < 0:
                 raise UserError(f'{name}={getattr(self, name)} must not be negative')
+        for name, limit in (('beta1', 1), ('beta2', 1), ('seed', 2 ** 32)):
+            if getattr(self, name) >= limit:
+                raise UserError(f'{name}={getattr(self, name)} must be below {"2 ** 32" if limit > 1 else 1}')
         if not 0 < self.cooldown <= 1:
             raise UserError(f'cooldown={self.cooldown} must be a share of the run, above 0 and at most 1')
 
@@ -144,7 +149,8 @@ def run(settings, machine, argv):
         data.ensure(loop.dataset)
     machine.all_reduce([0])                             # the other ranks wait for the data
     text = data.TextData(data.ensure(loop.dataset))
-    runs.claim(loop, out_dir)
+    if not (loop.dry_run or loop.eval_only):
+        runs.claim(loop, out_dir)
     torch.manual_seed(loop.seed)
     content = {}
     if loop.resume:
@@ -188,7 +194,7 @@ def run(settings, machine, argv):
     resumed_at, content = content.get('step'), None       # evaluated before it was saved
     described = {'arch': loop.arch, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(loop),
                  'data': {k: text.meta[k] for k in ('fingerprint', 'source', 'tokenizer')}}
-    log = runs.open_run(loop, out_dir, described, step) if machine.first else None
+    log = runs.open_run(loop, out_dir, described, resumed_at) if machine.first else None
 
     def save(name, **more):
         if machine.first:
@@ -203,6 +209,10 @@ def run(settings, machine, argv):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
 
+    def diverged(which, loss, at):
+        return UserError(f'the {which} loss became {loss} at step {at}: {out_dir}/ckpt.pt holds the last good weights; try a '
+                         f'smaller learning_rate')
+
     pending = []                # (loss, gradient norm) of the steps since the last row, still on the device
     since = (step, seconds)
 
@@ -215,8 +225,7 @@ def run(settings, machine, argv):
         losses = [v / machine.world for v in machine.all_reduce(losses)]
         for i, value in enumerate(losses):
             if not math.isfinite(value):
-                raise UserError(f'the training loss became {value} at step {step - len(losses) + i}: {out_dir}/ckpt.pt '
-                                f'holds the last good weights; try a smaller learning_rate')
+                raise diverged('training', value, step - len(losses) + i)
         row = {'tokens': step * tokens_per_step, 'seconds': seconds, 'lr': lr, 'grad_norm': norms[-1],
                'tokens_per_second': (step - since[0]) * tokens_per_step / max(seconds - since[1], 1e-9),
                'train_loss': sum(losses) / len(losses)}
@@ -236,6 +245,8 @@ def run(settings, machine, argv):
         if ((step % loop.eval_interval == 0 and step != resumed_at) or done) and not stop:
             row = {'tokens': step * tokens_per_step, 'seconds': seconds} | row
             row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine)
+            if not math.isfinite(row['val_loss']):
+                raise diverged('validation', row['val_loss'], step)
             if row['val_loss'] < best:
                 best = row['val_loss']
                 save('best.pt')
@@ -264,7 +275,7 @@ def run(settings, machine, argv):
         if machine.device.type == 'cuda':
             x, y = x.pin_memory(), y.pin_memory()
         x, y = (t.to(machine.device, non_blocking=True).view(micro_steps, rows, -1) for t in (x, y))
-        torch.manual_seed(((loop.seed * 1_000_003 + step) * 4096 + machine.rank) % 2**63)    # so does dropout
+        torch.manual_seed((loop.seed << 31) + (step << 10) + machine.rank)    # so does dropout
         mean_loss = 0.0
         for i in range(micro_steps):
             last = i == micro_steps - 1     # gradients travel between the ranks once a step

@@ -1,6 +1,7 @@
 """Checkpoints: plain tensors and plain data, whole or not there, and read without running anything."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from harness import UserError, config
 from harness.files import atomic
 
 FORMAT = 1
-PARTS = {'format', 'arch', 'config', 'model', 'step', 'data'}
+PARTS = {'format': int, 'arch': str, 'config': dict, 'model': dict, 'step': int, 'data': dict}
 
 
 def save(path, content):
@@ -24,28 +25,34 @@ def save(path, content):
     try:
         with atomic(path) as f:
             torch.save({'format': FORMAT, **content}, f)
-    except (OSError, RuntimeError) as e:
-        reason = ' '.join(str(e).split())[:150]
+    except (OSError, RuntimeError) as e:        # a disk that is full can end in torch's own error, after that of the disk
+        reason = ' '.join(str(e if isinstance(e, OSError) else e.__context__ or e).split())[:150]
         raise UserError(f'{path} could not be written ({reason}): free some space or choose another --out_dir; '
-                        f'the checkpoint before it is whole') from None
+                        f'what was there before is untouched') from None
 
 
 def load(path):
     """A checkpoint as a dict, on the CPU.  A pickle that would run code is refused, not run."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f'there is no checkpoint {path}')
+        raise UserError(f'there is no checkpoint {path}: train.py writes best.pt and ckpt.pt into the folder of a run')
     try:
+        with zipfile.ZipFile(path) as archive:      # what torch.save writes; torch.load would not look at its checksums
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f'the checksum of {damaged} differs')
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f'{path} is not a checkpoint of plain tensors: it is a pickle that would run code, and was '
                         f'not run') from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+    except Exception as e:      # what a damaged file raises has no common base
         raise UserError(f'{path} is truncated or not a checkpoint ({" ".join(str(e).split())[:100]}): take another '
-                        f'one, best.pt beside it for instance') from None
-    if not isinstance(content, dict) or not PARTS <= content.keys():
-        raise UserError(f'{path} is not a checkpoint of nanorivals: it lacks '
-                        f'{", ".join(sorted(PARTS - set(content if isinstance(content, dict) else ())))}')
+                        f'one, such as {"ckpt.pt" if path.name == "best.pt" else "best.pt"} beside it') from None
+    parts = content if isinstance(content, dict) else {}
+    wrong = [name for name, kind in PARTS.items() if not isinstance(parts.get(name), kind)]
+    if wrong:
+        raise UserError(f'{path} is not a checkpoint of nanorivals: it lacks {", ".join(wrong)}')
+    if content['format'] != FORMAT:
+        raise UserError(f'{path} is of format {content["format"]}, this code reads {FORMAT}: take the code that wrote it')
     return content
 
 

@@ -5,15 +5,21 @@ Every name and type is checked against the loop's dataclass and the architecture
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import inspect
+import math
+import os
 import re
 import sys
+import traceback
 import types
 import typing
 from pathlib import Path
+
+import torch.nn as nn
 
 from harness import ROOT, UserError
 
@@ -29,7 +35,7 @@ class Settings:
 def load(argv, Loop):
     """argv: config files and --name=value, --name value or --flag.  Loop: the dataclass of the loop's own settings,
     'arch' among them.  Returns Settings.  Raises UserError for whatever a user can get wrong."""
-    files = [a for a in argv[:1] if not a.startswith('--')]
+    files = [a for a in argv[:1] if not a.startswith('-')]
     said = {}
     for path in files:
         said.update(run_file(path))
@@ -70,7 +76,7 @@ def parse_flags(argv):
         if word == '-h':
             word = '--help'
         if not word.startswith('--') or word == '--':
-            raise UserError(f"cannot read '{word}': the config file comes first, then settings as --name=value")
+            raise UserError(f"cannot read '{word}': one config file comes first, then settings as --name=value")
         name, equals, value = word[2:].partition('=')
         if not equals:
             value = argv.pop(0) if argv and not argv[0].startswith('--') else None
@@ -84,26 +90,33 @@ def run_file(path):
     try:
         source = path.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as e:
-        near = difflib.get_close_matches(path.name, [p.name for p in (ROOT / 'config').glob('*.py')], 1)
-        hint = f': did you mean config/{near[0]}?' if near else ''
+        folder = Path(os.path.relpath(ROOT / 'config'))
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob('*.py')], 1)
+        hint = f'did you mean {folder / near[0]}?' if near else f'those of the project are in {folder}/'
         reason = e.strerror if isinstance(e, OSError) else 'it is not a text file'
-        raise UserError(f"cannot read the config file '{path}' ({reason}){hint}") from None
+        raise UserError(f"cannot read the config file '{path}' ({reason}): {hint}") from None
     namespace = {'__name__': 'config', '__file__': str(path)}
     try:
         exec(compile(source, str(path), 'exec'), namespace)
-    except SyntaxError as e:
-        raise UserError(f'{path}, line {e.lineno}: this is not Python: {e.msg}') from None
-    except Exception as e:
-        lines = [f.lineno for f in inspect.getinnerframes(e.__traceback__) if f.filename == str(path)]
-        raise UserError(f'{path}, line {lines[-1] if lines else "?"}: {type(e).__name__}: {e}') from None
+    except (Exception, SystemExit) as e:        # exit() in a config must not look like a run that went well
+        raise UserError(f'{path}, {told(e, path)}') from None
     return {k: v for k, v in namespace.items()
             if not k.startswith('_') and not isinstance(v, types.ModuleType) and not callable(v)}
 
 
+def told(e, path):
+    """What an exception says, in one line, and the last line of the file `path` that led to it."""
+    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).name == Path(path).name]
+    text = f'{type(e).__name__}: {e}'
+    if isinstance(e, SyntaxError) and not lines:
+        lines, text = [e.lineno], f'this is not Python: {e.msg}'
+    return ' '.join(f'line {(lines and lines[-1]) or "?"}: {text}'.split())
+
+
 def load_arch(name):
     """The module of a model file.  Raises UserError if there is none, or it does not hold to the contract."""
-    known = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
     if not re.fullmatch(r'[A-Za-z_]\w*', name) or not (ROOT / f'{name}.py').is_file():
+        known = sorted(p.stem for p in ROOT.glob('*.py') if p.is_file() and b'class Model(' in p.read_bytes())
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean '{near[0]}'?" if near else f'known are {", ".join(known)}'
         raise UserError(f"there is no architecture '{name}': {name}.py is not beside train.py; {hint}")
@@ -111,15 +124,15 @@ def load_arch(name):
         sys.path.insert(0, str(ROOT))
     try:
         module = importlib.import_module(name)
-    except Exception as e:
-        raise UserError(f'{name}.py cannot be imported: {type(e).__name__}: {e}') from None
+    except (Exception, SystemExit) as e:
+        raise UserError(f'{name}.py cannot be imported: {told(e, f"{name}.py")}') from None
     config, model = getattr(module, 'Config', None), getattr(module, 'Model', None)
     lacks = []
     if not dataclasses.is_dataclass(config):
         lacks.append('a dataclass Config')
     elif not hasattr(config, 'tiny'):
         lacks.append('Config.tiny()')
-    if not (isinstance(model, type) and callable(getattr(model, 'forward', None))):
+    if not (isinstance(model, type) and issubclass(model, nn.Module) and model.forward is not nn.Module.forward):
         lacks.append('a class Model with a forward(x, y=None)')
     if lacks:
         raise UserError(f"{name}.py is not an architecture: it lacks {' and '.join(lacks)} "
@@ -129,33 +142,45 @@ def load_arch(name):
 
 def coerce(name, value, kind):
     """value, as the type `kind` says: an int is taken where a float is due, and a list where a tuple is."""
-    raw = isinstance(value, Raw)
-    text = value.text if raw else value
-    kinds = typing.get_args(kind) or (kind,)
-    value = text
-    if raw:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        if str in kinds and not (bool in kinds and isinstance(value, bool)):
-            return text
-        if bool in kinds and text.lower() in ('true', 'false'):
-            value = text.lower() == 'true'
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    kinds = {typing.get_origin(k) or k: typing.get_args(k) for k in (typing.get_args(kind) if union else (kind,))}
+    typed = isinstance(value, Raw)
+    said = value = value.text if typed else value
+    if typed and kinds.keys() != {str}:
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(said.title() if bool in kinds and said in ('true', 'false') else said)
     if float in kinds and type(value) is int:
         value = float(value)
     if int in kinds and type(value) is float and value.is_integer():    # 1e5 steps
         value = int(value)
     if tuple in kinds and isinstance(value, list):
         value = tuple(value)
+    if typed and str in kinds and type(value) not in kinds:
+        value = said
     if type(value) not in kinds:
         wanted = ' or '.join(k.__name__ for k in kinds)
-        raise UserError(f'{name}={text!r} is of the wrong type: {wanted} is wanted, this is {type(value).__name__}')
+        raise UserError(f'{name}={said!r} is of the wrong type: {wanted} is wanted, this is {type(value).__name__}')
+    if type(value) is float and not math.isfinite(value):
+        raise UserError(f'{name}={said!r} is not a finite number')
+    if type(value) is tuple and kinds[tuple]:           # tuple[int, ...]
+        value = tuple(coerce(name, v, kinds[tuple][0]) for v in value)
     return value
+
+
+LEAST = {'block_size': 1, 'vocab_size': 1, 'n_layer': 0, 'n_head': 1, 'n_embd': 1, 'dropout': 0}    # what archs share
 
 
 def build(arch, values):
     """The architecture's Config from a dict.  A value that it refuses (ValueError) becomes a UserError."""
+    unknown = values.keys() - {f.name for f in dataclasses.fields(arch.Config)}
+    if unknown:
+        raise UserError(f"{arch.__name__}.py has no setting '{min(unknown)}', which the checkpoint or the data asks for: is it "
+                        f'another version of the file?')
+    for name, least in LEAST.items():
+        if values.get(name, least) < least:
+            raise UserError(f'{arch.__name__}: {name}={values[name]} must be at least {least}')
+    if values.get('dropout', 0) >= 1:
+        raise UserError(f'{arch.__name__}: dropout={values["dropout"]} must be below 1')
     try:
         return arch.Config(**values)
     except ValueError as e:
@@ -166,7 +191,7 @@ def print_help(Loop, arch):
     print('python train.py [config/NAME.py] [--name=value ...]\n')
     for title, cls in (('The loop (train.py)', Loop), (f'The model ({arch.__name__}.py)', arch.Config)):
         print(title)
-        comments = dict(re.findall(r'^ {4}(\w+): .*?#\s*(.*)$', inspect.getsource(cls), re.M))
+        defaults, comments = cls(), dict(re.findall(r'^ {4}(\w+): .*?#\s*(.*)$', inspect.getsource(cls), re.M))
         for f in dataclasses.fields(cls):
-            print(f'  --{f.name}={f.default!r}'.ljust(36) + comments.get(f.name, ''))
+            print(f'  --{f.name}={getattr(defaults, f.name)!r}'.ljust(36) + comments.get(f.name, ''))
         print()

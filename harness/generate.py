@@ -33,7 +33,7 @@ def draw(logits, temperature, top_k, top_p, n_vocab=None, generator=None):
         logits[:, n_vocab:] = -torch.inf
     if temperature == 0:
         return logits.argmax(-1)
-    logits /= temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)     # at most 0: no overflow to nan
     if 0 < top_k < logits.shape[-1]:
         logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
     p = logits.softmax(-1)

@@ -25,7 +25,7 @@ def load(name):
             raise UserError(f'there is no file {file}')
         described = folder / 'config.json'
         return (json.loads(described.read_text()) if described.is_file() else {}), read(file)
-    if name.count('/') != 1:
+    if name.count('/') != 1 or name.startswith(('out/', '.', '/')) or name.endswith('.pt'):
         raise UserError(f"'{name}' is neither a checkpoint or file at hand nor a model on the hub (owner/model)")
     folder = name.replace('/', '--')
     described = json.loads(fetch(name, folder, 'config.json').read_text())

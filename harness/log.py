@@ -11,28 +11,22 @@ COLUMNS = ('step', 'tokens', 'seconds', 'lr', 'grad_norm', 'tokens_per_second', 
 
 
 class Log:
-    """Rows of numbers by step.  When a run goes on from step k, the rows behind k are dropped first: a killed run has
-    logged steps that are run again."""
+    """Rows of numbers by step.  When a run goes on from step k (else None), the rows behind k are dropped first: a killed
+    run has logged steps that are run again."""
 
     def __init__(self, out_dir, from_step, tensorboard=False, wandb_log=False, wandb_project='', settings=None):
         self.path = Path(out_dir) / 'metrics.csv'
-        self.rows = [r for r in read(self.path) if r['step'] <= from_step] if from_step and self.path.exists() else []
+        self.rows = [r for r in read(self.path) if r['step'] <= from_step] if self.path.exists() and from_step is not None else []
         with atomic(self.path, 'w') as f:
             writer = csv.DictWriter(f, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
         self.board = self.wandb = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError('tensorboard=True, but it is not installed: pip install tensorboard') from None
-            self.board = SummaryWriter(out_dir, purge_step=from_step or None)
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(out_dir, purge_step=from_step)
         if wandb_log:
-            try:
-                import wandb
-            except ImportError:
-                raise UserError('wandb_log=True, but it is not installed: pip install wandb') from None
+            import wandb
             self.wandb = wandb.init(project=wandb_project, name=Path(out_dir).name, id=Path(out_dir).name,
                                     resume='allow', config=settings)
 
@@ -42,8 +36,12 @@ class Log:
         self.rows.append(row)
         line = io.StringIO()
         csv.DictWriter(line, COLUMNS).writerow(row)
-        with open(self.path, 'a', encoding='utf-8', newline='') as f:
-            f.write(line.getvalue())
+        try:
+            with open(self.path, 'a', encoding='utf-8', newline='') as f:
+                f.write(line.getvalue())
+        except OSError as e:
+            raise UserError(f'{self.path} could not be written ({e.strerror}): free some space; --resume goes on from the last '
+                            f'checkpoint') from None
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)

@@ -14,8 +14,6 @@ import torch
 import torch.nn as nn
 from torch.nn.modules.conv import _ConvNd
 
-from harness import UserError
-
 STATES = {'adamw': (2, 2), 'muon': (1, 2), 'lion': (1, 1), 'sgd': (1, 1)}   # numbers a parameter: matrix, others
 
 
@@ -41,11 +39,9 @@ def groups(model):
 
 
 def build(model, name, lr, betas, weight_decay):
-    """A list of optimizers (one, or Muon and AdamW) over the model's parameters.
+    """A list of optimizers (one, or Muon and AdamW) over the model's parameters; name: one of STATES.
 
     lr is set anew at every step by the loop. Muon's is on AdamW's scale (match_rms_adamw), so one rate serves both."""
-    if name not in STATES:
-        raise UserError(f"optimizer='{name}' is unknown: {', '.join(STATES)} are")
     table = {kind: [p for _, p in params] for kind, params in groups(model).items()}
     fused = next(model.parameters()).device.type in ('cuda', 'cpu', 'mps')
     muon = []

@@ -1,5 +1,6 @@
 """A run's folder, and what the run begins with: new weights, weights at hand, or its own last checkpoint."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,8 @@ def new_model(settings, text):
     loop, arch, said = settings.loop, settings.arch, settings.model
     if loop.init_from == 'scratch':
         model = arch.Model(config.build(arch, {'vocab_size': text.vocab_size} | said))
-    elif Path(loop.init_from).exists() and not loop.init_from.endswith('.safetensors'):
+    elif Path(loop.init_from).exists() and not list(Path(loop.init_from).glob('*.safetensors')) \
+            and not loop.init_from.endswith('.safetensors'):
         path = checkpoint.find(loop.init_from)
         content = checkpoint.load(path)
         if content['arch'] != arch.__name__:
@@ -48,13 +50,20 @@ def resumed(settings, text, out_dir):
                            *((k, content['config'].get(k), v) for k, v in settings.model.items())]:
         if was != now:
             raise UserError(f'{path} cannot be resumed: its {what} is {was}, this run has {now}')
+    if 'optimizers' not in content:
+        raise UserError(f'{path} holds weights but no state of an optimizer, as best.pt does: begin a new run from it with '
+                        f'--init_from={path}')
     model = arch.Model(config.build(arch, content['config']))
     checkpoint.load_weights(model, content, path)
     return model, content
 
 
 def claim(loop, out_dir):
-    """Is out_dir ours to write?  A run that torchrun restarts after a failure goes on by itself."""
+    """Is out_dir ours to write, and is all there that the log needs?  A run that torchrun restarts after a failure goes on
+    by itself."""
+    for asked, package in ((loop.tensorboard, 'tensorboard'), (loop.wandb_log, 'wandb')):
+        if asked and importlib.util.find_spec(package) is None:
+            raise UserError(f'{package} is asked for, but it is not installed: pip install {package}')
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         loop.resume = (out_dir / 'ckpt.pt').exists()
         loop.overwrite = not loop.resume
@@ -63,7 +72,7 @@ def claim(loop, out_dir):
                         f'--out_dir=... leaves it alone')
 
 
-def open_run(loop, out_dir, described, step):
+def open_run(loop, out_dir, described, resumed_at):
     """Make out_dir, write config.json, and begin or go on with metrics.csv."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -73,6 +82,6 @@ def open_run(loop, out_dir, described, step):
         shown['data'] = {k: described['data'][k] for k in ('fingerprint', 'source')}
         with atomic(out_dir / 'config.json', 'w') as f:
             json.dump(shown, f, indent=1)
-        return Log(out_dir, step, loop.tensorboard, loop.wandb_log, loop.wandb_project, shown)
+        return Log(out_dir, resumed_at, loop.tensorboard, loop.wandb_log, loop.wandb_project, shown)
     except OSError as e:
         raise UserError(f'out_dir={out_dir} cannot be written ({e.strerror}): choose another --out_dir') from None
