@@ -120,20 +120,22 @@ def taps(columns, size=7):
 class DepthwiseConv(torch.autograd.Function):
     """conv1d with a kernel for each channel; torch's own gradient of the kernel takes 6 x as long on a CPU.
 
-    x: (B, C, R + T), kernel: (C, K) -> (B, C, T)."""
+    x: (B, T, C), seen: the R cells before it (B, R, C), kernel: (C, K), bias: (C,) -> (B, T, C)."""
 
     @staticmethod
-    def forward(ctx, x, kernel):
-        ctx.save_for_backward(x, kernel)
-        return F.conv1d(x, kernel[:, None], groups=len(kernel))
+    def forward(ctx, x, seen, kernel, bias):
+        before = torch.cat([seen.mT, x.mT], dim=2)                                  # (B, C, R + T)
+        ctx.save_for_backward(before, kernel)
+        return F.conv1d(before, kernel[:, None], bias, groups=len(kernel)).mT       # (B, T, C)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        (x, kernel), dy = ctx.saved_tensors, dy.contiguous()
+        (x, kernel), dy = ctx.saved_tensors, dy.mT.contiguous()                     # (B, C, R + T), (C, K), (B, C, T)
         (B, C, T), K = dy.shape, kernel.shape[1]
         R, L = K - 1, 16
-        dx = F.conv1d(F.pad(dy, (R, R)), kernel.flip(1)[:, None], groups=C)         # (B, C, R + T)
+        dx = F.conv1d(F.pad(dy, (0, R)), kernel.flip(1)[:, None], groups=C).mT      # (B, T, C)
+        dbias = dy.sum((0, 2))
         # dkernel[k] = sum over t of dy[t] x[t + k]. Cut the text into N pieces of L: one matrix product a channel gives
         # all dy[i] x[j] inside the pieces, and its diagonals j - i = k are what is wanted.
         N = -(-T // L)
@@ -141,7 +143,42 @@ class DepthwiseConv(torch.autograd.Function):
         dy = dy.view(B, C, N, L).permute(1, 3, 0, 2).reshape(C, L, B * N)
         x = x.unfold(2, L + R, L).permute(1, 0, 2, 3).reshape(C, B * N, L + R)
         products = F.pad(dy @ x, (0, 1))                                            # (C, L, L + R + 1)
-        return dx, products.as_strided((C, L, K), (L * (L + R + 1), L + R + 2, 1)).sum(1)
+        return dx, None, products.as_strided((C, L, K), (L * (L + R + 1), L + R + 2, 1)).sum(1), dbias
+
+
+class RowwiseGRN(torch.autograd.Function):
+    """GRN in which the cells of a row see the norm over the rows above; in the first row all channels weigh the same.
+
+    x: (B, H, W, F), gamma and beta: (F,).  above, row: (B, F), the energy (sum of squares) of all rows before x, and of
+    what x's first row has already had: zeros at the start of a text.  Returns the result (B, H, W, F), and the energy
+    above the last row and of the last row.  By hand, since autograd takes twice as many passes over x."""
+
+    @staticmethod
+    def forward(ctx, x, gamma, beta, above, row):
+        energy = x.square().sum(2, dtype=torch.promote_types(x.dtype, torch.float32))       # (B, H, F)
+        energy[:, 0] += row
+        above = torch.cat([above[:, None], energy[:, :-1]], dim=1).cumsum(1)        # (B, H, F)
+        norm = (above + 1e-6).sqrt_()
+        mean = norm.mean(-1, keepdim=True) + 1e-6
+        n = norm / mean
+        factor = (1 + gamma * n)[:, :, None].to(x.dtype)                            # (B, H, 1, F)
+        ctx.save_for_backward(x, gamma, norm, mean, n, factor)
+        above, row = above[:, -1], energy[:, -1]
+        ctx.mark_non_differentiable(above, row)
+        return torch.addcmul(beta.to(x.dtype), x, factor), above, row
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, *_):
+        x, gamma, norm, mean, n, factor = ctx.saved_tensors
+        dfactor = (dy * x).sum(2, dtype=norm.dtype)                                 # (B, H, F)
+        dn = dfactor * gamma
+        dnorm = (dn - (dn * n).mean(-1, keepdim=True)) / mean
+        dabove = dnorm / (2 * norm)
+        # a row's energy is in the norm of all rows below it
+        denergy = dabove.flip(1).cumsum(1).flip(1) - dabove
+        dx = (dy * factor).addcmul_(x, (2 * denergy)[:, :, None].to(x.dtype))
+        return dx, (dfactor * n).sum((0, 1)), dy.sum((0, 1, 2), dtype=norm.dtype), None, None
 
 
 class CausalBlock(Block):
@@ -158,34 +195,26 @@ class CausalBlock(Block):
         """state: what step() carries along (see Model.init_state); it is brought up to date."""
         (B, T, C), R = x.shape, self.reach
         seen = x.new_zeros(B, R, C) if state is None else state['cells']
-        before = torch.cat([seen, x], dim=1)                                        # (B, R + T, C)
         # in float32 under autocast too: there is nothing to gain in 25 products a number
         with torch.autocast(x.device.type, enabled=False):
             kernel = x.new_zeros(C, R + 1).scatter(1, self.at.expand(C, -1), self.dwconv.weight[:, 0])
-            h = DepthwiseConv.apply(before.transpose(1, 2).contiguous(), kernel).transpose(1, 2)    # (B, T, C)
-        h = F.gelu(self.pwconv1(self.norm(h + self.dwconv.bias)))                   # (B, T, F)
+            h = DepthwiseConv.apply(x, seen, kernel, self.dwconv.bias)              # (B, T, C)
+        h = F.gelu(self.pwconv1(self.norm(h)))                                      # (B, T, F)
         h = self.respond(h, state)
         if state is not None:
-            state['cells'] = before[:, T:]
+            state['cells'] = torch.cat([seen, x], dim=1)[:, T:]
         return x + self.dropout(self.pwconv2(h))
 
     def respond(self, h, state):
-        """GRN by the norm over the rows above, one for all cells of a row: nearly free, where a norm up to each cell
-        takes as long as the block's matrix products.  The first row has none above, and all channels weigh the same."""
+        """GRN by the norm over the rows above.  It changes from row to row only, so it is nearly free; a norm up to each
+        cell takes as long as the block's matrix products."""
         (B, T, F_), W = h.shape, self.columns
-        column = 0 if state is None else state['column']
+        column, above, row = (state['column'], state['above'], state['row']) if state else (0, *h.new_zeros(2, B, F_))
         end = (column + T) % W
         rows = (F.pad(h, (0, 0, column, -end % W)) if column or end else h).view(B, -1, W, F_)      # (B, H, W, F)
-        energy = rows.square().sum(2, dtype=torch.promote_types(h.dtype, torch.float32))     # (B, H, F)
-        above = torch.zeros_like(energy[:, 0]) if state is None else state['above']
-        if state is not None:
-            energy[:, 0] += state['row']
-        above = torch.cat([above[:, None], energy[:, :-1]], dim=1).cumsum(1)        # (B, H, F)
-        if state is not None:
-            state['column'] = end
-            state['above'] = above[:, -1] + energy[:, -1] if end == 0 else above[:, -1]
-            state['row'] = torch.zeros_like(energy[:, -1]) if end == 0 else energy[:, -1]
-        rows = self.grn(rows, (above + 1e-6).sqrt()[:, :, None])
+        rows, above, row = RowwiseGRN.apply(rows, self.grn.gamma, self.grn.beta, above, row)
+        if state:
+            state.update(column=end, above=above + row if end == 0 else above, row=row if end else torch.zeros_like(row))
         return rows.view(B, -1, F_)[:, column:column + T]
 
 

@@ -1,7 +1,6 @@
 """pacing.py against transformers' ConvNeXt V2, against its own definition cell by cell, and against finite differences."""
 
 import torch
-import torch.nn.functional as F
 from transformers import ConvNextV2Config, ConvNextV2Model
 
 import pacing
@@ -84,16 +83,26 @@ def test_the_causal_convolution_is_a_picture_s():
                 expected[:, t] += kernel[back] * x[:, t - back]
     dense = torch.zeros(C, block.reach + 1)
     dense[:, block.at] = block.dwconv.weight[:, 0]
-    y = pacing.DepthwiseConv.apply(F.pad(x.transpose(1, 2), (block.reach, 0)), dense)
-    torch.testing.assert_close(y.transpose(1, 2), expected)
+    y = pacing.DepthwiseConv.apply(x, torch.zeros(2, block.reach, C), dense, block.dwconv.bias)
+    torch.testing.assert_close(y, expected + block.dwconv.bias)
 
 
 def test_gradient_of_the_depthwise_convolution():
     torch.manual_seed(0)
     for T, K in ((1, 4), (16, 3), (21, 9)):
-        x = torch.randn(2, 3, K - 1 + T, dtype=torch.double, requires_grad=True)
-        kernel = torch.randn(3, K, dtype=torch.double, requires_grad=True)
-        assert torch.autograd.gradcheck(pacing.DepthwiseConv.apply, (x, kernel))
+        x, seen, kernel, bias = (torch.randn(*shape, dtype=torch.double) for shape in ((2, T, 3), (2, K - 1, 3), (3, K), (3,)))
+        x, kernel, bias = (t.requires_grad_() for t in (x, kernel, bias))
+        assert torch.autograd.gradcheck(pacing.DepthwiseConv.apply, (x, seen, kernel, bias))
+
+
+def test_gradient_of_the_norm():
+    torch.manual_seed(0)
+    x, gamma, beta, above, row = (torch.randn(*shape, dtype=torch.double) for shape in ((2, 3, 4, 5), (5,), (5,), (2, 5), (2, 5)))
+    x, gamma, beta = (t.requires_grad_() for t in (x, gamma, beta))
+
+    def out(x, gamma, beta):
+        return pacing.RowwiseGRN.apply(x, gamma, beta, above.square(), row.square())[0]
+    assert torch.autograd.gradcheck(out, (x, gamma, beta))
 
 
 def test_the_norm_is_over_the_rows_above():
