@@ -34,8 +34,8 @@ class Config:
     columns: int = 16           # tokens in a row of the picture
     dropout: float = 0.0        # on the embeddings, and on the branch of every block
     # predicts = 'every': a cell a token, all blocks at one resolution
-    n_layer: int = 4            # blocks
-    n_embd: int = 156           # channels
+    n_layer: int = 3            # blocks
+    n_embd: int = 180           # channels
     # predicts = 'last': an embedding is a patch of 3 * patch_size ** 2 numbers; each stage halves the picture's sides
     patch_size: int = 8         # pixels in a token's side
     depths: tuple[int, ...] = (2, 2, 2)     # blocks in each stage
@@ -49,13 +49,15 @@ class Config:
     def __post_init__(self):
         if self.predicts not in ('every', 'last'):
             raise ValueError(f"predicts='{self.predicts}' is unknown: 'every' and 'last' are")
-        if self.columns < 1 or self.patch_size < 1 or min(*self.depths, *self.dims) < 1:
+        if min(self.columns, self.patch_size, *self.depths, *self.dims) < 1:
             raise ValueError(f'columns={self.columns}, patch_size={self.patch_size}, depths={self.depths} and dims={self.dims} '
                              f'must all be at least 1')
+        if not 0 <= self.blank <= 1:
+            raise ValueError(f'blank={self.blank} must be a share, from 0 to 1')
         if self.predicts == 'every':
             return
         rows, left = divmod(self.block_size, self.columns)
-        if left or len(self.depths) != len(self.dims):
+        if left or len(self.depths) != len(self.dims) or not self.dims:
             raise ValueError(f'block_size={self.block_size} must be whole rows of columns={self.columns} tokens, and depths='
                              f'{self.depths} and dims={self.dims} equally many stages')
         shrink = 4 * 2 ** (len(self.dims) - 1)      # the stem takes 4 x 4 pixels together, each later stage 2 x 2 cells

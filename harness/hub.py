@@ -24,11 +24,11 @@ def load(name):
         if not file.is_file():
             raise UserError(f'there is no file {file}')
         described = folder / 'config.json'
-        return (json.loads(described.read_text()) if described.is_file() else {}), read(file)
+        return (parse(described) if described.is_file() else {}), read(file)
     if name.count('/') != 1 or name.startswith(('out/', '.', '/')) or name.endswith('.pt'):
         raise UserError(f"'{name}' is neither a checkpoint or file at hand nor a model on the hub (owner/model)")
     folder = name.replace('/', '--')
-    described = json.loads(fetch(name, folder, 'config.json').read_text())
+    described = parse(fetch(name, folder, 'config.json'))
     try:
         return described, read(fetch(name, folder, 'model.safetensors'))
     except FileNotFoundError:           # older models have a pickle only, of which torch reads the tensors and no more
@@ -48,6 +48,14 @@ def fetch(name, folder, file):
         raise files.must_put_by_hand(f"'{name}'", f'{folder}/{file}', url, [e]) from None
     except OSError as e:
         raise files.must_put_by_hand(f"'{name}'", f'{folder}/{file}', url, [e]) from None
+
+
+def parse(file):
+    """A config.json as a dict."""
+    try:
+        return dict(json.loads(file.read_text(encoding='utf-8')))
+    except (ValueError, TypeError, OSError) as e:
+        raise UserError(f'{file} does not describe a model ({e})') from None
 
 
 def read(file):

@@ -16,7 +16,12 @@ class Log:
 
     def __init__(self, out_dir, from_step, tensorboard=False, wandb_log=False, wandb_project='', settings=None):
         self.path = Path(out_dir) / 'metrics.csv'
-        self.rows = [r for r in read(self.path) if r['step'] <= from_step] if self.path.exists() and from_step is not None else []
+        self.rows = []
+        if from_step is not None and self.path.exists():
+            try:
+                self.rows = [r for r in read(self.path) if r['step'] <= from_step]
+            except (ValueError, KeyError):      # UnicodeDecodeError is a ValueError
+                raise UserError(f'{self.path} is damaged: move it away, and --resume begins a new one') from None
         with atomic(self.path, 'w') as f:
             writer = csv.DictWriter(f, COLUMNS)
             writer.writeheader()
@@ -70,8 +75,11 @@ class Log:
         ax.grid(alpha=0.3)
         ax.spines[['top', 'right']].set_visible(False)
         ax.legend(frameon=False)
-        with atomic(self.path.with_name('loss.png')) as f:
-            fig.savefig(f, format='png', dpi=120)
+        try:
+            with atomic(self.path.with_name('loss.png')) as f:
+                fig.savefig(f, format='png', dpi=120)
+        except OSError as e:
+            raise UserError(f'loss.png could not be written ({e.strerror}): the run is whole without it') from None
         plt.close(fig)
 
 
