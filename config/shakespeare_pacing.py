@@ -4,7 +4,7 @@ arch = 'pacing'
 dataset = 'shakespeare_char'
 
 predicts = 'every'
-n_layer, n_embd = 3, 180                # 0.8 M parameters: a block has more of them than GPT's, and 3 are faster than 4
+n_layer, n_embd = 3, 180                # 0.8 M parameters
 block_size = 64
 columns = 8                             # a picture of 8 x 8 cells
 

@@ -1,4 +1,4 @@
-"""PACING as its seed has it, small: an image of 64 x 64 pixels, one prediction a window. About 3 minutes on 2 cores."""
+"""PACING as its seed has it, small: an image of 64 x 64 pixels, one prediction a window. About 6 minutes on 2 cores."""
 
 arch = 'pacing'
 dataset = 'shakespeare_char'

@@ -64,6 +64,7 @@ class Log:
         import matplotlib
         matplotlib.use('Agg')
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import EngFormatter
         fig, ax = plt.subplots(figsize=(7, 4), layout='constrained')
         for name, style in (('train_loss', {'color': '#9db7d5', 'lw': 1}), ('val_loss', {'color': '#c2452d', 'lw': 2}),
                             ('val_loss_full', {'color': '#c2452d', 'lw': 1, 'ls': '--'})):
@@ -72,6 +73,7 @@ class Log:
                 label = name.replace('_', ' ') + (f', last {points[-1][1]:.3f}' if name != 'train_loss' else '')
                 ax.plot(*zip(*points, strict=True), label=label, **style)
         ax.set(xlabel='tokens', ylabel='cross-entropy (nats)', title=title)
+        ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
         ax.grid(alpha=0.3)
         ax.spines[['top', 'right']].set_visible(False)
         ax.legend(frameon=False)

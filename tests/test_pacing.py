@@ -90,14 +90,14 @@ def test_the_causal_convolution_is_a_picture_s():
 def test_gradient_of_the_depthwise_convolution():
     torch.manual_seed(0)
     for T, K in ((1, 4), (16, 3), (21, 9)):
-        x, seen, kernel, bias = (torch.randn(*shape, dtype=torch.double) for shape in ((2, T, 3), (2, K - 1, 3), (3, K), (3,)))
+        x, seen, kernel, bias = (torch.randn(*s, dtype=torch.double) for s in ((2, T, 3), (2, K - 1, 3), (3, K), (3,)))
         x, kernel, bias = (t.requires_grad_() for t in (x, kernel, bias))
         assert torch.autograd.gradcheck(pacing.DepthwiseConv.apply, (x, seen, kernel, bias))
 
 
 def test_gradient_of_the_norm():
     torch.manual_seed(0)
-    x, gamma, beta, above, row = (torch.randn(*shape, dtype=torch.double) for shape in ((2, 3, 4, 5), (5,), (5,), (2, 5), (2, 5)))
+    x, gamma, beta, above, row = (torch.randn(*s, dtype=torch.double) for s in ((2, 3, 4, 5), (5,), (5,), (2, 5), (2, 5)))
     x, gamma, beta = (t.requires_grad_() for t in (x, gamma, beta))
 
     def out(x, gamma, beta):
