@@ -19,12 +19,12 @@ import torch.nn.functional as F
 
 
 @dataclass
-class Config:
-    block_size: int = 1024      # tokens in the window
-    vocab_size: int = 50257     # tokens that exist
-    n_layer: int = 12           # blocks
-    n_head: int = 12            # attention heads a block
-    n_embd: int = 768           # channels
+class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
+    block_size: int = 64        # tokens in the window
+    vocab_size: int = 65        # tokens that exist
+    n_layer: int = 4            # blocks
+    n_head: int = 4             # attention heads a block
+    n_embd: int = 128           # channels
     dropout: float = 0.0        # on embeddings, attention weights and both residual branches
     bias: bool = True           # a bias in every Linear and LayerNorm (as GPT-2), or in none
     gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation: 3 x slower on a CPU, no better

@@ -1,6 +1,7 @@
 """
 Train any of the architectures, on one device or many:
 
+    python train.py                                                 # a small GPT on Shakespeare, by character
     python train.py config/shakespeare_pacing.py --max_iters=500
     torchrun --nproc_per_node=4 train.py config/gpt2_124M.py
     python train.py config/shakespeare_pacing.py --resume
