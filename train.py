@@ -302,8 +302,9 @@ def run(settings, machine, argv):
     log.plot(f'{settings.name}: {loop.arch} on {text.meta["source"]["name"]}')
     log.close()
     if stop:
-        again = shlex.join(['python', 'train.py', *(a for a in argv if a not in ('--resume', '--overwrite'))])
-        print(f'stopped at step {step} and saved: to go on, run: {again} --resume')
+        launcher = 'python' if machine.world == 1 else 'torchrun ...'
+        again = shlex.join(['train.py', *(a for a in argv if a not in ('--resume', '--overwrite'))])
+        print(f'stopped at step {step} and saved: to go on, run: {launcher} {again} --resume')
         return
     print(f'{step} steps, {step * tokens_per_step:,} tokens, {seconds:.0f} s; best val {best:.4f}; written to {out_dir}/')
     if loop.sample_tokens:
