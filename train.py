@@ -14,6 +14,7 @@ Train any of the architectures, on one device or many:
 import contextlib
 import dataclasses
 import math
+import os
 import shlex
 import signal
 import sys
@@ -334,3 +335,8 @@ def main(argv):
 
 if __name__ == '__main__':
     main(sys.argv[1:])
+    if dist.is_torchelastic_launched():
+        # all is written and closed; Python's own way out aborts now and then in a thread of gloo's (seen with torch 2.13)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
