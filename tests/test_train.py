@@ -198,7 +198,7 @@ def test_the_logged_loss_is_the_mean_over_micro_steps_and_steps(dataset, tmp_pat
 
 def test_validation_is_the_loss_of_fixed_windows(dataset, tmp_path):
     out = tmp_path / 'run'
-    go(dataset, out, '--max_iters=3', '--eval_windows=7', '--batch_size=3')
+    go(dataset, out, '--max_iters=3', '--eval_windows=7', '--batch_size=3', '--dropout=0.5')
     text = data.TextData(dataset)
     model, _ = checkpoint.load_model(out / 'ckpt.pt')
     x, y = text.rows('val', text.val_starts(7, 16), 16)
