@@ -27,7 +27,7 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
     n_embd: int = 128           # channels
     dropout: float = 0.0        # on embeddings, attention weights and both residual branches
     bias: bool = True           # a bias in every Linear and LayerNorm (as GPT-2), or in none
-    gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation, 3 x slower on a CPU
+    gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation, slower on a CPU
 
     @classmethod
     def tiny(cls):

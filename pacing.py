@@ -120,7 +120,7 @@ def taps(columns, size=7):
 
 
 class DepthwiseConv(torch.autograd.Function):
-    """conv1d with a kernel for each channel; torch's own gradient of the kernel takes 6 x as long on a CPU.
+    """conv1d with a kernel for each channel; torch's own gradient of the kernel is what takes the time on a CPU.
 
     x: (B, T, C), seen: the R cells before it (B, R, C), kernel: (C, K), bias: (C,) -> (B, T, C)."""
 
@@ -153,7 +153,7 @@ class RowwiseGRN(torch.autograd.Function):
 
     x: (B, H, W, F), gamma and beta: (F,).  above, row: (B, F), the energy (sum of squares) of all rows before x, and of
     what x's first row has already had: zeros at the start of a text.  Returns the result (B, H, W, F), and the energy
-    above the last row and of the last row.  By hand, since autograd takes twice as many passes over x."""
+    above the last row and of the last row.  By hand, since autograd takes more passes over x."""
 
     @staticmethod
     def forward(ctx, x, gamma, beta, above, row):
@@ -208,8 +208,8 @@ class CausalBlock(Block):
         return x + self.dropout(self.pwconv2(h))
 
     def respond(self, h, state):
-        """GRN by the norm over the rows above.  It changes from row to row only, so it is nearly free; a norm up to each
-        cell takes as long as the block's matrix products."""
+        """GRN by the norm over the rows above.  It changes from row to row only, so it is cheap; a norm up to each cell would
+        be one more number for every hidden one."""
         (B, T, F_), W = h.shape, self.columns
         column, above, row = (state['column'], state['above'], state['row']) if state else (0, *h.new_zeros(2, B, F_))
         end = (column + T) % W

@@ -105,6 +105,36 @@ def test_two_processes_take_the_steps_of_one(dataset, tmp_path, cli, micro):
             assert a.get(key, -1) == pytest.approx(b.get(key, -1), rel=1e-4), key
 
 
+COUNTED = """
+import os, sys
+import train
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+calls = []
+def hook(state, bucket):
+    calls.append(bucket)
+    return allreduce_hook(state, bucket)
+class Counted(train.DistributedDataParallel):
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.register_comm_hook(None, hook)
+train.DistributedDataParallel = Counted
+train.main(sys.argv[1:])
+print(f'rank {os.environ["RANK"]}: {len(calls)} exchanges', flush=True)
+os._exit(0)
+"""
+
+
+def test_gradients_travel_once_a_step(dataset, tmp_path, cli):
+    """6 steps of 4 micro-steps of a model that fits into one bucket: 6 exchanges, not 24."""
+    (tmp_path / 'counted.py').write_text(COUNTED)
+    words = torchrun(dataset, tmp_path / 'run', '--max_iters=6', '--batch_size=1', '--tokens_per_step=128')
+    words[words.index('train.py')] = tmp_path / 'counted.py'
+    done = cli(*words, env={'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert 'x 4 micro-steps x 1 windows' in done.stdout
+    assert all(f'rank {rank}: 6 exchanges' in done.stdout for rank in (0, 1)), done.stdout
+
+
 def workers(pid):
     """The processes that torchrun has started."""
     with open(f'/proc/{pid}/task/{pid}/children') as f:
