@@ -4,17 +4,16 @@ Write a run's weights in the format of the Hugging Face hub, for transformers to
     python export.py out/shakespeare_gpt exported/
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import safetensors.torch
 
-from harness import UserError, checkpoint
+from harness import UserError, checkpoint, config
 from harness.files import atomic
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.Arguments(description=__doc__)
     parser.add_argument('run', help='the folder of a run (its best checkpoint), or a checkpoint file')
     parser.add_argument('folder', help='where config.json and model.safetensors are written')
     args = parser.parse_args()

@@ -5,7 +5,6 @@ Generate text from a checkpoint, as it comes:
     python sample.py --pretrained gpt2 --start FILE:prompt.txt
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from harness.tokenizer import Tokenizer, gpt2_spec
 
 
 def arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.Arguments(description=__doc__)
     parser.add_argument('run', nargs='?', help='the folder of a run (its best checkpoint), or a checkpoint file')
     parser.add_argument('--pretrained', metavar='NAME', help='published weights instead, such as gpt2')
     parser.add_argument('--arch', default='model', help='the model file that loads the published weights')

@@ -38,6 +38,8 @@ class Loop:
     dataset: str = 'shakespeare_char'       # data/<dataset>, made by prepare/<dataset>.py when missing
     out_dir: str = ''                       # where the run is written (empty: out/<name of the config file>)
     init_from: str = 'scratch'              # scratch, a checkpoint or run folder, or a published model such as gpt2
+    last_only: bool = False                 # train on the token after each window alone, as PACING's seed did with its GPT
+    leaking_split: bool = False             # split windows, not text, at random, as it did: trains on the validation text
     resume: bool = False                    # go on from out_dir/ckpt.pt
     overwrite: bool = False                 # replace the run that out_dir holds
     dry_run: bool = False                   # print parameters, groups and memory, and stop
@@ -125,10 +127,10 @@ def share_out(loop, block_size, world):
 
 @torch.no_grad()
 def evaluate(model, text, starts, block_size, batch_size, machine):
-    """Validation loss in nats a token: over all positions that the model predicts, and over the last of each window,
-    which every architecture predicts.  Each rank takes its share of the windows."""
+    """Loss in nats a token, and the share of tokens that the model holds likeliest: over all positions that it predicts,
+    and (_full) over the last of each window, which every architecture predicts.  Each rank takes its share of the windows."""
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, 2, dtype=torch.float64)               # all positions or the last; loss or accuracy
     counts = [0, 0]
     mine = starts[machine.rank::machine.world]
     for i in range(0, len(mine), batch_size):
@@ -136,12 +138,14 @@ def evaluate(model, text, starts, block_size, batch_size, machine):
         with machine.autocast():
             logits, _ = model(x)                                        # (B, T, V), or (B, 1, V)
         y = y[:, -logits.shape[1]:]
-        losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction='none').cpu().double()    # (B, T or 1)
-        sums += torch.stack([losses.sum(), losses[:, -1].sum()])
+        losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction='none')                   # (B, T or 1)
+        scores = torch.stack([losses, (logits.argmax(-1) == y).float()]).cpu().double()                 # (2, B, T or 1)
+        sums += torch.stack([scores.sum((1, 2)), scores[:, :, -1].sum(1)])
         counts = [counts[0] + losses.numel(), counts[1] + len(losses)]
     model.train()
-    total = machine.all_reduce([*sums.tolist(), *counts])
-    return {'val_loss': total[0] / total[2], 'val_loss_full': total[1] / total[3]}
+    total = machine.all_reduce([*sums.flatten().tolist(), *counts])
+    return {'val_loss': total[0] / total[4], 'val_loss_full': total[2] / total[5],
+            'accuracy': total[1] / total[4], 'accuracy_full': total[3] / total[5]}
 
 
 def run(settings, machine, argv):
@@ -150,7 +154,7 @@ def run(settings, machine, argv):
     if machine.local_rank == 0:
         data.ensure(loop.dataset)
     machine.all_reduce([0])                             # the other ranks wait for the data
-    text = data.TextData(data.ensure(loop.dataset))
+    text = (data.LeakingText if loop.leaking_split else data.TextData)(data.ensure(loop.dataset))
     if not (loop.dry_run or loop.eval_only):
         runs.claim(loop, out_dir)
     torch.manual_seed(loop.seed)
@@ -168,6 +172,8 @@ def run(settings, machine, argv):
         print(f'{loop.arch}: {sum(p.numel() for p in model.parameters()):,} parameters; {tokens_per_step:,} tokens a step'
               f' ({machine.world} rank{"s" * (machine.world > 1)} x {micro_steps} micro-step{"s" * (micro_steps > 1)} x '
               f'{rows} windows of {block_size}); text: {text.meta["source"]["name"]}')
+        if loop.leaking_split:
+            print('leaking_split: the validation windows overlap those of training, so no loss of this run is evidence')
     if loop.dry_run:
         if machine.first:
             print(optim.describe(model, loop.optimizer, tokens_per_step))
@@ -212,6 +218,9 @@ def run(settings, machine, argv):
         signal.signal(number, on_signal)
 
     def diverged(which, loss, at):
+        if machine.first:
+            log.write(step, tokens=step * tokens_per_step, seconds=seconds, **{f'{which}_loss': loss})
+        which = {'val': 'validation', 'train': 'training'}[which]
         return UserError(f'the {which} loss became {loss} at step {at}: {out_dir}/ckpt.pt holds the last good weights; try a '
                          f'smaller learning_rate')
 
@@ -227,7 +236,7 @@ def run(settings, machine, argv):
         losses = [v / machine.world for v in machine.all_reduce(losses)]
         for i, value in enumerate(losses):
             if not math.isfinite(value):
-                raise diverged('training', value, step - len(losses) + i)
+                raise diverged('train', value, step - len(losses) + i)
         row = {'tokens': step * tokens_per_step, 'seconds': seconds, 'lr': lr, 'grad_norm': norms[-1],
                'tokens_per_second': (step - since[0]) * tokens_per_step / max(seconds - since[1], 1e-9),
                'train_loss': sum(losses) / len(losses)}
@@ -246,9 +255,9 @@ def run(settings, machine, argv):
             row = flush()
         if ((step % loop.eval_interval == 0 and step != resumed_at) or done) and not stop:
             row = {'tokens': step * tokens_per_step, 'seconds': seconds} | row
-            row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine)
+            row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine) | {'memory': machine.memory()}
             if not math.isfinite(row['val_loss']):
-                raise diverged('validation', row['val_loss'], step)
+                raise diverged('val', row['val_loss'], step)
             if row['val_loss'] < best:
                 best = row['val_loss']
                 save('best.pt')
@@ -274,6 +283,8 @@ def run(settings, machine, argv):
         where = text.batch_starts(micro_steps * machine.world * rows, block_size, loop.seed, step)
         where = where.reshape(micro_steps, machine.world, rows)[:, machine.rank].ravel()
         x, y = text.rows('train', where, block_size)
+        if loop.last_only:
+            y[:, :-1] = -1
         if machine.device.type == 'cuda':
             x, y = x.pin_memory(), y.pin_memory()
         x, y = (t.to(machine.device, non_blocking=True).view(micro_steps, rows, -1) for t in (x, y))
@@ -321,6 +332,8 @@ def run(settings, machine, argv):
 def main(argv):
     settings = config.load(argv, Loop)
     machine = device.setup(settings.loop.device, settings.loop.dtype, settings.loop.compile)
+    if machine.first:
+        print(machine)
     try:
         run(settings, machine, argv)
     except RuntimeError as e:

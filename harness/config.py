@@ -4,6 +4,7 @@ Settings: a dataclass's defaults, then a Python file of plain assignments, then 
 Every name and type is checked against the loop's dataclass and the architecture's Config before anything else happens.
 """
 
+import argparse
 import ast
 import contextlib
 import dataclasses
@@ -60,6 +61,16 @@ def load(argv, Loop):
             raise UserError(f"unknown setting '{name}' (for arch '{arch.__name__}'): " +
                             (f"did you mean '{near[0]}'?" if near else '--help lists them all'))
     return Settings(Loop(**loop), arch, model, Path(files[0]).stem if files else arch.__name__)
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser of command lines whose errors are a sentence, as all of ours are."""
+
+    def __init__(self, **more):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more)
+
+    def error(self, message):
+        raise UserError(f'{message}; {self.prog} --help lists what can be said')
 
 
 @dataclasses.dataclass

@@ -84,6 +84,33 @@ class TextData:
                                 f'text')
 
 
+class LeakingText(TextData):
+    """The split of PACING's seed: a random tenth of all windows, which overlap, is for validation, so every token of the
+    validation windows is trained on too.  Kept to show what a leak is worth."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        whole = np.concatenate([self.tokens['train'], self.tokens['val']])
+        self.tokens = {'train': whole, 'val': whole}
+        self.meta['fingerprint'] = self.fingerprint = f'{self.fingerprint}-leaking'
+        self.starts = {}
+
+    def _starts(self, block_size):
+        if block_size not in self.starts:
+            self.need(block_size)
+            order = np.random.default_rng(0).permutation(len(self.tokens['train']) - block_size)
+            self.starts[block_size] = np.split(order, [len(order) // 10])
+        return self.starts[block_size]
+
+    def batch_starts(self, count, block_size, seed, step):
+        _, starts = self._starts(block_size)
+        return np.random.default_rng((seed, step)).choice(starts, size=count)
+
+    def val_starts(self, count, block_size):
+        starts, _ = self._starts(block_size)
+        return starts[:count or None]
+
+
 def read_meta(folder):
     path = Path(folder) / 'meta.json'
     try:

@@ -5,6 +5,7 @@ import datetime
 import importlib.util
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,12 @@ class Machine:
     rank: int                   # of this process, of `world`
     local_rank: int             # of this process on its node
     world: int
+    why: str = ''               # this number format
+
+    def __str__(self):
+        return (f'device {self.device}' + (f' x {self.world} ranks' if self.world > 1 else '') +
+                f', numbers {str(self.dtype).removeprefix("torch.")} ({self.why}), torch.compile '
+                f'{"on" if self.compile else "off"}')
 
     @property
     def first(self):
@@ -35,6 +42,20 @@ class Machine:
     def scaler(self):
         """Float16 gradients underflow, so the loss is scaled up; with any other format this does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def memory(self):
+        """The most memory in use so far, in MiB: tensors on a GPU, the whole process (torch itself is about 250) on a CPU."""
+        if self.device.type == 'cuda':
+            return torch.cuda.max_memory_allocated(self.device) / 2 ** 20
+        if self.device.type == 'mps':       # keeps no record of its highest
+            return torch.mps.driver_allocated_memory() / 2 ** 20
+        with contextlib.suppress(OSError, StopIteration):   # getrusage would count what the parent held when it forked
+            line = next(s for s in Path('/proc/self/status').read_text().splitlines() if s.startswith('VmHWM'))
+            return int(line.split()[1]) / 2 ** 10
+        with contextlib.suppress(ImportError):              # a Mac counts bytes; Windows has neither
+            import resource
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+        return float('nan')
 
     def all_reduce(self, values, op='sum'):
         """A list of numbers, summed or maximised over the ranks.  On the CPU, so no GPU waits for it."""
@@ -66,11 +87,7 @@ def setup(device='auto', dtype='auto', compile='auto'):
         store = dist.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
         dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', store=store, rank=rank,
                                 world_size=world, timeout=datetime.timedelta(hours=1))
-    machine = Machine(device, dtype, compile, rank, local_rank, world)
-    if machine.first:
-        print(f'device {device}' + (f' x {world} ranks' if world > 1 else '') +
-              f', numbers {str(dtype).removeprefix("torch.")} ({why}), torch.compile {"on" if compile else "off"}')
-    return machine
+    return Machine(device, dtype, compile, rank, local_rank, world, why)
 
 
 def pick_device(name, local_rank, world):

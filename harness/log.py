@@ -7,7 +7,8 @@ from pathlib import Path
 from harness import UserError
 from harness.files import atomic
 
-COLUMNS = ('step', 'tokens', 'seconds', 'lr', 'grad_norm', 'tokens_per_second', 'train_loss', 'val_loss', 'val_loss_full')
+COLUMNS = ('step', 'tokens', 'seconds', 'lr', 'grad_norm', 'tokens_per_second', 'train_loss', 'val_loss', 'val_loss_full',
+           'accuracy', 'accuracy_full', 'memory')
 
 
 class Log:

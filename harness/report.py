@@ -1,0 +1,274 @@
+"""
+What a race has come to: tables, curves and a page, all from one record of plain data (results.json).
+
+record: {'command', 'date', 'machine', 'budget': [kind, amount], 'windows', 'notes', 'data': {'name', 'fingerprint', 'source'},
+'entrants': [{'name', 'arch', 'parameters', 'predicts', 'settings': {...}, 'runs': [...]}]}; a run has a 'seed' and either the
+figures of FIGURES, or why it has none: 'diverged' or 'failed'.
+"""
+
+import base64
+import csv
+import io
+import json
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from harness.files import atomic
+
+FIGURES = {     # of a run: title, format
+    'steps': ('steps', ',.0f'), 'tokens': ('tokens', ',.0f'), 'seconds': ('seconds', ',.0f'),
+    'tokens_per_second': ('tokens/s', ',.0f'), 'flops': ('FLOPs', '.3g'), 'memory': ('peak memory, MiB', ',.0f'),
+    'train_loss': ('train loss', '.3f'), 'val_loss': ('val_loss', '.3f'), 'val_loss_full': ('val_loss_full', '.3f'),
+    'bits_per_character': ('bits/character', '.3f'), 'accuracy_full': ('accuracy', '.1%')}
+ENOUGH = 3      # seeds, below which no difference can be told from noise
+
+
+def main_figure(record):
+    """The loss that all entrants can be judged by: over all positions if all of them learn to predict them, else the last."""
+    every = all(e['predicts'] == 'every' and not e['settings']['last_only'] for e in record['entrants'])
+    return 'val_loss' if every else 'val_loss_full'
+
+
+def values(entrant, figure):
+    """{seed: value} of the runs that have come to their end."""
+    return {r['seed']: r[figure] for r in entrant['runs'] if figure in r and 'diverged' not in r}
+
+
+def difference(record, entrant, figure):
+    """(mean difference from the first entrant over the seeds, p-value of a paired t-test, seeds); p is nan when there are
+    too few seeds.  None where the two cannot be compared."""
+    first = record['entrants'][0]
+    ours, theirs = values(entrant, figure), values(first, figure)
+    same = all(e['predicts'] == 'every' and not e['settings']['last_only'] for e in (entrant, first))
+    seeds = sorted(ours.keys() & theirs.keys())
+    if entrant is first or not seeds or (figure == 'val_loss' and not same):
+        return None
+    d = [ours[s] - theirs[s] for s in seeds]
+    p = math.nan
+    if len(seeds) >= ENOUGH:
+        from scipy.stats import ttest_1samp
+        p = float(ttest_1samp(d, 0).pvalue) if len(set(d)) > 1 else float(d[0] == 0)
+    return statistics.mean(d), p, len(seeds)
+
+
+def verdicts(record):
+    """For each rival, in a sentence, whether it learned more than the first."""
+    kind, amount = record['budget']
+    spent = f'the same {amount:,.4g} {kind.replace("flops", "FLOPs")}'
+    first, figure, said = record['entrants'][0]['name'], main_figure(record), []
+    for e in record['entrants'][1:]:
+        found = difference(record, e, figure)
+        if found is None:
+            said.append(f'{e["name"]} cannot be compared with {first}: no seed of both has come to its end.')
+            continue
+        d, p, n = found
+        told = f'{figure} {"lower" if d < 0 else "higher"} by {abs(d):.3f}'
+        if math.isnan(p):
+            said.append(f'{e["name"]} against {first}: {told}, but {n} seed{"s are" if n > 1 else " is"} too few to tell that '
+                        f'from noise.')
+        elif p < 0.05:
+            said.append(f'{e["name"]} learns {"more" if d < 0 else "less"} than {first} from {spent}: {told} '
+                        f'(p {p:.2g}, {n} seeds).')
+        else:
+            said.append(f'{e["name"]} and {first} learn the same from {spent}, as far as {n} seeds can tell: {told} '
+                        f'(p {p:.2g}).')
+    return said
+
+
+def notes(record):
+    """What a reader of the tables has to know."""
+    said, entrants = [*record['notes']], record['entrants']
+    for e in entrants:
+        runs = e['runs']
+        more = e['parameters'] / entrants[0]['parameters'] - 1
+        if abs(more) > 0.05:
+            said.append(f'{e["name"]} has {more:+.0%} parameters: --match=parameters would make them equal.')
+        if e['predicts'] == 'last' or e['settings']['last_only']:
+            said.append(f'{e["name"]} learns from the last token of each window alone: one target in '
+                        f'{e["settings"]["block_size"]} tokens read.')
+        for word in ('diverged', 'failed'):
+            if stopped := [r for r in runs if word in r]:
+                said.append(f'{e["name"]} {word} in {len(stopped)} of {len(runs)} runs: {stopped[0][word]}')
+    if any(e['settings']['leaking_split'] for e in entrants):
+        said.insert(0, 'THE SPLIT LEAKS: windows were split at random, and the text of the validation windows was trained on. '
+                       'No loss in this table is evidence of anything but the leak.')
+    return said
+
+
+def cell(entrant, figure):
+    """mean ± standard deviation over the seeds, or why there is none."""
+    v, form = list(values(entrant, figure).values()), FIGURES[figure][1]
+    if not v:
+        return 'diverged' if any('diverged' in r for r in entrant['runs']) else 'failed'
+    text = format(statistics.mean(v), form)
+    return text if len(v) < 2 or len(set(v)) == 1 else f'{text} ± {format(statistics.stdev(v), form)}'
+
+
+def difference_cell(record, entrant, figure):
+    found = difference(record, entrant, figure)
+    if found is None:
+        return ''
+    d, p, n = found
+    return f'{d:+.3f} ({n} seed{"s" * (n > 1)}: too few)' if math.isnan(p) else \
+        f'{d:+.3f} (p {p:.2g}{"" if p < 0.05 else ": noise"})'
+
+
+def tables(record):
+    """(headers, rows) of what was learned, and of what it cost."""
+    first = record['entrants'][0]
+    learned, cost = [], []
+    for e in record['entrants']:
+        more = e['parameters'] / first['parameters'] - 1
+        parameters = f'{e["parameters"]:,}' + (f' ({more:+.0%}!)' if abs(more) > 0.05 else '')
+        learned.append([e['name'], parameters, cell(e, 'train_loss'), cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
+                        cell(e, 'val_loss_full'), difference_cell(record, e, 'val_loss_full'), cell(e, 'bits_per_character'),
+                        cell(e, 'accuracy_full')])
+        cost.append([e['name'], *(cell(e, k) for k in ('steps', 'tokens', 'seconds', 'tokens_per_second', 'flops', 'memory'))])
+    title = {k: v[0] for k, v in FIGURES.items()}
+    return ((['config', 'parameters', title['train_loss'], 'val_loss', 'difference', 'val_loss_full', 'difference',
+              title['bits_per_character'], title['accuracy_full']], learned),
+            (['config', *(title[k] for k in ('steps', 'tokens', 'seconds', 'tokens_per_second', 'flops', 'memory'))], cost))
+
+
+def markdown(headers, rows):
+    """A table of Markdown with its columns aligned, so that it reads in a terminal as well."""
+    widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
+    pad = [str.ljust] + [str.rjust] * (len(headers) - 1)
+    lines = [[f(c, w) for f, c, w in zip(pad, row, widths, strict=True)] for row in (headers, *rows)]
+    lines.insert(1, ['-' * widths[0], *('-' * (w - 1) + ':' for w in widths[1:])])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def text(record):
+    """All of it in Markdown."""
+    kind, amount = record['budget']
+    d = record['data']
+    about = (f'{amount:,.4g} {kind.replace("flops", "FLOPs")} each; {d["source"]}, fingerprint {d["fingerprint"]}; judged on '
+             f'{record["windows"] or "all"} windows; {record["date"]}; {record["machine"]}')
+    parts = [*(markdown(*t) for t in tables(record)), '\n'.join(f'- {s}' for s in verdicts(record) + notes(record)), about]
+    return '\n\n'.join(p for p in parts if p) + '\n'
+
+
+def write_csv(record, f):
+    keys = [f'{k}_{what}' for k in FIGURES for what in ('mean', 'std')]
+    keys += [f'{k}_{what}' for k in ('val_loss', 'val_loss_full') for what in ('difference', 'p')]
+    writer = csv.DictWriter(f, ['config', 'parameters', 'runs', *keys])
+    writer.writeheader()
+    for e in record['entrants']:
+        row = {'config': e['name'], 'parameters': e['parameters'], 'runs': len(values(e, 'val_loss'))}
+        for k in FIGURES:
+            v = list(values(e, k).values())
+            row |= {f'{k}_mean': statistics.mean(v)} if v else {}
+            row |= {f'{k}_std': statistics.stdev(v)} if len(v) > 1 else {}
+        for k in ('val_loss', 'val_loss_full'):
+            if found := difference(record, e, k):
+                row |= {f'{k}_difference': found[0], f'{k}_p': found[1]}
+        writer.writerow(row)
+
+
+# pictures and the page ------------------------------------------------------------------------------------------------------
+
+COLOURS = ('#d1495b', '#2e86ab', '#3f9c6b', '#d98e04', '#8e6bbf', '#8c6d46')       # on white and on black
+INK = '#7f7f7e'         # of axes and text: becomes the page's own colour in report.html
+AXES = {'tokens': 'tokens read', 'seconds': 'seconds of training', 'flops': 'FLOPs of training'}
+
+
+def band(runs, entrant, x, y):
+    """Mean, lowest and highest loss of the runs of an entrant along an axis: (grid, mean, low, high), or None.
+
+    runs: rows of metrics.csv, a list for each seed."""
+    per_step = next((r['flops'] / r['steps'] for r in entrant['runs'] if r.get('flops')), math.nan)
+    lines = []
+    for rows in runs:
+        points = [(r['step'] * per_step if x == 'flops' else r[x], r[y]) for r in rows if r['step'] and y in r]
+        points = [p for p in points if all(map(math.isfinite, p))]
+        if points:
+            lines.append(np.array(points).T)
+    if not lines:
+        return None
+    grid = np.unique(np.concatenate([line[0] for line in lines]))
+    grid = grid[(grid >= max(line[0][0] for line in lines)) & (grid <= min(line[0][-1] for line in lines))]
+    losses = np.stack([np.interp(grid, *line) for line in lines])               # (seeds, points)
+    return grid, losses.mean(0), losses.min(0), losses.max(0)
+
+
+def draw(ax, record, curves, x, ink='black'):
+    from matplotlib.ticker import EngFormatter
+    y, lowest, high = main_figure(record), [], []
+    for i, e in enumerate(record['entrants']):
+        found = band(curves[e['name']], e, x, y)
+        if found is None or not len(found[0]):
+            continue
+        grid, mean, low, up = found
+        colour = COLOURS[i % len(COLOURS)]
+        ax.plot(grid, mean, color=colour, lw=2, label=e['name'])
+        ax.fill_between(grid, low, up, color=colour, alpha=0.25, lw=0)
+        lowest.append(low.min())
+        high.append(mean[min(1, len(mean) - 1)])
+    if lowest:          # the first steps fall so far that nothing else would be seen
+        ax.set_ylim(min(lowest) - 0.02, max(high) + 0.05)
+    ax.set(xlabel=AXES[x], ylabel=f'{y}, nats')
+    ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
+    ax.grid(color=ink, alpha=0.2)
+    ax.spines[['top', 'right']].set_visible(False)
+
+
+def svg(fig):
+    """A figure as an <svg> whose ink is the page's own."""
+    f = io.StringIO()
+    fig.savefig(f, format='svg', transparent=True)
+    text = f.getvalue()
+    text = text[text.index('<svg'):].replace(INK, 'currentColor')
+    head, rest = text.split('>', 1)
+    head = ' '.join(w for w in head.split() if not w.startswith(('width=', 'height=')))
+    return f'{head}>{rest}'
+
+
+def write(record, curves, pictures, out):
+    """results.json, table.md, table.csv, race.png and report.html in the folder `out`.
+
+    curves: {name: rows of metrics.csv for each seed}.  pictures: {name: {title: PNG}}, what the models see."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import jinja2
+    import matplotlib.pyplot as plt
+    with atomic(out / 'results.json', 'w') as f:
+        json.dump(record, f, indent=1)
+    with atomic(out / 'table.md', 'w') as f:
+        f.write(text(record))
+    with atomic(out / 'table.csv', 'w') as f:
+        write_csv(record, f)
+    fig, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout='constrained')
+    for ax, x in zip(axes, AXES, strict=True):
+        draw(ax, record, curves, x)
+    if axes[0].lines:
+        axes[0].legend(frameon=False)
+    with atomic(out / 'race.png') as f:
+        fig.savefig(f, format='png', dpi=110)
+    plt.close(fig)
+    plots = []
+    style = dict.fromkeys(('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK)
+    with plt.rc_context(style | {'svg.fonttype': 'none', 'font.size': 12, 'font.family': 'sans-serif'}):
+        for x in AXES:
+            fig, ax = plt.subplots(figsize=(5.6, 3.8), layout='constrained')
+            draw(ax, record, curves, x, ink=INK)
+            plots.append(svg(fig))
+            plt.close(fig)
+    names = sorted({k for e in record['entrants'] for k in e['settings']})
+    settings = [(k, [e['settings'].get(k, '') for e in record['entrants']]) for k in names]
+    settings = [(k, v) for k, v in settings if any(w != v[0] for w in v)]
+    images = [(e['name'], title, base64.b64encode(png).decode()) for e in record['entrants']
+              for title, png in pictures.get(e['name'], {}).items()]
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        Path(__file__).with_name('report.html').read_text(encoding='utf-8'))
+    page = template.render(record=record, verdicts=verdicts(record), notes=notes(record), tables=tables(record), plots=plots,
+                           settings=settings, images=images, colours=COLOURS, figure=main_figure(record),
+                           samples=[(e['name'], next((r['sample'] for r in e['runs'] if 'sample' in r), None))
+                                    for e in record['entrants']])
+    with atomic(out / 'report.html', 'w') as f:
+        f.write(page)
+    print(text(record))
+    print(f'written to {out}/: report.html, race.png, table.md, table.csv, results.json')
