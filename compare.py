@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import look
 from harness import ROOT, UserError, checkpoint, config, data, device, flops, log, optim, report, runs
 from harness.files import atomic
 from harness.generate import generate
@@ -265,7 +266,7 @@ def locked(out):
     """The file that this race and the run that it trains hold open, so that a second race cannot write over the two."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        f = open(out / '.lock', 'a')
+        f = open(out / '.lock', 'a')     # noqa: SIM115 (closed below)
     except OSError as e:
         raise UserError(f'--out={out} cannot be written ({e.strerror}): choose another') from None
     with f:
@@ -367,7 +368,8 @@ def main(argv):
         race = open_race(args, entrants, machine, out)
         todo = [(e, first.seed + i) for i in range(args.seeds) for e in entrants]
         results = {e.name: [] for e in entrants}
-        with tqdm(total=len(todo), bar_format='{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}', leave=False, disable=None) as bar:
+        looks = '{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}'
+        with tqdm(total=len(todo), bar_format=looks, leave=False, disable=None) as bar:
             for i, (e, seed) in enumerate(todo):
                 def progress(plan, rows, i=i, e=e, seed=seed):
                     loss = next((r['val_loss'] for r in reversed(rows) if 'val_loss' in r), math.nan)
@@ -388,10 +390,22 @@ def main(argv):
         'entrants': [{'name': e.name, 'arch': e.settings.arch.__name__, 'parameters': e.parameters, 'predicts': e.predicts,
                       'settings': race['entrants'][e.name]['asked'], 'runs': results[e.name]} for e in entrants]}
     curves = {e.name: [rows_of(e.folder(out, r['seed'])) for r in results[e.name]] for e in entrants}
-    report.write(record, curves, {}, out)
+    report.write(record, curves, {e.name: sights(e, results[e.name], machine, out) for e in entrants}, out)
     failed = [f'{e.name}, seed {r["seed"]}: {r["failed"]}' for e in entrants for r in results[e.name] if 'failed' in r]
     if failed:
-        raise UserError(f'{len(failed)} of {len(todo)} runs failed, the first being {failed[0]}; the same command tries them again')
+        raise UserError(f'{len(failed)} of {len(todo)} runs failed, first {failed[0]}; to try again, repeat the command')
+
+
+def sights(e, results, machine, out):
+    """{title: PNG} of what the first run of an entrant that came to its end has learned to see."""
+    seeds = [r['seed'] for r in results if 'val_loss' in r]
+    if not seeds:
+        return {}
+    T = e.model.block_size
+    model = checkpoint.load_model(e.folder(out, seeds[0]) / 'ckpt.pt')[0].to(machine.device)
+    x = e.text.rows('val', e.text.val_starts(8, T), T)[0][:, :T if e.predicts == 'last' else look.SPAN].to(machine.device)
+    figure = look.draw_influence(look.influence(model, x), 'who sees whom')
+    return {f'How far its prediction moves when the token at another position is replaced (seed {seeds[0]})': look.png(figure)}
 
 
 def machine_is(machine):
@@ -401,8 +415,8 @@ def machine_is(machine):
         lines = Path('/proc/cpuinfo').read_text().splitlines()
         name = next(s.split(':')[1].strip() for s in lines if s.startswith('model name'))
     gpu = torch.cuda.get_device_name(machine.device) + ', ' if machine.device.type == 'cuda' else ''
-    return (f'{gpu}{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}; {machine}; Python {platform.python_version()}, torch '
-            f'{torch.__version__}')
+    return (f'{gpu}{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}; {machine}; Python '
+            f'{platform.python_version()}, torch {torch.__version__}')
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ def count(step):
     """Calls step() and returns the FLOPs of all that ran in it, on whatever device.
 
     Attention is computed in its plain form, as two matrix products, since torch does not count the fused one of a CPU."""
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}) as counter, \
-            sdpa_kernel(SDPBackend.MATH):
+    mended = {torch.ops.aten.convolution_backward: convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=mended) as counter, sdpa_kernel(SDPBackend.MATH):
         step()
     return counter.get_total_flops()

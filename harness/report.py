@@ -123,9 +123,10 @@ def tables(record):
     for e in record['entrants']:
         more = e['parameters'] / first['parameters'] - 1
         parameters = f'{e["parameters"]:,}' + (f' ({more:+.0%}!)' if abs(more) > 0.05 else '')
-        learned.append([e['name'], parameters, cell(e, 'train_loss'), cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
-                        cell(e, 'val_loss_full'), difference_cell(record, e, 'val_loss_full'), cell(e, 'bits_per_character'),
-                        cell(e, 'accuracy_full')])
+        learned.append([e['name'], parameters, cell(e, 'train_loss'),
+                        cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
+                        cell(e, 'val_loss_full'), difference_cell(record, e, 'val_loss_full'),
+                        cell(e, 'bits_per_character'), cell(e, 'accuracy_full')])
         cost.append([e['name'], *(cell(e, k) for k in ('steps', 'tokens', 'seconds', 'tokens_per_second', 'flops', 'memory'))])
     title = {k: v[0] for k, v in FIGURES.items()}
     return ((['config', 'parameters', title['train_loss'], 'val_loss', 'difference', 'val_loss_full', 'difference',
@@ -253,7 +254,7 @@ def write(record, curves, pictures, out):
     style = dict.fromkeys(('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK)
     with plt.rc_context(style | {'svg.fonttype': 'none', 'font.size': 12, 'font.family': 'sans-serif'}):
         for x in AXES:
-            fig, ax = plt.subplots(figsize=(5.6, 3.8), layout='constrained')
+            fig, ax = plt.subplots(figsize=(4.7, 3.5), layout='constrained')
             draw(ax, record, curves, x, ink=INK)
             plots.append(svg(fig))
             plt.close(fig)

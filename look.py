@@ -1,0 +1,346 @@
+"""
+Pictures of what a trained model sees, written as PNGs into the folder of the run:
+
+    python look.py out/shakespeare_pacing
+    python look.py out/shakespeare_gpt --prompt "ROMEO: But soft, what light through yonder window"
+
+    influence.png   who sees whom: how far the prediction at each position moves when the token at another one is replaced
+    context.png     the loss at each position of the window: what more context is worth
+    surprise.png    a text, coloured by how much each token surprises the model
+    attention.png   for what has attention: where each head of each layer looks
+    picture.png, kernels.png    for PACING: the text as the network sees it, and the kernels that look at it
+
+A model file may add its own by a function pictures(model, x, labels) that yields (name, matplotlib figure); x: (1, T) tokens,
+labels: their texts.
+"""
+
+import io
+import math
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import model as gpt
+import pacing
+from harness import ROOT, UserError, checkpoint, config, data, device
+from harness.files import atomic
+from harness.tokenizer import Tokenizer
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+SPAN = 128          # tokens of a window that are looked at, at most, by a model that predicts every one
+SEEN = 1e-6         # of total variation: less is rounding
+
+
+# what can be measured of any model -------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def influence(model, x, tries=2, seed=0):
+    """How much each input position moves each output position's prediction.
+
+    x: (N, T) tokens.  Each token in turn is replaced by others of the text, `tries` times; what is returned, (T, T), or (1, T)
+    from a model that predicts the last token alone, is the mean total variation distance, 0 to 1, between the
+    distributions before and after.  Rows are outputs, so whatever is right of the diagonal is a leak."""
+    generator = torch.Generator().manual_seed(seed)
+    x = x.repeat(tries, 1)                                                          # (N * tries, T)
+    before = model(x)[0].softmax(-1)                                                # (N * tries, T or 1, V)
+    columns = []
+    for s in tqdm(range(x.shape[1]), desc='who sees whom', leave=False, disable=None):
+        changed = x.clone()
+        new = x.flatten()[torch.randint(x.numel(), (len(x),), generator=generator).to(x.device)]
+        changed[:, s] = torch.where(new == x[:, s], (new + 1) % model.config.vocab_size, new)
+        columns.append((model(changed)[0].softmax(-1) - before).abs().sum(-1).mean(0) / 2)      # (T or 1,)
+    return torch.stack(columns, dim=1).cpu().numpy()
+
+
+@torch.no_grad()
+def losses_by_position(model, x, y, batch_size=32):
+    """{tokens seen: losses in nats (N,)} of the windows x, y: (N, T).  A model that predicts the last token alone is shown
+    texts of 1, 2, 4, ... tokens."""
+    T, found = x.shape[1], {}
+    lengths = [T] if model.predicts == 'every' else sorted({*(2 ** k for k in range(T.bit_length())), T})
+    for length in lengths:
+        parts = []
+        for i in tqdm(range(0, len(x), batch_size), desc=f'{length} tokens of context', leave=False, disable=None):
+            logits = model(x[i:i + batch_size, T - length:])[0]                     # (B, length or 1, V)
+            parts.append(F.cross_entropy(logits.transpose(1, 2), y[i:i + batch_size, -logits.shape[1]:], reduction='none'))
+        losses = torch.cat(parts).cpu().numpy()                                     # (N, length or 1)
+        found |= dict(enumerate(losses.T, 1)) if model.predicts == 'every' else {length: losses[:, 0]}
+    return found
+
+
+@torch.no_grad()
+def surprise(model, ids, first=1, batch_size=64):
+    """Bits that the tokens ids[first:] cost the model, each by the block_size tokens before it: (len(ids) - first,)."""
+    ids, T = torch.as_tensor(ids), model.config.block_size
+    where, bits = next(model.parameters()).device, []
+    ends = list(range(first, len(ids)))
+    while ends:
+        length = min(ends[0], T)            # windows of one length go together
+        group = [e for e in ends if min(e, T) == length][:batch_size]
+        x = torch.stack([ids[e - length:e] for e in group]).to(where)
+        log_p = model(x)[0][:, -1].log_softmax(-1).cpu()                            # (B, V)
+        bits += (-log_p[range(len(group)), ids[group]] / math.log(2)).tolist()
+        ends = ends[len(group):]
+    return np.array(bits)
+
+
+# pictures of any model ------------------------------------------------------------------------------------------------------
+
+def draw_influence(matrix, title):
+    """The matrix with its diagonal, and what it says of distance."""
+    from matplotlib.colors import LogNorm
+    outputs, T = matrix.shape
+    every = outputs == T > 1
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout='constrained', width_ratios=(1.1, 1))
+    image = left.imshow(np.maximum(matrix, 1e-9), norm=LogNorm(1e-4, 1), cmap='magma_r', interpolation='nearest',
+                        aspect='equal' if every else 'auto', extent=(0, T, outputs, 0))
+    fig.colorbar(image, ax=left, label='how far the prediction moves (total variation)')
+    if every:
+        steps = np.arange(T + 1).repeat(2)
+        left.plot(steps[1:], steps[:-1], color='#00b4d8', lw=1.5)
+        left.set_ylabel('output position')
+    else:
+        left.set_yticks([])
+        left.set_box_aspect(0.12)
+    seen = np.array([np.mean(np.diagonal(matrix, -d)) for d in range(T)]) if every else matrix[0, ::-1]
+    reach = np.flatnonzero(seen > SEEN)
+    leak = np.triu(matrix, 1).max() if every else 0.0
+    left.set(xlabel='input position', title=title)
+    right.plot(np.arange(T) + 1, np.maximum(seen, 1e-9), color='#d1495b', lw=2)
+    right.set(xlabel='tokens back (1: the newest)', ylabel='mean over the window', yscale='log', ylim=(1e-5, 1.2),
+              title=f'sees {reach[-1] + 1 if len(reach) else 0} of {T} tokens back; ' +
+                    (f'LEAKS: {leak:.2g} from later tokens' if leak > SEEN else 'nothing from later ones'))
+    if T > 20:
+        right.set_xscale('log')
+    for ax in (left, right):
+        ax.spines[['top', 'right']].set_visible(False)
+    right.grid(alpha=0.3)
+    return fig
+
+
+def draw_context(found, title):
+    n = np.array(sorted(found))
+    mean = np.array([found[i].mean() for i in n])
+    error = np.array([found[i].std() / math.sqrt(len(found[i])) for i in n])
+    fig, ax = plt.subplots(figsize=(7, 4), layout='constrained')
+    ax.fill_between(n, mean - error, mean + error, color='#2e86ab', alpha=0.25, lw=0)
+    ax.plot(n, mean, color='#2e86ab', lw=1.5, marker='o' if len(n) < 20 else None)
+    ax.set_xscale('log', base=2)
+    ax.set(xlabel='tokens seen', ylabel='cross-entropy (nats)',
+           title=f'{title}: {mean[0]:.2f} after 1 token, {mean[-1]:.2f} after {n[-1]}')
+    ax.xaxis.set_major_formatter('{x:g}')
+    ax.grid(alpha=0.3)
+    ax.spines[['top', 'right']].set_visible(False)
+    return fig
+
+
+def draw_surprise(labels, bits, title, longest=80):
+    """The text of the tokens in a grid of characters, each on the colour of its surprise."""
+    width = min(longest, max(map(len, ''.join(labels).splitlines())) + 1)
+    cells, row, column = [], 0, 0
+    for label, b in zip(labels, bits, strict=True):
+        for c in label:
+            if column == width:
+                row, column = row + 1, 0
+            cells.append((row, column, '⏎' if c == '\n' else c, b))
+            row, column = (row + 1, 0) if c == '\n' else (row, column + 1)
+    rows = row + 1
+    fig, ax = plt.subplots(figsize=(0.13 * max(width, 40) + 1, 0.24 * rows + 1.2), layout='constrained')
+    shown = np.full((rows, width), np.nan)
+    for r, c, _, b in cells:
+        shown[r, c] = b
+    top = 8
+    image = ax.imshow(shown, cmap='YlOrRd', vmin=0, vmax=top, aspect='auto', extent=(0, width, rows, 0))
+    for r, c, char, b in cells:
+        ax.text(c + 0.5, r + 0.55, char if char.isprintable() else '·', ha='center', va='center', family='DejaVu Sans Mono',
+                fontsize=9, color='white' if b > 0.7 * top else 'black', parse_math=False)
+    ax.set(xticks=[], yticks=[], title=f'{title}: {np.mean(bits):.2f} bits a token')
+    ax.spines[:].set_visible(False)
+    fig.colorbar(image, ax=ax, label='surprise (bits)', fraction=0.05, pad=0.01)
+    return fig
+
+
+# pictures of the parts that a model is made of --------------------------------------------------------------------------------
+
+@torch.no_grad()
+def attention(model, x, labels):
+    """Where each head looks: softmax(q k / sqrt(D)) of every SelfAttention, a row a layer."""
+    layers, maps = [m for m in model.modules() if isinstance(m, gpt.SelfAttention)], []
+
+    def look(module, args, output):
+        B, T, _ = args[0].shape
+        q, k, _ = module.c_attn(args[0]).view(B, T, 3, module.n_head, -1).permute(2, 0, 3, 1, 4)     # each (B, H, T, D)
+        scores = q @ k.mT / math.sqrt(q.shape[-1])                                                  # (B, H, T, T)
+        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        maps.append(scores.masked_fill(future, -torch.inf).softmax(-1)[0].cpu().numpy())
+    hooks = [layer.register_forward_hook(look) for layer in layers]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    heads = max(len(m) for m in maps)
+    size = (2.3 * heads + 0.6, 2.4 * len(maps))
+    fig, axes = plt.subplots(len(maps), heads, figsize=size, layout='constrained', squeeze=False)
+    for i, row in enumerate(axes):
+        for h, ax in enumerate(row):
+            ax.set_axis_off() if h >= len(maps[i]) else ax.imshow(np.sqrt(maps[i][h]), cmap='magma_r', vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(f'layer {i + 1}, head {h + 1}', fontsize=8)
+    fig.suptitle('attention: rows look at columns (colour: square root of the weight)', fontsize=10)
+    yield 'attention', fig
+
+
+def label_cells(ax, labels, columns, size):
+    """The texts of the tokens, in reading order from the upper left, on cells of `size`."""
+    from matplotlib.patheffects import withStroke
+    outline = withStroke(linewidth=2, foreground='black')
+    for i, label in enumerate(labels):
+        row, column = divmod(i, columns)
+        text = label.replace('\n', '⏎').replace(' ', '␣')
+        ax.text((column + 0.5) * size - 0.5, (row + 0.5) * size - 0.5, text, ha='center', va='center', color='white',
+                fontsize=9, family='DejaVu Sans Mono', parse_math=False, path_effects=[outline])
+
+
+def side_by_side(image, labels, columns, size, title):
+    """An image (H, W, 3), and the same with its tokens."""
+    low, high = np.nanquantile(image, (0.01, 0.99))
+    image = np.clip((image - low) / (high - low + 1e-9), 0, 1)
+    fig, axes = plt.subplots(1, 2, figsize=(9, 4.9), layout='constrained')
+    for ax in axes:
+        ax.imshow(np.where(np.isnan(image), 1, image), interpolation='nearest')
+        ax.set(xticks=[], yticks=[])
+    for edge in range(0, image.shape[1] + 1, size):
+        axes[1].axvline(edge - 0.5, color='white', lw=1)
+    for edge in range(0, image.shape[0] + 1, size):
+        axes[1].axhline(edge - 0.5, color='white', lw=1)
+    label_cells(axes[1], labels, columns, size)
+    fig.suptitle(title, fontsize=11)
+    return fig
+
+
+def draw_kernels(kernels, title):
+    """kernels: (C, rows, columns), nan where there is no tap."""
+    kernels = kernels[:48]
+    top, rows = np.nanmax(np.abs(kernels)), -(-len(kernels) // 12)
+    size = (11, 0.7 + rows * (0.2 + 0.75 * kernels.shape[1] / kernels.shape[2]))
+    fig, axes = plt.subplots(rows, 12, figsize=size, layout='constrained', squeeze=False)
+    for i, ax in enumerate(axes.flat):
+        ax.set_axis_off()
+        if i < len(kernels):
+            image = ax.imshow(kernels[i], cmap='RdBu_r', vmin=-top, vmax=top)
+    fig.colorbar(image, ax=axes, fraction=0.02)
+    fig.suptitle(title, fontsize=11)
+    return fig
+
+
+@torch.no_grad()
+def causal_picture(model, x, labels):
+    """PACING that predicts every token: its cells have more channels than a screen has colours, so the three principal
+    components of them are shown."""
+    h, columns = model.look(x)[0].cpu(), model.config.columns                       # (T, C)
+    h = h - h.mean(0)
+    colours = h @ torch.linalg.svd(h, full_matrices=False).Vh[:3].T                 # (T, up to 3)
+    colours = F.pad(colours / (colours.std(0) + 1e-9), (0, 3 - colours.shape[1]))
+    image = F.pad(colours, (0, 0, 0, -len(h) % columns), value=math.nan).view(-1, columns, 3)
+    yield 'picture', side_by_side(image.numpy(), labels, columns, 1,
+                                  'the text as a picture: three principal components of the cells')
+    block = model.picture.blocks[0]
+    back = pacing.taps(columns)
+    weight, reach = block.dwconv.weight[:, 0].cpu().numpy(), 3                      # (C, taps)
+    kernels = np.full((len(weight), reach + 1, 2 * reach + 1), np.nan)
+    for up in range(reach + 1):
+        for right in range(-reach, reach + 1):
+            if (b := up * columns - right) in back:
+                kernels[:, reach - up, reach + right] = weight[:, back.index(b)]
+    yield 'kernels', draw_kernels(kernels, 'kernels of the first block: rows above, and what is left of the cell (bottom row)')
+
+
+@torch.no_grad()
+def seed_picture(model, x, labels):
+    """PACING as its seed has it: a colour image of which every token is a patch, the newest in the upper left corner."""
+    image = model.picture.image(model.look(x))[0].permute(1, 2, 0).cpu().numpy()    # (H * P, W * P, 3)
+    yield 'picture', side_by_side(image, labels[::-1], model.config.columns, model.config.patch_size,
+                                  'the text as the network sees it: an image, the newest token in the upper left corner')
+    yield 'kernels', draw_kernels(model.picture.stages[0][0].dwconv.weight[:, 0].cpu().numpy(), 'kernels of the first block')
+
+
+PARTS = {gpt.SelfAttention: attention, pacing.CausalPicture: causal_picture, pacing.Picture: seed_picture}
+
+
+# ------------------------------------------------------------------------------------------------------------------------------
+
+def pictures(model, arch, name, tokenizer, ids, text=None):
+    """Yields (name, figure) of all there is to see.  name: of the run.  ids: the text to look at.  text: the data set, or None
+    if it is not at hand: then who sees whom is asked of `ids` alone, and what context is worth is left out."""
+    where, T = next(model.parameters()).device, model.config.block_size
+    x = torch.tensor([ids[-T:]], device=where)
+    labels = [tokenizer.token_bytes(i).decode(errors='replace') for i in ids]
+    windows = x
+    if text is not None:
+        windows, _ = text.rows('val', text.val_starts(8, T), T)
+    span = T if model.predicts == 'last' else SPAN
+    yield 'influence', draw_influence(influence(model, windows[:, :span].to(where)), f'{name}: who sees whom')
+    if text is not None:
+        many = text.rows('val', text.val_starts(max(256, (1 << 18) // T), T), T)
+        found = losses_by_position(model, *(t.to(where) for t in many))
+        yield 'context', draw_context(found, f'{name}, loss by context')
+    first = min(T, max(1, len(ids) - 640))
+    first = next((i for i in range(first, min(first + 80, len(ids) - 1)) if labels[i - 1] == '\n'), first)    # a new line
+    yield 'surprise', draw_surprise(labels[first:], surprise(model, ids, first), name)
+    drawn = [draw for part, draw in PARTS.items() if any(isinstance(m, part) for m in model.modules())]
+    for draw in [*drawn, *([arch.pictures] if hasattr(arch, 'pictures') else [])]:
+        yield from draw(model, x[:, -span:], labels[-min(span, x.shape[1]):])
+
+
+def png(figure, dpi=110):
+    f = io.BytesIO()
+    figure.savefig(f, format='png', dpi=dpi)
+    plt.close(figure)
+    return f.getvalue()
+
+
+def main(argv):
+    parser = config.Arguments(description=__doc__)
+    parser.add_argument('run', help='the folder of a run (its best checkpoint), or a checkpoint file')
+    parser.add_argument('--prompt', help='the text to look at (default: some of the validation text)')
+    parser.add_argument('--out', help='where the pictures go (default: look/ in the folder of the run)')
+    parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
+    args = parser.parse_args(argv)
+    path = checkpoint.find(args.run)
+    model, content = checkpoint.load_model(path)
+    model.to(device.pick_device(args.device, 0, 1))
+    tokenizer = Tokenizer(content['data']['tokenizer'])
+    folder, text, T = ROOT / 'data' / content['loop']['dataset'], None, model.config.block_size
+    if (folder / 'meta.json').exists() and data.read_meta(folder)['fingerprint'] in content['data']['fingerprint']:
+        text = data.TextData(folder)
+    if args.prompt is not None:
+        ids = tokenizer.encode(args.prompt)
+        if len(ids) < 2:
+            raise UserError(f'--prompt has {len(ids)} token{"s" * (len(ids) != 1)}: at least 2 are needed to see anything')
+    elif text is None:
+        raise UserError(f'data/{folder.name} is not here, or is not what the run was trained on: prepare it, or say '
+                        f'--prompt "..."')
+    else:
+        middle = len(text.tokens['val']) // 2
+        ids = text.tokens['val'][middle:middle + T + 640].tolist()
+    out = Path(args.out or path.parent / 'look')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, figure in pictures(model, config.load_arch(content['arch']), path.parent.name, tokenizer, ids, text):
+            with atomic(out / f'{name}.png') as f:
+                f.write(png(figure))
+            print(f'{out / name}.png', flush=True)
+    except OSError as e:
+        raise UserError(f'{out} cannot be written ({e.strerror}): say --out=...') from None
+    if text is None:
+        print(f'context.png was left out: data/{folder.name} is not what the run was trained on')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
