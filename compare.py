@@ -18,7 +18,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -76,6 +75,7 @@ class Entrant:
     model: object           # its Config, resolved
     parameters: int
     predicts: str
+    memory: int             # tokens before the window that it reads
 
     def folder(self, out, seed):
         return out / f'{slug(self.name)}-{seed}'
@@ -101,7 +101,7 @@ def read(words, common):
         model = runs.new_model(settings, text)
     text.need(model.config.block_size)
     return Entrant(name, [*words, *common], settings, text, model.config, sum(p.numel() for p in model.parameters()),
-                   model.predicts)
+                   model.predicts, getattr(model, 'memory', 0))
 
 
 def known(words, word):
@@ -185,7 +185,7 @@ def cost(e, machine):
     model = runs.new_model(e.settings, e.text).to(machine.device)
     optimizers = optim.build(model, loop.optimizer, loop.learning_rate, (loop.beta1, loop.beta2), loop.weight_decay)
     micro_steps, rows = share_out(loop, T, 1)
-    x, y = (t.to(machine.device) for t in e.text.rows('train', e.text.batch_starts(rows, T, loop.seed, 0), T))
+    x, y = (t.to(machine.device) for t in e.text.rows('train', e.text.batch_starts(rows, T, loop.seed, 0), T, e.memory))
 
     def micro_step():
         with machine.autocast():
@@ -384,7 +384,7 @@ def main(argv):
                            f'{result["tokens"]:,} tokens, {result["seconds"]:.0f} s'))
     record = {
         'command': shlex.join(['python', 'compare.py', *argv]), 'date': datetime.date.today().isoformat(),
-        'machine': machine_is(machine), 'budget': race['budget'], 'windows': race['windows'], 'notes': notes,
+        'machine': machine.describe(), 'budget': race['budget'], 'windows': race['windows'], 'notes': notes,
         'data': {'name': first.dataset, 'fingerprint': entrants[0].text.fingerprint,
                  'source': entrants[0].text.meta['source']['name']},
         'entrants': [{'name': e.name, 'arch': e.settings.arch.__name__, 'parameters': e.parameters, 'predicts': e.predicts,
@@ -403,20 +403,9 @@ def sights(e, results, machine, out):
         return {}
     T = e.model.block_size
     model = checkpoint.load_model(e.folder(out, seeds[0]) / 'ckpt.pt')[0].to(machine.device)
-    x = e.text.rows('val', e.text.val_starts(8, T), T)[0][:, :T if e.predicts == 'last' else look.SPAN].to(machine.device)
+    x = look.span(model, e.text.rows('val', e.text.val_starts(8, T), T, e.memory)[0]).to(machine.device)
     figure = look.draw_influence(look.influence(model, x), 'who sees whom')
     return {f'How far its prediction moves when the token at another position is replaced (seed {seeds[0]})': look.png(figure)}
-
-
-def machine_is(machine):
-    """What the figures were measured on."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        name = next(s.split(':')[1].strip() for s in lines if s.startswith('model name'))
-    gpu = torch.cuda.get_device_name(machine.device) + ', ' if machine.device.type == 'cuda' else ''
-    return (f'{gpu}{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}; {machine}; Python '
-            f'{platform.python_version()}, torch {torch.__version__}')
 
 
 if __name__ == '__main__':

@@ -44,9 +44,10 @@ SEEN = 1e-6         # of total variation: less is rounding
 def influence(model, x, tries=2, seed=0):
     """How much each input position moves each output position's prediction.
 
-    x: (N, T) tokens.  Each token in turn is replaced by others of the text, `tries` times; what is returned, (T, T), or (1, T)
-    from a model that predicts the last token alone, is the mean total variation distance, 0 to 1, between the
-    distributions before and after.  Rows are outputs, so whatever is right of the diagonal is a leak."""
+    x: (N, T) tokens.  Each token in turn is replaced by others of the text, `tries` times; what is returned, (outputs, T), is
+    the mean total variation distance, 0 to 1, between the distributions before and after.  Rows are outputs, the last of
+    them at the last input: fewer than T from a model that has a memory or predicts the last token alone.  Whatever is
+    right of the diagonal is a leak."""
     generator = torch.Generator().manual_seed(seed)
     x = x.repeat(tries, 1)                                                          # (N * tries, T)
     before = model(x)[0].softmax(-1)                                                # (N * tries, T or 1, V)
@@ -77,13 +78,17 @@ def losses_by_position(model, x, y, batch_size=32):
 
 @torch.no_grad()
 def surprise(model, ids, first=1, batch_size=64):
-    """Bits that the tokens ids[first:] cost the model, each by the block_size tokens before it: (len(ids) - first,)."""
-    ids, T = torch.as_tensor(ids), model.config.block_size
+    """Bits that the tokens ids[first:] cost the model, each by the block_size tokens before it, and by those of its memory, if
+    it has one: (len(ids) - first,)."""
+    ids, T, M = torch.as_tensor(ids), model.config.block_size, getattr(model, 'memory', 0)
     where, bits = next(model.parameters()).device, []
+
+    def context(end):
+        return T + M if end >= T + M else min(end, T)
     ends = list(range(first, len(ids)))
     while ends:
-        length = min(ends[0], T)            # windows of one length go together
-        group = [e for e in ends if min(e, T) == length][:batch_size]
+        length = context(ends[0])           # windows of one length go together
+        group = [e for e in ends if context(e) == length][:batch_size]
         x = torch.stack([ids[e - length:e] for e in group]).to(where)
         log_p = model(x)[0][:, -1].log_softmax(-1).cpu()                            # (B, V)
         bits += (-log_p[range(len(group)), ids[group]] / math.log(2)).tolist()
@@ -97,10 +102,10 @@ def draw_influence(matrix, title):
     """The matrix with its diagonal, and what it says of distance."""
     from matplotlib.colors import LogNorm
     outputs, T = matrix.shape
-    every = outputs == T > 1
+    before, every = T - outputs, outputs > 1        # inputs in front of the first output
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout='constrained', width_ratios=(1.1, 1))
     image = left.imshow(np.maximum(matrix, 1e-9), norm=LogNorm(1e-4, 1), cmap='magma_r', interpolation='nearest',
-                        aspect='equal' if every else 'auto', extent=(0, T, outputs, 0))
+                        aspect='equal' if every else 'auto', extent=(-before, outputs, outputs, 0))
     fig.colorbar(image, ax=left, label='how far the prediction moves (total variation)')
     if every:
         steps = np.arange(T + 1).repeat(2)
@@ -109,9 +114,9 @@ def draw_influence(matrix, title):
     else:
         left.set_yticks([])
         left.set_box_aspect(0.12)
-    seen = np.array([np.mean(np.diagonal(matrix, -d)) for d in range(T)]) if every else matrix[0, ::-1]
+    seen = np.array([np.mean(np.diagonal(matrix, before - d)) for d in range(T)])
     reach = np.flatnonzero(seen > SEEN)
-    leak = np.triu(matrix, 1).max() if every else 0.0
+    leak = np.triu(matrix, before + 1).max()
     left.set(xlabel='input position', title=title)
     right.plot(np.arange(T) + 1, np.maximum(seen, 1e-9), color='#d1495b', lw=2)
     right.set(xlabel='tokens back (1: the newest)', ylabel='mean over the window', yscale='log', ylim=(1e-5, 1.2),
@@ -281,13 +286,12 @@ def pictures(model, arch, name, tokenizer, ids, text=None):
     where, T = next(model.parameters()).device, model.config.block_size
     x = torch.tensor([ids[-T:]], device=where)
     labels = [tokenizer.token_bytes(i).decode(errors='replace') for i in ids]
-    windows = x
+    windows, before = x, getattr(model, 'memory', 0)
     if text is not None:
-        windows, _ = text.rows('val', text.val_starts(8, T), T)
-    span = T if model.predicts == 'last' else SPAN
-    yield 'influence', draw_influence(influence(model, windows[:, :span].to(where)), f'{name}: who sees whom')
+        windows, _ = text.rows('val', text.val_starts(9, T)[1:], T, before)     # the first has nothing before it
+    yield 'influence', draw_influence(influence(model, span(model, windows).to(where)), f'{name}: who sees whom')
     if text is not None:
-        many = text.rows('val', text.val_starts(max(256, (1 << 18) // T), T), T)
+        many = text.rows('val', text.val_starts(max(256, (1 << 18) // T), T), T, before)
         found = losses_by_position(model, *(t.to(where) for t in many))
         yield 'context', draw_context(found, f'{name}, loss by context')
     first = min(T, max(1, len(ids) - 640))
@@ -295,7 +299,13 @@ def pictures(model, arch, name, tokenizer, ids, text=None):
     yield 'surprise', draw_surprise(labels[first:], surprise(model, ids, first), name)
     drawn = [draw for part, draw in PARTS.items() if any(isinstance(m, part) for m in model.modules())]
     for draw in [*drawn, *([arch.pictures] if hasattr(arch, 'pictures') else [])]:
-        yield from draw(model, x[:, -span:], labels[-min(span, x.shape[1]):])
+        shown = span(model, x)
+        yield from draw(model, shown, labels[-shown.shape[1]:])
+
+
+def span(model, x):
+    """The part of the windows x (B, T) that is looked at: all of what a model needs whole, else not too much to be seen."""
+    return x if model.predicts == 'last' or getattr(model, 'memory', 0) else x[:, -SPAN:]
 
 
 def png(figure, dpi=110):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from harness import UserError, checkpoint, config, device
+from harness import UserError, checkpoint, config, device, runs
 from harness.generate import generate
 from harness.tokenizer import Tokenizer, gpt2_spec
 
@@ -72,6 +72,8 @@ def main(argv):
             raise UserError(f'--pretrained {args.pretrained}: {e}') from None
         tokenizer = Tokenizer(gpt2_spec())
     model.to(where)
+    if getattr(model, 'leaks', False):
+        print(runs.LEAKS, file=sys.stderr)
     start = prompt(args.start, tokenizer)
     generator = torch.Generator().manual_seed(args.seed)
     for i in range(args.num_samples):

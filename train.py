@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -44,6 +45,7 @@ class Loop:
     overwrite: bool = False                 # replace the run that out_dir holds
     dry_run: bool = False                   # print parameters, groups and memory, and stop
     eval_only: bool = False                 # print the validation loss, and stop
+    forget: float = 0.1                     # the share of steps in which a model with a memory does without it
     # the budget: whichever ends first
     max_iters: int = 2000                   # steps (0: no limit)
     max_seconds: float = 0.0                # seconds of training, evaluation not counted (0: no limit)
@@ -91,6 +93,8 @@ class Loop:
         for name, limit in (('beta1', 1), ('beta2', 1), ('seed', 2 ** 32)):
             if getattr(self, name) >= limit:
                 raise UserError(f'{name}={getattr(self, name)} must be below {"2 ** 32" if limit > 1 else 1}')
+        if not 0 <= self.forget <= 1:
+            raise UserError(f'forget={self.forget} must be a share of the steps, from 0 to 1')
         if not 0 < self.cooldown <= 1:
             raise UserError(f'cooldown={self.cooldown} must be a share of the run, above 0 and at most 1')
 
@@ -134,7 +138,8 @@ def evaluate(model, text, starts, block_size, batch_size, machine):
     counts = [0, 0]
     mine = starts[machine.rank::machine.world]
     for i in range(0, len(mine), batch_size):
-        x, y = (t.to(machine.device) for t in text.rows('val', mine[i:i + batch_size], block_size))
+        rows = text.rows('val', mine[i:i + batch_size], block_size, getattr(model, 'memory', 0))
+        x, y = (t.to(machine.device) for t in rows)
         with machine.autocast():
             logits, _ = model(x)                                        # (B, T, V), or (B, 1, V)
         y = y[:, -logits.shape[1]:]
@@ -165,6 +170,8 @@ def run(settings, machine, argv):
         model = runs.new_model(settings, text)
     model.to(machine.device)
     block_size = model.config.block_size
+    memory = getattr(model, 'memory', 0)                # tokens before the window that the model reads, too
+    logged = getattr(model, 'logged', dict)             # what it has to say beside its loss
     starts = text.val_starts(loop.eval_windows, block_size)
     micro_steps, rows = share_out(loop, block_size, machine.world)
     tokens_per_step = micro_steps * rows * machine.world * block_size
@@ -172,6 +179,8 @@ def run(settings, machine, argv):
         print(f'{loop.arch}: {sum(p.numel() for p in model.parameters()):,} parameters; {tokens_per_step:,} tokens a step'
               f' ({machine.world} rank{"s" * (machine.world > 1)} x {micro_steps} micro-step{"s" * (micro_steps > 1)} x '
               f'{rows} windows of {block_size}); text: {text.meta["source"]["name"]}')
+        if getattr(model, 'leaks', False):
+            print(runs.LEAKS)
         if loop.leaking_split:
             print('leaking_split: the validation windows overlap those of training, so no loss of this run is evidence')
     if loop.dry_run:
@@ -202,7 +211,7 @@ def run(settings, machine, argv):
     resumed_at, content = content.get('step'), None       # evaluated before it was saved
     described = {'arch': loop.arch, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(loop),
                  'data': {k: text.meta[k] for k in ('fingerprint', 'source', 'tokenizer')}}
-    log = runs.open_run(loop, out_dir, described, resumed_at) if machine.first else None
+    log = runs.open_run(loop, out_dir, described, resumed_at, list(logged())) if machine.first else None
 
     def save(name, **more):
         if machine.first:
@@ -255,7 +264,7 @@ def run(settings, machine, argv):
             row = flush()
         if ((step % loop.eval_interval == 0 and step != resumed_at) or done) and not stop:
             row = {'tokens': step * tokens_per_step, 'seconds': seconds} | row
-            row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine) | {'memory': machine.memory()}
+            row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine) | {'memory': machine.memory()} | logged()
             if not math.isfinite(row['val_loss']):
                 raise diverged('val', row['val_loss'], step)
             if row['val_loss'] < best:
@@ -282,7 +291,9 @@ def run(settings, machine, argv):
                 group['lr'] = lr
         where = text.batch_starts(micro_steps * machine.world * rows, block_size, loop.seed, step)
         where = where.reshape(micro_steps, machine.world, rows)[:, machine.rank].ravel()
-        x, y = text.rows('train', where, block_size)
+        x, y = text.rows('train', where, block_size, memory)
+        if memory and np.random.default_rng((loop.seed, step, 1)).random() < loop.forget:
+            x[:, :memory] = -1              # on all ranks alike
         if loop.last_only:
             y[:, :-1] = -1
         if machine.device.type == 'cuda':

@@ -56,13 +56,21 @@ class TextData:
             raise UserError(f'{path} holds the token {worst}, but the vocabulary has {self.vocab_size}: the file is '
                             f'corrupt, or of another dtype than {self.meta["dtype"]}')
 
-    def rows(self, split, starts, block_size):
-        """Windows at the given starts: x and y, each (len(starts), block_size) int64; y is the token after x."""
+    def rows(self, split, starts, block_size, before=0):
+        """Windows at the given starts: x and y, each (len(starts), block_size) int64; y is the token after x.
+
+        before: x begins with so many tokens more, those in front of the window; -1 where the text has not begun."""
         tokens = self.tokens[split]
         rows = np.stack([tokens[s:s + block_size + 1] for s in starts])
         self._check(rows, self.folder / f'{split}.bin')
         rows = torch.from_numpy(rows.astype(np.int64))
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        if not before:
+            return x, y
+        earlier = np.full((len(starts), before), -1)
+        for row, s in zip(earlier, starts, strict=True):
+            row[max(0, before - s):] = tokens[max(0, s - before):s]
+        return torch.cat([torch.from_numpy(earlier), x], dim=1), y
 
     def batch_starts(self, count, block_size, seed, step):
         """Where the windows of one step begin, for all ranks and micro-steps together: (count,)."""

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import importlib.util
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,17 @@ class Machine:
     def first(self):
         """Is this the one process that writes files and prints?"""
         return self.rank == 0
+
+    def describe(self):
+        """What figures were measured on, in a line."""
+        name = platform.processor() or platform.machine()
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path('/proc/cpuinfo').read_text().splitlines()
+            name = next(s.split(':')[1].strip() for s in lines if s.startswith('model name'))
+        gpu = torch.cuda.get_device_name(self.device) + ', ' if self.device.type == 'cuda' else ''
+        threads = torch.get_num_threads()
+        return (f'{gpu}{name}, {os.cpu_count()} cores, {threads} thread{"s" * (threads > 1)}, {platform.system()}; {self}; '
+                f'Python {platform.python_version()}, torch {torch.__version__}')
 
     def autocast(self):
         if self.dtype == torch.float32:

@@ -15,7 +15,9 @@ class Log:
     """Rows of numbers by step.  When a run goes on from step k (else None), the rows behind k are dropped first: a killed
     run has logged steps that are run again."""
 
-    def __init__(self, out_dir, from_step, tensorboard=False, wandb_log=False, wandb_project='', settings=None):
+    def __init__(self, out_dir, from_step, more=(), tensorboard=False, wandb_log=False, wandb_project='', settings=None):
+        """more: columns behind COLUMNS, those of the model."""
+        self.columns = [*COLUMNS, *more]
         self.path = Path(out_dir) / 'metrics.csv'
         self.rows = []
         if from_step is not None and self.path.exists():
@@ -24,7 +26,7 @@ class Log:
             except (ValueError, KeyError):      # UnicodeDecodeError is a ValueError
                 raise UserError(f'{self.path} is damaged: move it away, and --resume begins a new one') from None
         with atomic(self.path, 'w') as f:
-            writer = csv.DictWriter(f, COLUMNS)
+            writer = csv.DictWriter(f, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
         self.board = self.wandb = None
@@ -41,7 +43,7 @@ class Log:
         row = {'step': step, **values}
         self.rows.append(row)
         line = io.StringIO()
-        csv.DictWriter(line, COLUMNS).writerow(row)
+        csv.DictWriter(line, self.columns).writerow(row)
         try:
             with open(self.path, 'a', encoding='utf-8', newline='') as f:
                 f.write(line.getvalue())

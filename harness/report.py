@@ -134,6 +134,15 @@ def tables(record):
             (['config', *(title[k] for k in ('steps', 'tokens', 'seconds', 'tokens_per_second', 'flops', 'memory'))], cost))
 
 
+def speeds(record):
+    """(headers, rows) of bench.py's record of training steps."""
+    base = record['speeds'][0]
+    rows = [[r['name'], f'{r["parameters"]:,}', f'{r["windows"]} x {r["block_size"]:,}', f'{r["seconds"]:.3g}',
+             f'{r["windows"] / r["seconds"]:.3g}', f'{r["windows"] / r["seconds"] / (base["windows"] / base["seconds"]):.2f}',
+             f'{r["windows"] * r["block_size"] / r["seconds"]:,.0f}'] for r in record['speeds']]
+    return ['config', 'parameters', 'step', 'seconds', 'windows/s', 'ratio', 'tokens/s'], rows
+
+
 def markdown(headers, rows):
     """A table of Markdown with its columns aligned, so that it reads in a terminal as well."""
     widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]

@@ -9,6 +9,7 @@ from harness import UserError, checkpoint, config
 from harness.files import atomic
 from harness.log import Log
 
+LEAKS = 'this model sees the tokens that it is to predict: its loss is not that of a language model'
 FILES = ('ckpt.pt', 'best.pt', 'metrics.csv')
 
 
@@ -72,8 +73,8 @@ def claim(loop, out_dir):
                         f'--out_dir=... leaves it alone')
 
 
-def open_run(loop, out_dir, described, resumed_at):
-    """Make out_dir, write config.json, and begin or go on with metrics.csv."""
+def open_run(loop, out_dir, described, resumed_at, more):
+    """Make out_dir, write config.json, and begin or go on with metrics.csv, of which the model has the columns `more`."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         for stale in (*out_dir.glob('.*.partial'), *(() if loop.resume else (out_dir / n for n in FILES))):
@@ -82,6 +83,6 @@ def open_run(loop, out_dir, described, resumed_at):
         shown['data'] = {k: described['data'][k] for k in ('fingerprint', 'source')}
         with atomic(out_dir / 'config.json', 'w') as f:
             json.dump(shown, f, indent=1)
-        return Log(out_dir, resumed_at, loop.tensorboard, loop.wandb_log, loop.wandb_project, shown)
+        return Log(out_dir, resumed_at, more, loop.tensorboard, loop.wandb_log, loop.wandb_project, shown)
     except OSError as e:
         raise UserError(f'out_dir={out_dir} cannot be written ({e.strerror}): choose another --out_dir') from None

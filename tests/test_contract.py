@@ -12,7 +12,8 @@ import torch
 from harness import ROOT, checkpoint, optim
 
 ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
-VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}]}
+VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}],
+            'wavenet': [{'reads': 'causal', 'alpha_per_channel': True}, {'reads': 'leak'}]}
 CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch, [])]]
 
 
@@ -25,8 +26,14 @@ def model(request):
 
 
 def tokens(model, batch=3, length=None):
+    """A window, and in front of it the tokens of the model's memory, if it has one."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(model.config.vocab_size, (batch, length or model.config.block_size), generator=generator)
+    length = length or getattr(model, 'memory', 0) + model.config.block_size
+    return torch.randint(model.config.vocab_size, (batch, length), generator=generator)
+
+
+def targets(model):
+    return tokens(model).flip(1)[:, -model.config.block_size:]
 
 
 def stir(model):
@@ -38,7 +45,7 @@ def stir(model):
 
 
 def test_shapes_and_loss(model):
-    c, x, y = model.config, tokens(model), tokens(model).flip(1)
+    c, x, y = model.config, tokens(model), targets(model)
     logits, loss = model(x, y)
     T = c.block_size if model.predicts == 'every' else 1
     assert model.predicts in ('every', 'last')
@@ -52,7 +59,7 @@ def test_shapes_and_loss(model):
 
 
 def test_targets_of_minus_one_are_not_scored(model):
-    x, y = tokens(model), tokens(model).flip(1)
+    x, y = tokens(model), targets(model)
     logits, _ = model(x)
     y[0] = -1
     kept = y[1:, -logits.shape[1]:]
@@ -62,23 +69,43 @@ def test_targets_of_minus_one_are_not_scored(model):
 
 def test_every_parameter_gets_a_gradient(model):
     model.train()
-    model(tokens(model), tokens(model).flip(1))[1].backward()
+    model(tokens(model), targets(model))[1].backward()
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.abs().max() > 0, name
 
 
 @pytest.mark.parametrize('k', [1, 7, 12])
 def test_causality(model, k):
-    """No logit before k moves, not by a rounding error, when the tokens from k on change; the one at k does."""
+    """No logit before k moves, not by a rounding error, when the tokens from k on change; the one at k does.  A model that says
+    of itself that it leaks must be seen to leak."""
     if model.predicts == 'last':
         pytest.skip('the target of a model that predicts the last token is not in its window')
     stir(model)
     x = tokens(model)
+    at = x.shape[1] - model.config.block_size + k
     changed = x.clone()
-    changed[:, k:] = (x[:, k:] + 1) % model.config.vocab_size
+    changed[:, at:] = (x[:, at:] + 1) % model.config.vocab_size
     before, after = model(x)[0], model(changed)[0]
-    assert torch.equal(before[:, :k], after[:, :k])
+    assert torch.equal(before[:, :k], after[:, :k]) != getattr(model, 'leaks', False)
     assert not torch.allclose(before[:, k], after[:, k], atol=1e-3)
+
+
+def test_memory(model):
+    """A model with a memory is moved by all of it, does without it, and takes a -1 in it for none at all."""
+    M = getattr(model, 'memory', 0)
+    if not M:
+        pytest.skip('no memory')
+    stir(model)
+    x = tokens(model)
+    whole, without = model(x)[0], model(x[:, M:])[0]
+    for k in range(M):
+        changed = x.clone()
+        changed[:, k] = (x[:, k] + 1) % model.config.vocab_size
+        assert not torch.allclose(model(changed)[0], whole, atol=1e-5), k
+    assert not torch.allclose(without, whole, atol=1e-3)
+    changed = x.clone()
+    changed[:, 0] = -1
+    assert torch.equal(model(changed)[0], without)
 
 
 def test_save_and_load(model, tmp_path):
@@ -92,7 +119,7 @@ def test_save_and_load(model, tmp_path):
 
 
 def test_one_step_lowers_the_loss(model):
-    x, y = tokens(model), tokens(model).flip(1)
+    x, y = tokens(model), targets(model)
     optimizer, = optim.build(model, 'adamw', 1e-3, (0.9, 0.95), 0.1)
     before = model(x, y)[1]
     before.backward()
@@ -106,13 +133,14 @@ def test_step_is_forward(model):
     if not getattr(model, 'step', None):
         pytest.skip('no step')
     stir(model)
-    x = tokens(model)
-    whole, state, read = model(x)[0], model.init_state(len(x)), 0
-    for n in (1, 4, 1, 1, 2, 3, 1, 3):
+    x, state = tokens(model), model.init_state(3)
+    read, M = 0, getattr(model, 'memory', 0)
+    whole = torch.cat([model(x[:, :M])[0], model(x)[0]], dim=1) if M else model(x)[0]      # one window after another
+    for n in (1, 4, 1, 1, 2, 3, 1, 3, *((5, 9, 2) if M else ())):
         logits, state = model.step(x[:, read:read + n], state)
         read += n
         torch.testing.assert_close(logits, whole[:, read - 1], atol=1e-4, rtol=1e-4)
-    assert read == model.config.block_size
+    assert read == x.shape[1]
 
 
 @torch.no_grad()

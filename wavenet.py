@@ -1,0 +1,212 @@
+"""
+WaveGPT: a GPT, and beside it a WaveNet that reads what came before the GPT's window.
+                                                                                         seed: "WaveGPT" (its README)
+The two are mixed by a trained alpha, which gives the figure of the seed's architecture:
+
+    tokens before the window -> embeddings -> WaveNet (B, 1, C) -----------+
+                                                                           |  alpha * decoder + (1 - alpha) * wavenet
+    tokens of the window     -> embeddings -> decoder (B, T, C) -----------+            -> LayerNorm -> logits
+
+What the WaveNet reads, `reads`:
+
+- 'memory' (default): the block_size tokens before the window, joined four by four until one summary is left, which every
+  position of the window sees. It is what the seed's README describes.
+- 'causal': the window itself, by what WaveNet is: causal convolutions of growing dilation, gated, with residual and skip
+  connections (van den Oord et al. 2016, arXiv 1609.03499, sections 2.1 to 2.4). An output for every position.
+- 'leak': the window itself, joined four by four. It is what the seed's code did: every position sees the tokens that it is
+  to predict. Kept to be looked at: its loss is not one of a language model.
+
+B batch   T tokens in the window   M tokens of memory before it (block_size)   C channels   V vocabulary   D dilation
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import Block
+
+
+@dataclass
+class Config:
+    block_size: int = 64        # tokens in the window, and in the memory
+    vocab_size: int = 65        # tokens that exist
+    n_layer: int = 4            # blocks of the decoder
+    n_head: int = 4             # attention heads a block
+    n_embd: int = 128           # channels
+    dropout: float = 0.0        # on embeddings, attention weights and both residual branches
+    bias: bool = True           # a bias in every Linear and LayerNorm of the decoder
+    gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation
+    reads: str = 'memory'       # what the WaveNet reads: 'memory', 'causal', or 'leak'
+    join: int = 4               # memory, leak: neighbours that a layer of the WaveNet makes one
+    n_wave: int = 6             # causal: layers, of dilation 1, 2, 4, ...
+    alpha: float = 0.5          # the decoder's share in the mixture, at the start
+    alpha_per_channel: bool = False     # train one alpha for each channel
+
+    @classmethod
+    def tiny(cls):
+        return cls(block_size=16, vocab_size=17, n_layer=1, n_head=2, n_embd=16, n_wave=3)
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}: each head takes an equal '
+                             f'share of the channels')
+        if self.reads not in ('memory', 'causal', 'leak'):
+            raise ValueError(f"reads='{self.reads}' is unknown: 'memory', 'causal' and 'leak' are")
+        if self.join < 2 or self.n_wave < 1:
+            raise ValueError(f'join={self.join} must be at least 2, and n_wave={self.n_wave} at least 1')
+        if self.reads != 'causal' and self.join ** round(math.log(self.block_size, self.join)) != self.block_size:
+            raise ValueError(f'block_size={self.block_size} must be a power of join={self.join}, to end in one summary')
+
+
+class JoiningWaveNet(nn.Module):
+    """The seed's: each layer makes one of `join` neighbours, until one is left.  (B, M, C) -> (B, 1, C)"""
+
+    def __init__(self, config):
+        super().__init__()
+        C, self.join = config.n_embd, config.join
+        self.norms, self.linears = nn.ModuleList(), nn.ModuleList()
+        for _ in range(round(math.log(config.block_size, self.join))):
+            self.norms.append(nn.LayerNorm(self.join * C))
+            self.linears.append(nn.Linear(self.join * C, C))
+
+    def forward(self, x):
+        B, _, C = x.shape
+        for norm, linear in zip(self.norms, self.linears, strict=True):
+            x = F.relu(linear(norm(x.reshape(B, -1, self.join * C))))               # a join-th of the length
+        return x
+
+
+class CausalWaveNet(nn.Module):
+    """Gated causal convolutions of two taps, the dilation doubling from layer to layer.  (B, T, C) -> (B, T, C)"""
+
+    def __init__(self, config):
+        super().__init__()
+        C = config.n_embd
+        self.dilations = [2 ** i for i in range(config.n_wave)]
+        self.gated = nn.ModuleList([nn.Conv1d(C, 2 * C, kernel_size=2, dilation=d) for d in self.dilations])
+        self.residual = nn.ModuleList([nn.Linear(C, C) for _ in self.dilations[1:]])    # nothing reads the last one's
+        self.skip = nn.ModuleList([nn.Linear(C, C) for _ in self.dilations])
+        self.out = nn.Linear(C, C)
+
+    def forward(self, x, seen=None):
+        """seen: for each layer its last D inputs (B, D, C), which step() carries along; brought up to date."""
+        total = 0
+        for i, d in enumerate(self.dilations):
+            before = x.new_zeros(len(x), d, x.shape[2]) if seen is None else seen[i]
+            longer = torch.cat([before, x], dim=1)                                  # (B, D + T, C)
+            if seen is not None:
+                seen[i] = longer[:, -d:]
+            a, b = self.gated[i](longer.mT).mT.chunk(2, dim=-1)                     # each (B, T, C)
+            z = a.tanh() * b.sigmoid()
+            total = total + self.skip[i](z)
+            if i + 1 < len(self.dilations):
+                x = x + self.residual[i](z)
+        return self.out(F.relu(total))
+
+
+class Model(nn.Module):
+    predicts = 'every'
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, self.leaks = config, config.reads == 'leak'
+        self.memory = config.block_size if config.reads == 'memory' else 0     # tokens before the window that x may begin with
+        C = config.n_embd
+        self.wte = nn.Embedding(config.vocab_size, C)
+        self.wpe = nn.Embedding(config.block_size, C)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.wavenet = (CausalWaveNet if config.reads == 'causal' else JoiningWaveNet)(config)
+        self.ln_decoder = nn.LayerNorm(C, bias=config.bias)     # GPT's last; also brings the two to one scale
+        self.alpha = nn.Parameter(torch.full((C if config.alpha_per_channel else 1,), config.alpha))
+        self.alpha.no_weight_decay = True
+        self.ln_f = nn.LayerNorm(C, bias=config.bias)
+        self.lm_head = nn.Linear(C, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
+        for name, p in self.named_parameters():
+            if name.startswith('h.') and name.endswith('c_proj.weight'):            # as in model.py
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
+            elif p.dim() == 2 and not name.startswith('wavenet'):
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith('bias'):
+                nn.init.zeros_(p)
+        if self.leaks:
+            self.init_state = self.step = None      # the next token would change what the last ones have become
+
+    def logged(self):
+        """What train.py logs beside the loss."""
+        return {'alpha': self.alpha.mean().item()}
+
+    def embed(self, x, past=0):
+        """(B, T) tokens at positions past ... -> (B, T, C)"""
+        return self.wte(x) + self.wpe.weight[past:past + x.shape[1]]
+
+    def decode(self, h, caches=None, past=0):
+        h = self.drop(h)
+        for i, block in enumerate(self.h):
+            h = block(h, caches and caches[i], past)
+        return self.ln_decoder(h)
+
+    def summary(self, memory):
+        """(B, M) tokens -> (B, 1, C).  A text whose memory has a -1 in it has none: zeros, which leave the decoder alone."""
+        known = (memory >= 0).all(1)[:, None, None]                                 # (B, 1, 1)
+        return self.wavenet(self.embed(memory.clamp(min=0))) * known
+
+    def mix(self, decoder, wavenet):
+        return self.lm_head(self.ln_f(self.alpha * decoder + (1 - self.alpha) * wavenet))
+
+    def forward(self, x, y=None):
+        """x: (B, T) int64, T <= block_size; or, if it reads a memory, (B, M + T): the tokens before the window, -1 where there
+        are none, and the window.  y: (B, T), the token after each of the window, -1 where it is not scored.
+        Returns logits (B, T, V) and the mean cross-entropy in nats (None without y)."""
+        M = self.memory if x.shape[1] > self.config.block_size else 0
+        memory, x = x[:, :M], x[:, M:]
+        h = self.embed(x)                                                           # (B, T, C)
+        if self.config.reads == 'causal':
+            wave = self.wavenet(h)                                                  # (B, T, C)
+        elif self.leaks:
+            wave = self.wavenet(F.pad(h, (0, 0, self.config.block_size - x.shape[1], 0)))           # (B, 1, C)
+        else:
+            wave = self.summary(memory if M else x.new_full((len(x), self.memory), -1))             # (B, 1, C)
+        logits = self.mix(self.decode(h), wave)                                     # (B, T, V)
+        if y is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
+
+    # generation -------------------------------------------------------------------------------------------------------
+
+    def init_state(self, batch_size):
+        """What step() carries along: the keys and values of the window, and the summary of the one before, or the WaveNet's
+        last inputs."""
+        c, like = self.config, self.wte.weight
+        shape = (batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+        state = {'tokens': torch.empty(batch_size, 0, dtype=torch.long, device=like.device),
+                 'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.n_layer)]}
+        return state | self.fresh(batch_size)
+
+    def fresh(self, batch_size):
+        c, like = self.config, self.wte.weight
+        if c.reads == 'memory':
+            return {'summary': like.new_zeros(batch_size, 1, c.n_embd)}
+        return {'seen': [like.new_zeros(batch_size, d, c.n_embd) for d in self.wavenet.dilations]}
+
+    def step(self, token, state):
+        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and state.
+
+        With a memory, a full window becomes the memory of the next, which begins empty: nothing is read twice, and the cost
+        of a token does not grow.  Without one, the latter half of a full window is read again, as in model.py."""
+        seen, size = state['tokens'], self.config.block_size
+        while self.memory and (room := size - seen.shape[1]) < token.shape[1]:
+            state = state | {'summary': self.summary(torch.cat([seen, token[:, :room]], dim=1))}
+            seen, token = seen[:, :0], token[:, room:]
+        if seen.shape[1] + token.shape[1] > size:
+            token = torch.cat([seen, token], dim=1)[:, -min(size, max(size // 2, token.shape[1])):]
+            seen, state = seen[:, :0], state | self.fresh(len(token))
+        h = self.embed(token, seen.shape[1])                                        # (B, n, C)
+        wave = state['summary'] if self.memory else self.wavenet(h, state['seen'])
+        h = self.decode(h, state['caches'], seen.shape[1])
+        logits = self.mix(h[:, -1:], wave[:, -1:])[:, 0]                            # (B, V)
+        return logits, state | {'tokens': torch.cat([seen, token], dim=1)}
