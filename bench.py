@@ -2,11 +2,12 @@
 Speed, as ratios of medians taken in turn in one process, since machines are noisy:
 
     python bench.py train config/shakespeare_gpt.py config/shakespeare_pacing.py [--rounds=50] [--name=value ...]
-    python bench.py generate [--n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --tokens=250]
+    python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
 
 train: whole training steps (forward, backward, clipping, optimizer) of each config, against the first one's.  A config in
 quotes may have settings of its own behind it; --out=FILE.json keeps the figures.
-generate: GPT's key-value cache against reading the window anew for every token.
+generate: the time to the first token, tokens per second by step() and by reading the window anew, and whether a token
+costs more as the text grows; with untrained weights (sample.py --benchmark does the same with those of a run).
 """
 
 import datetime
@@ -19,10 +20,9 @@ import time
 import torch
 from tqdm import trange
 
-import model as gpt
 from harness import UserError, config, device, optim, report
 from harness.files import atomic
-from harness.generate import generate
+from harness.generate import benchmark, describe
 from train import Loop
 
 
@@ -73,30 +73,17 @@ def bench_train(words):
             json.dump(record, f, indent=1)
 
 
-def bench_generate(flags):
-    shape = {k: take(flags, k, v) for k, v in (('n_layer', 6), ('n_head', 6), ('n_embd', 384), ('block_size', 256))}
+def bench_generate(words):
+    files, flags = [w for w in words if not w.startswith('--')], [w for w in words if w.startswith('--')]
     tokens = take(flags, 'tokens', 250)
-    if flags:
-        raise UserError(f"cannot read '{flags[0]}': python bench.py --help")
-    torch.manual_seed(0)
-    model = gpt.Model(gpt.Config(vocab_size=65, bias=False, **shape)).eval()
-
-    class Anew(torch.nn.Module):            # the same weights, without step()
-        def __init__(self):
-            super().__init__()
-            self.inner, self.config = model, model.config
-
-        @torch.no_grad()
-        def forward(self, x):
-            return model.lm_head(model.trunk(x)[:, -1:]), None
-    prompt, out = torch.zeros(1, 1, dtype=torch.long), {}
-
-    def run(which):
-        out[which] = [int(i) for i in generate(model if which == 'cache' else Anew(), prompt, tokens, temperature=0)]
-    times = race([lambda: run('cache'), lambda: run('anew')], 5)
-    cache, anew = (tokens / statistics.median(t) for t in times)
-    print(f'{tokens} tokens, {shape}: cache {cache:,.0f} tokens/s, anew {anew:,.0f} tokens/s, x {cache / anew:.1f}; the same '
-          f'text: {out["cache"] == out["anew"]}')
+    if not files:
+        raise UserError('name at least one config: python bench.py generate config/shakespeare_gpt.py ...')
+    for file in files:
+        s = config.load([*shlex.split(file), *flags], Loop)
+        torch.manual_seed(s.loop.seed)
+        model = s.arch.Model(config.build(s.arch, {'vocab_size': 65} | s.model)).eval()
+        model.to(device.pick_device(s.loop.device, 0, 1))
+        print(f'{s.name}: {describe(benchmark(model, torch.zeros(1, 1, dtype=torch.long), tokens))}', flush=True)
 
 
 def race(functions, rounds):

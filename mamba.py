@@ -63,42 +63,46 @@ def scan_plain(x, dt, A, b, c, h=None):
 
 
 class Scan(torch.autograd.Function):
-    """The same, with one fused multiply-add a token, on slabs (T, B, E, N), time first.  Keeps two of them for the way back,
-    which is the same recurrence from the other end, in a third; autograd would keep one for each token."""
+    """The same recurrence, a token at a time on what fits into a processor's cache, (B, N, E).  Of the states, which are a slab
+    of (T, B, N, E), one copy is kept for the way back, which is the same recurrence from the other end; autograd would keep
+    several, and touch all of a slab for every token."""
 
     @staticmethod
     def forward(ctx, x, dt, A, b, c, h=None):
         x, dt, b, c = (v.transpose(0, 1).contiguous() for v in (x, dt, b, c))       # (T, B, ...)
-        decay = (dt[..., None] * A).exp_()                                          # (T, B, E, N)
-        states = (dt * x)[..., None] * b[:, :, None]                                # (T, B, E, N)
-        if h is not None:
-            states[0].addcmul_(decay[0], h)
-        for now, before, kept in zip(states[1:].unbind(), states.unbind(), decay[1:].unbind(), strict=False):
-            now.addcmul_(kept, before)
-        ctx.save_for_backward(x, dt, A, b, c, decay, states)
-        last = states[-1].clone()
+        A, h = A.T.contiguous(), h if h is None else h.mT                           # (N, E), (B, N, E)
+        (T, B, E), N = x.shape, len(A)
+        states, y, decay = x.new_empty(T, B, N, E), torch.empty_like(x), x.new_empty(B, N, E)
+        tokens = (states, y[:, :, None], dt[:, :, None], (dt * x)[:, :, None], b[..., None], c[:, :, None])
+        for state, y_t, dt_t, u, b_t, c_t in zip(*(v.unbind() for v in tokens), strict=True):
+            torch.mul(u, b_t, out=state)
+            if h is not None:
+                state.addcmul_(torch.mul(dt_t, A, out=decay).exp_(), h)
+            h = state
+            torch.bmm(c_t, h, out=y_t)                                              # (B, 1, E)
+        ctx.save_for_backward(x, dt, A, b, c, states)
+        last = h.mT.clone()
         ctx.mark_non_differentiable(last)
-        return (states @ c[..., None])[..., 0].transpose(0, 1), last                # (B, T, E), (B, E, N)
+        return y.transpose(0, 1), last                                              # (B, T, E), (B, E, N)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, _):
-        x, dt, A, b, c, decay, states = ctx.saved_tensors
-        dy = dy.transpose(0, 1).contiguous()                                        # (T, B, E)
-        dstates = dy[..., None] * c[:, :, None]                                     # (T, B, E, N)
-        back = reversed(list(zip(dstates.unbind(), dstates[1:].unbind(), decay[1:].unbind(), strict=False)))
-        for now, after, kept in back:
-            now.addcmul_(kept, after)
-        dc = (dy[:, :, None] @ states)[:, :, 0]                                     # (T, B, N)
-        db = ((dt * x)[:, :, None] @ dstates)[:, :, 0]                              # (T, B, N)
-        dnew = (dstates @ b[..., None])[..., 0]                                     # (T, B, E): of dt * x
-        ddt, dA = dnew * x, torch.zeros_like(A)
-        for t in range(1, len(x), 32):      # the gradient of dt * A, a few tokens at a time: no fourth slab
-            part = slice(t, t + 32)
-            g = dstates[part] * states[t - 1:t + 31][:len(dstates[part])] * decay[part]
-            ddt[part] += torch.einsum('tben,en->tbe', g, A)
-            dA += torch.einsum('tben,tbe->en', g, dt[part])
-        return *(v.transpose(0, 1) for v in (dnew * dt, ddt)), dA, *(v.transpose(0, 1) for v in (db, dc)), None
+        x, dt, A, b, c, states = ctx.saved_tensors
+        dy, u = dy.transpose(0, 1).contiguous(), dt * x                             # (T, B, E)
+        du, ddt, db, dc = torch.empty_like(x), torch.zeros_like(x), torch.empty_like(b), torch.empty_like(c)
+        g, decay, product, dA = x.new_zeros(4, *states.shape[1:])                   # (B, N, E); g: of the state
+        for t in reversed(range(len(x))):
+            g.addcmul_(dy[t][:, None], c[t][..., None])
+            torch.bmm(b[t][:, None], g, out=du[t][:, None])
+            torch.bmm(g, u[t][..., None], out=db[t][..., None])
+            torch.bmm(states[t], dy[t][..., None], out=dc[t][..., None])
+            if t:
+                g *= torch.mul(dt[t][:, None], A, out=decay).exp_()
+                torch.mul(g, states[t - 1], out=product)                            # the gradient of dt A
+                dA.addcmul_(product, dt[t][:, None])
+                torch.sum(product.mul_(A), 1, out=ddt[t])
+        return *(v.transpose(0, 1) for v in (du * dt, ddt + du * x)), dA.sum(0).T, db.transpose(0, 1), dc.transpose(0, 1), None
 
 
 @torch.compiler.disable         # a graph of T steps takes longer to compile than it saves

@@ -1,14 +1,18 @@
 """Generation: what is drawn, what is streamed, and the command line of sample.py and export.py."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import tiny_train
 
+import mamba
 import model as gpt
 import pacing
 import train
+import wavenet
 from harness import UserError
-from harness.generate import draw, generate
+from harness.generate import benchmark, describe, draw, generate
 from harness.tokenizer import Tokenizer
 
 
@@ -47,15 +51,44 @@ def test_drawing_follows_the_distribution():
         assert (counts / 20_000 - p / p.sum()).abs().max() < 0.015
 
 
-@pytest.mark.parametrize('config', [gpt.Config.tiny(), pacing.Config.tiny()], ids=['gpt', 'pacing'])
-def test_with_and_without_state(config):
-    """step() and reading the window anew draw the same tokens, up to the end of the window."""
+STEPPING = {'gpt': (gpt, {}), 'pacing': (pacing, {}), 'memory': (wavenet, {}), 'causal': (wavenet, {'reads': 'causal'}),
+            'mamba': (mamba, {})}
+
+
+@pytest.fixture(params=STEPPING.values(), ids=STEPPING)
+def model(request):
+    """A model that has a step(), at weights that are not those of the start."""
+    arch, change = request.param
     torch.manual_seed(0)
-    model = (gpt if isinstance(config, gpt.Config) else pacing).Model(config).eval()
+    model = arch.Model(dataclasses.replace(arch.Config.tiny(), **change)).eval()
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)
+    return model
+
+
+def test_prompts_of_different_lengths_give_what_they_give_alone(model):
+    """In batches of equal length, each row with a generator of its own."""
+    def generators(seeds):
+        return [torch.Generator().manual_seed(s) for s in seeds]
+    prompts = torch.randint(17, (3, 20))
+    together = ids(model, prompts, 30, generator=generators([1, 2, 3]))
+    for i in range(3):
+        assert torch.equal(together[i:i + 1], ids(model, prompts[i:i + 1], 30, generator=generators([i + 1])))
+
+
+def test_benchmark(model):
+    found = benchmark(model, torch.zeros(1, 3, dtype=torch.long), 12, most=4)
+    assert found['first'] > 0 and found['rate'] > 0 and found['reread'] > 0 and found['growth'] is None
+    assert 'tokens/s' in describe(found) and 'last thousand' not in describe(found)
+    model.step = None
+    assert benchmark(model, torch.zeros(1, 3, dtype=torch.long), 4)['reread'] is None
+
+
+def test_with_and_without_state(model):
+    """step() and reading the window anew draw the same tokens, up to the end of the window."""
     prompt = torch.randint(17, (2, 3))
     fast = ids(model, prompt, 13, temperature=0)
+    assert torch.equal(fast, ids(model, prompt, 13, temperature=0, reread=True))
     model.step = None
     assert torch.equal(fast, ids(model, prompt, 13, temperature=0))
 
@@ -122,3 +155,12 @@ def test_begin_without_a_line_break():
     assert Tokenizer({'kind': 'bytes'}).begin() == [10]
     with pytest.raises(UserError, match='unknown kind'):
         Tokenizer({'kind': 'morse'})
+
+
+def test_several_starts(run, cli):
+    """Of different lengths in one call: each text is what its start and its seed give alone."""
+    both = cli('sample.py', run, '--start', 'ab', '--start', 'a bad', '--max_new_tokens', 20, '--seed', 5).stdout
+    alone = [cli('sample.py', run, '--start', start, '--max_new_tokens', 20, '--seed', seed).stdout
+             for start, seed in (('ab', 5), ('a bad', 6))]
+    assert both == f'{alone[0]}{"-" * 80}\n{alone[1]}'
+    assert 'tokens/s; reading the window anew' in cli('sample.py', run, '--benchmark', '--max_new_tokens', 10).stdout
