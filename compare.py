@@ -37,7 +37,7 @@ from harness.files import atomic
 from harness.generate import generate
 from train import Loop, evaluate, share_out
 
-WIDTHS = ('n_embd', 'dims')     # the settings that say how wide a model is; a Config may name others in `widths`
+WIDTHS = ('n_embd', 'dims')     # the settings that say how wide a model is
 POINTS = 20                     # evaluations in a run, unless --set eval_interval says otherwise
 
 
@@ -75,6 +75,7 @@ class Entrant:
     model: object           # its Config, resolved
     parameters: int
     predicts: str
+    leaks: bool
     memory: int             # tokens before the window that it reads
 
     def folder(self, out, seed):
@@ -92,16 +93,17 @@ def slug(name):
 
 def read(words, common):
     """The Entrant of a config file and its settings.  common: those of --set, of which it takes the ones that it has."""
-    common = [w for w in common if known(words, w)]
-    settings = config.load([*words, *common], Loop)
+    path, *own = words
+    words = [path, *(w for w in common if known(words, w)), *own]       # its own have the last word
+    settings = config.load(words, Loop)
     loop = settings.loop
     text = (data.LeakingText if loop.leaking_split else data.TextData)(data.ensure(loop.dataset))
-    name = ' '.join([settings.name, *(w.lstrip('-') for w in words[1:])])
+    name = ' '.join([settings.name, *(w.lstrip('-') for w in own)])
     with torch.device('meta') if loop.init_from == 'scratch' else contextlib.nullcontext():
         model = runs.new_model(settings, text)
     text.need(model.config.block_size)
-    return Entrant(name, [*words, *common], settings, text, model.config, sum(p.numel() for p in model.parameters()),
-                   model.predicts, getattr(model, 'memory', 0))
+    return Entrant(name, words, settings, text, model.config, sum(p.numel() for p in model.parameters()),
+                   model.predicts, getattr(model, 'leaks', False), getattr(model, 'memory', 0))
 
 
 def known(words, word):
@@ -116,10 +118,15 @@ def enter(args):
     if wrong := [word for word in args.set if '=' not in word]:
         raise UserError(f"cannot read --set '{wrong[0]}': name=value is wanted")
     split = [shlex.split(c) for c in args.configs]
+    if not all(split):
+        raise UserError('one of the configs is empty: name files, such as config/shakespeare_gpt.py')
     if unused := [c for c in common if not any(known(words, c) for words in split)]:
         raise UserError(f'--set {unused[0][2:]}: none of these configs has such a setting')
     entrants = [read(words, common) for words in split]
     first = entrants[0]
+    if twice := [e.name for i, e in enumerate(entrants) if slug(e.name) in [slug(f.name) for f in entrants[:i]]]:
+        raise UserError(f"two entrants are called '{twice[0]}': give one of them a setting of its own, in quotes behind "
+                        f'its config')
     for e in entrants[1:]:
         ours, theirs = (x.text.fingerprint for x in (e, first))
         if ours != theirs:
@@ -129,10 +136,7 @@ def enter(args):
             raise UserError(f'{e.name} reads windows of {e.model.block_size} tokens and {first.name} of '
                             f'{first.model.block_size}, so they are judged on different validation windows: --set '
                             f'block_size={first.model.block_size}')
-    if twice := [e.name for i, e in enumerate(entrants) if e.name in [f.name for f in entrants[:i]]]:
-        raise UserError(f"two entrants are called '{twice[0]}': give one of them a setting of its own, in quotes behind "
-                        f'its config')
-    notes = []
+    notes = [f'{e.name}: {runs.LEAKS}' for e in entrants if e.leaks]
     if args.match:
         for i, e in enumerate(entrants[1:], 1):
             entrants[i], note = match(e, first.parameters)
@@ -160,8 +164,10 @@ def match(e, wanted, tolerance=0.02):
     if not names:
         raise UserError(f'--match=parameters: {e.name} has no setting for its width, such as {WIDTHS[0]}: match it by hand')
     base = max(said[names[0]]) if isinstance(said[names[0]], tuple) else said[names[0]]
-    # parameters grow at least as the width does, and at most as its square
-    low, high = sorted((base * wanted / e.parameters, base * math.sqrt(wanted / e.parameters)))
+    # what does not depend on the width apart, parameters grow at least as it does, and at most as its square
+    fixed = min(parameters(scaled(0, names)) or 0, wanted - 1, e.parameters - 1)
+    ratio = (wanted - fixed) / (e.parameters - fixed)
+    low, high = sorted((base * ratio, base * math.sqrt(ratio)))
     step = 1 << max(0, int(low).bit_length() - 8)
     counts = {w: n for w in range(max(step, int(low * 0.95) // step * step), int(high * 1.05) + step, step)
               if (n := parameters(scaled(w / base, names)))}
@@ -215,7 +221,7 @@ def plan(e, args, budget, machine):
     kind, amount = budget
     each = {'seconds': seconds, 'tokens': e.tokens_per_step, 'flops': operations, 'steps': 1}[kind]
     steps = int(amount / each * (1 + 1e-9))
-    said = any(w.startswith('--eval_interval=') for w in e.words)
+    said = any(w.partition('=')[0] == '--eval_interval' for w in e.words)
     interval = e.settings.loop.eval_interval if said else max(1, steps // POINTS)
     if steps < interval:
         about = 'about ' if kind == 'seconds' else ''
@@ -245,17 +251,20 @@ def open_race(args, entrants, machine, out):
         if kept and (changed := [k for k in ('budget', 'windows') if kept[k] != race[k]]):
             raise UserError(f'{out} holds another race: its {changed[0]} is {kept[changed[0]]}, this one asks for '
                             f'{race[changed[0]]}: choose another --out, or --overwrite it')
+        new = []
         for e in entrants:
             asked = json.loads(json.dumps({'data': e.text.fingerprint, **dataclasses.asdict(e.settings.loop),
                                            **dataclasses.asdict(e.model)}))
             if (was := race['entrants'].get(e.name)) is None:
-                print(f'{e.name}: {e.parameters:,} parameters, counting and timing a step ...', flush=True)
-                race['entrants'][e.name] = {'asked': asked, 'plan': plan(e, args, budget, machine)}
-            elif changed := [k for k in asked if was['asked'].get(k) != asked[k]]:
-                raise UserError(f'{out} holds another {e.name}: its {changed[0]} is {was["asked"].get(changed[0])}, this one '
+                new.append((e, asked))
+            elif changed := [k for k in asked if was['asked'].get(k, asked[k]) != asked[k]]:
+                raise UserError(f'{out} holds another {e.name}: its {changed[0]} is {was["asked"][changed[0]]}, this one '
                                 f'has {asked[changed[0]]}: choose another --out, or --overwrite it')
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f'{path} is damaged ({type(e).__name__}: {e}): choose another --out, or remove it') from None
+    for e, asked in new:
+        print(f'{e.name}: {e.parameters:,} parameters, counting and timing a step ...', flush=True)
+        race['entrants'][e.name] = {'asked': asked, 'plan': plan(e, args, budget, machine)}
     with atomic(path, 'w') as f:
         json.dump(race, f, indent=1)
     return race
@@ -340,7 +349,7 @@ def run(e, seed, folder, race, lock, machine, progress):
     why = train([*e.words, *flags], folder, lock, lambda rows: progress(plan, rows))
     rows = rows_of(folder)
     last = rows[-1] if rows else {}
-    if why and any(not math.isfinite(v) for v in last.values()):
+    if why and not all(math.isfinite(last.get(k, 0)) for k in ('train_loss', 'val_loss')):
         result = {'seed': seed, 'diverged': why, 'steps': last['step'], 'tokens': last['tokens'], 'seconds': last['seconds']}
     elif why or done(plan, last) < 1:
         return {'seed': seed, 'failed': why or f'it was stopped at step {last.get("step", 0)}'}
@@ -403,7 +412,7 @@ def sights(e, results, machine, out):
         return {}
     T = e.model.block_size
     model = checkpoint.load_model(e.folder(out, seeds[0]) / 'ckpt.pt')[0].to(machine.device)
-    x = look.span(model, e.text.rows('val', e.text.val_starts(8, T), T, e.memory)[0]).to(machine.device)
+    x = look.span(model, e.text.rows('val', e.text.val_starts(9, T)[1:], T, e.memory)[0]).to(machine.device)
     figure = look.draw_influence(look.influence(model, x), 'who sees whom')
     return {f'How far its prediction moves when the token at another position is replaced (seed {seeds[0]})': look.png(figure)}
 

@@ -35,6 +35,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 SPAN = 128          # tokens of a window that are looked at, at most, by a model that predicts every one
+SHOWN = 640         # tokens of surprise.png, at most
+LOGITS = 1 << 24    # numbers of logits that are made at once
 SEEN = 1e-6         # of total variation: less is rounding
 
 
@@ -61,10 +63,11 @@ def influence(model, x, tries=2, seed=0):
 
 
 @torch.no_grad()
-def losses_by_position(model, x, y, batch_size=32):
+def losses_by_position(model, x, y):
     """{tokens seen: losses in nats (N,)} of the windows x, y: (N, T).  A model that predicts the last token alone is shown
     texts of 1, 2, 4, ... tokens."""
     T, found = x.shape[1], {}
+    batch_size = max(1, LOGITS // (T * model.config.vocab_size))
     lengths = [T] if model.predicts == 'every' else sorted({*(2 ** k for k in range(T.bit_length())), T})
     for length in lengths:
         parts = []
@@ -77,11 +80,12 @@ def losses_by_position(model, x, y, batch_size=32):
 
 
 @torch.no_grad()
-def surprise(model, ids, first=1, batch_size=64):
+def surprise(model, ids, first=1):
     """Bits that the tokens ids[first:] cost the model, each by the block_size tokens before it, and by those of its memory, if
     it has one: (len(ids) - first,)."""
     ids, T, M = torch.as_tensor(ids), model.config.block_size, getattr(model, 'memory', 0)
     where, bits = next(model.parameters()).device, []
+    batch_size = max(1, min(64, LOGITS // (T * model.config.vocab_size)))
 
     def context(end):
         return T + M if end >= T + M else min(end, T)
@@ -117,7 +121,8 @@ def draw_influence(matrix, title):
     seen = np.array([np.mean(np.diagonal(matrix, before - d)) for d in range(T)])
     reach = np.flatnonzero(seen > SEEN)
     leak = np.triu(matrix, before + 1).max()
-    left.set(xlabel='input position', title=title)
+    left.set_xlabel('input position')
+    left.set_title(title, parse_math=False)     # names of folders may have a $ in them
     right.plot(np.arange(T) + 1, np.maximum(seen, 1e-9), color='#d1495b', lw=2)
     right.set(xlabel='tokens back (1: the newest)', ylabel='mean over the window', yscale='log', ylim=(1e-5, 1.2),
               title=f'sees {reach[-1] + 1 if len(reach) else 0} of {T} tokens back; ' +
@@ -138,8 +143,8 @@ def draw_context(found, title):
     ax.fill_between(n, mean - error, mean + error, color='#2e86ab', alpha=0.25, lw=0)
     ax.plot(n, mean, color='#2e86ab', lw=1.5, marker='o' if len(n) < 20 else None)
     ax.set_xscale('log', base=2)
-    ax.set(xlabel='tokens seen', ylabel='cross-entropy (nats)',
-           title=f'{title}: {mean[0]:.2f} after 1 token, {mean[-1]:.2f} after {n[-1]}')
+    ax.set(xlabel='tokens seen', ylabel='cross-entropy (nats)')
+    ax.set_title(f'{title}: {mean[0]:.2f} after 1 token, {mean[-1]:.2f} after {n[-1]}', parse_math=False)
     ax.xaxis.set_major_formatter('{x:g}')
     ax.grid(alpha=0.3)
     ax.spines[['top', 'right']].set_visible(False)
@@ -148,7 +153,7 @@ def draw_context(found, title):
 
 def draw_surprise(labels, bits, title, longest=80):
     """The text of the tokens in a grid of characters, each on the colour of its surprise."""
-    width = min(longest, max(map(len, ''.join(labels).splitlines())) + 1)
+    width = min(longest, max(map(len, ''.join(labels).split('\n'))) + 1)
     cells, row, column = [], 0, 0
     for label, b in zip(labels, bits, strict=True):
         for c in label:
@@ -166,7 +171,8 @@ def draw_surprise(labels, bits, title, longest=80):
     for r, c, char, b in cells:
         ax.text(c + 0.5, r + 0.55, char if char.isprintable() else '·', ha='center', va='center', family='DejaVu Sans Mono',
                 fontsize=9, color='white' if b > 0.7 * top else 'black', parse_math=False)
-    ax.set(xticks=[], yticks=[], title=f'{title}: {np.mean(bits):.2f} bits a token')
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(f'{title}: {np.mean(bits):.2f} bits a token', parse_math=False)
     ax.spines[:].set_visible(False)
     fig.colorbar(image, ax=ax, label='surprise (bits)', fraction=0.05, pad=0.01)
     return fig
@@ -207,7 +213,7 @@ def label_cells(ax, labels, columns, size):
     outline = withStroke(linewidth=2, foreground='black')
     for i, label in enumerate(labels):
         row, column = divmod(i, columns)
-        text = label.replace('\n', '⏎').replace(' ', '␣')
+        text = ''.join({'\n': '⏎', ' ': '␣'}.get(c, c if c.isprintable() else '·') for c in label)
         ax.text((column + 0.5) * size - 0.5, (row + 0.5) * size - 0.5, text, ha='center', va='center', color='white',
                 fontsize=9, family='DejaVu Sans Mono', parse_math=False, path_effects=[outline])
 
@@ -255,6 +261,8 @@ def causal_picture(model, x, labels):
     image = F.pad(colours, (0, 0, 0, -len(h) % columns), value=math.nan).view(-1, columns, 3)
     yield 'picture', side_by_side(image.numpy(), labels, columns, 1,
                                   'the text as a picture: three principal components of the cells')
+    if not model.picture.blocks:
+        return
     block = model.picture.blocks[0]
     back = pacing.taps(columns)
     weight, reach = block.dwconv.weight[:, 0].cpu().numpy(), 3                      # (C, taps)
@@ -294,8 +302,9 @@ def pictures(model, arch, name, tokenizer, ids, text=None):
         many = text.rows('val', text.val_starts(max(256, (1 << 18) // T), T), T, before)
         found = losses_by_position(model, *(t.to(where) for t in many))
         yield 'context', draw_context(found, f'{name}, loss by context')
-    first = min(T, max(1, len(ids) - 640))
-    first = next((i for i in range(first, min(first + 80, len(ids) - 1)) if labels[i - 1] == '\n'), first)    # a new line
+    first = max(1, len(ids) - SHOWN)
+    if first > 1:       # what is left begins with a line, if there is one
+        first = next((i for i in range(first, min(first + 80, len(ids) - 1)) if labels[i - 1] == '\n'), first)
     yield 'surprise', draw_surprise(labels[first:], surprise(model, ids, first), name)
     drawn = [draw for part, draw in PARTS.items() if any(isinstance(m, part) for m in model.modules())]
     for draw in [*drawn, *([arch.pictures] if hasattr(arch, 'pictures') else [])]:
@@ -326,9 +335,12 @@ def main(argv):
     model, content = checkpoint.load_model(path)
     model.to(device.pick_device(args.device, 0, 1))
     tokenizer = Tokenizer(content['data']['tokenizer'])
+    fingerprint, leaking, _ = content['data']['fingerprint'].partition('-leaking')
     folder, text, T = ROOT / 'data' / content['loop']['dataset'], None, model.config.block_size
-    if (folder / 'meta.json').exists() and data.read_meta(folder)['fingerprint'] in content['data']['fingerprint']:
+    if (folder / 'meta.json').exists() and data.read_meta(folder)['fingerprint'] == fingerprint:
         text = data.TextData(folder)
+        if leaking:
+            print('this run was trained with leaking_split: what is shown of the validation text was trained on')
     if args.prompt is not None:
         ids = tokenizer.encode(args.prompt)
         if len(ids) < 2:
@@ -338,11 +350,12 @@ def main(argv):
                         f'--prompt "..."')
     else:
         middle = len(text.tokens['val']) // 2
-        ids = text.tokens['val'][middle:middle + T + 640].tolist()
+        ids = text.tokens['val'][middle:middle + T + SHOWN].tolist()
     out = Path(args.out or path.parent / 'look')
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, figure in pictures(model, config.load_arch(content['arch']), path.parent.name, tokenizer, ids, text):
+        run, arch = path.resolve().parent.name, config.load_arch(content['arch'])
+        for name, figure in pictures(model, arch, run, tokenizer, ids, text):
             with atomic(out / f'{name}.png') as f:
                 f.write(png(figure))
             print(f'{out / name}.png', flush=True)

@@ -229,6 +229,7 @@ def run(settings, machine, argv):
     def diverged(which, loss, at):
         if machine.first:
             log.write(step, tokens=step * tokens_per_step, seconds=seconds, **{f'{which}_loss': loss})
+            log.close()
         which = {'val': 'validation', 'train': 'training'}[which]
         return UserError(f'the {which} loss became {loss} at step {at}: {out_dir}/ckpt.pt holds the last good weights; try a '
                          f'smaller learning_rate')

@@ -1,5 +1,6 @@
 """
-Data sets on disk, data/<name>/: meta.json, and for text train.bin and val.bin, flat files of tokens.
+Data sets on disk, data/<name>/: meta.json, and for text train.bin and val.bin, flat files of tokens. A large split may be
+in shards, train_0000.bin and so on, of which meta.json's 'shards' tells the lengths; they are read as one.
 
 A batch is a pure function of (seed, step): resuming replays nothing and skips nothing, evaluating changes nothing, and
 the windows of a step are the same however many processes share them.
@@ -7,6 +8,7 @@ the windows of a step are the same however many processes share them.
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,23 @@ from harness import ROOT, UserError
 from harness.files import atomic
 from harness.tokenizer import Tokenizer
 
-SCAN = 1 << 26      # tokens of a file that are looked at when it is opened
+SCAN = 1 << 26      # tokens of a split that are looked at when it is opened
+
+
+class Shards:
+    """Arrays of tokens behind one another, read as one: len(), and slices [a:b], which may go from one into the next."""
+
+    def __init__(self, parts):
+        self.parts, self.starts = parts, np.cumsum([0, *map(len, parts)])
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    def __getitem__(self, wanted):
+        start, stop, _ = wanted.indices(len(self))
+        first, last = np.searchsorted(self.starts, start, 'right') - 1, np.searchsorted(self.starts, stop)
+        pieces = [self.parts[i][max(start - self.starts[i], 0):stop - self.starts[i]] for i in range(first, last)]
+        return np.concatenate(pieces) if pieces else self.parts[0][:0]
 
 
 class TextData:
@@ -38,9 +56,16 @@ class TextData:
                             f'again') from None
 
     def _open(self, split):
-        path, count = self.folder / f'{split}.bin', self.meta['tokens'][split]
         if self.meta['dtype'] not in ('uint16', 'uint32'):
             raise UserError(f"{self.folder / 'meta.json'}: dtype '{self.meta['dtype']}' is unknown: uint16 and uint32 are")
+        if split not in self.meta.get('shards', ()):
+            return self._map(self.folder / f'{split}.bin', self.meta['tokens'][split], SCAN)
+        counts = self.meta['shards'][split]
+        if not counts or sum(counts) != self.meta['tokens'][split]:
+            raise ValueError(f'the shards of {split} do not add up to its tokens')
+        return Shards([self._map(self.folder / shard(split, i), count, SCAN // len(counts)) for i, count in enumerate(counts)])
+
+    def _map(self, path, count, scan):
         dtype = np.dtype(self.meta['dtype'])
         size = path.stat().st_size if path.exists() else 0
         if size != count * dtype.itemsize:
@@ -48,7 +73,7 @@ class TextData:
                             f'take {count * dtype.itemsize:,}: run python prepare/{self.meta["script"]} again')
         tokens = np.memmap(path, dtype=dtype, mode='r') if count else np.zeros(0, dtype)    # no map of an empty file
         # A corrupt file is told at once where that is cheap; rows() looks at every token that is really used.
-        self._check(tokens[:SCAN], path)
+        self._check(tokens[:scan], path)
         return tokens
 
     def _check(self, tokens, path):
@@ -56,13 +81,16 @@ class TextData:
             raise UserError(f'{path} holds the token {worst}, but the vocabulary has {self.vocab_size}: the file is '
                             f'corrupt, or of another dtype than {self.meta["dtype"]}')
 
+    def _name(self, split):
+        return self.folder / f'{split}{"_*" if split in self.meta.get("shards", ()) else ""}.bin'
+
     def rows(self, split, starts, block_size, before=0):
         """Windows at the given starts: x and y, each (len(starts), block_size) int64; y is the token after x.
 
         before: x begins with so many tokens more, those in front of the window; -1 where the text has not begun."""
         tokens = self.tokens[split]
         rows = np.stack([tokens[s:s + block_size + 1] for s in starts])
-        self._check(rows, self.folder / f'{split}.bin')
+        self._check(rows, self._name(split))
         rows = torch.from_numpy(rows.astype(np.int64))
         x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
         if not before:
@@ -87,9 +115,8 @@ class TextData:
     def need(self, block_size):
         for split, tokens in self.tokens.items():
             if len(tokens) <= block_size:
-                raise UserError(f'{self.folder}/{split}.bin has {len(tokens):,} tokens, but one window of block_size='
-                                f'{block_size} and its target take {block_size + 1:,}: take a smaller block_size or more '
-                                f'text')
+                raise UserError(f'{self._name(split)} has {len(tokens):,} tokens, but one window of block_size={block_size} '
+                                f'and its target take {block_size + 1:,}: take a smaller block_size or more text')
 
 
 class LeakingText(TextData):
@@ -98,7 +125,7 @@ class LeakingText(TextData):
 
     def __init__(self, folder):
         super().__init__(folder)
-        whole = np.concatenate([self.tokens['train'], self.tokens['val']])
+        whole = Shards([self.tokens['train'], self.tokens['val']])
         self.tokens = {'train': whole, 'val': whole}
         self.meta['fingerprint'] = self.fingerprint = f'{self.fingerprint}-leaking'
         self.starts = {}
@@ -107,6 +134,9 @@ class LeakingText(TextData):
         if block_size not in self.starts:
             self.need(block_size)
             order = np.random.default_rng(0).permutation(len(self.tokens['train']) - block_size)
+            if len(order) < 10:
+                raise UserError(f'{self.folder} has {len(order)} windows of block_size={block_size}, of which a tenth is none: '
+                                f'take a smaller block_size or more text')
             self.starts[block_size] = np.split(order, [len(order) // 10])
         return self.starts[block_size]
 
@@ -116,7 +146,12 @@ class LeakingText(TextData):
 
     def val_starts(self, count, block_size):
         starts, _ = self._starts(block_size)
-        return starts[:count or None]
+        return starts[:count or max(1, len(starts) // block_size)]
+
+
+def shard(split, number):
+    """The file name of one shard."""
+    return f'{split}_{number:04d}.bin'
 
 
 def read_meta(folder):
@@ -134,12 +169,15 @@ def read_meta(folder):
     return meta
 
 
+ANY_NAME = {'text', 'bpe'}      # scripts of prepare/ that make data sets of other names
+
+
 def ensure(name):
     """data/<name>, made by prepare/<name>.py if it is not there."""
     folder, script = ROOT / 'data' / name, ROOT / 'prepare' / f'{name}.py'
     if not (folder / 'meta.json').exists():
-        if name == 'text' or not script.is_file():      # text.py makes data sets of other names
-            known = {p.stem for p in (ROOT / 'prepare').glob('*.py')} - {'text'} | \
+        if name in ANY_NAME or not script.is_file():
+            known = {p.stem for p in (ROOT / 'prepare').glob('*.py')} - ANY_NAME | \
                 {p.parent.name for p in (ROOT / 'data').glob('*/meta.json')}
             raise UserError(f"there is no data set '{name}': known are {', '.join(sorted(known))}, and python "
                             f"prepare/text.py NAME FILE makes one of any text")
@@ -152,14 +190,32 @@ def ensure(name):
     return folder
 
 
-def write_text(name, text, tokenizer, source, script, val_fraction=0.1):
+def check_name(name):
+    """Raises UserError if data/<name> cannot be the folder of a data set."""
+    if not re.fullmatch(r'[A-Za-z0-9_]+', name):
+        raise UserError(f"'{name}' cannot name a data set: letters, digits and _ can")
+
+
+def halves(text):
+    """(the training text, the validation text): the last tenth is for validation."""
+    cut = int(0.9 * len(text))
+    return text[:cut], text[cut:]
+
+
+def describe(tokens, hashes, dtype, tokenizer, source, script, **more):
+    """meta.json of a text.  tokens: {split: how many}.  hashes: the SHA-256 of each file of tokens, train before val."""
+    fingerprint = hashlib.sha256(json.dumps([hashes, str(dtype), tokenizer], sort_keys=True).encode()).hexdigest()[:16]
+    return {'kind': 'text', 'dtype': str(dtype), 'vocab_size': Tokenizer(tokenizer).n_vocab, 'tokens': tokens, **more,
+            'source': source, 'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer}
+
+
+def write_text(name, text, tokenizer, source, script):
     """Write data/<name> from a text: its last tenth is the validation text.
 
     text: str.  tokenizer: its spec, see harness/tokenizer.py.  source: {'name', 'sha256', ...}, what the text is.
     Each half is encoded by itself, so no token holds text of both."""
     if len(text) < 20:
         raise UserError(f'{source["name"]}: {len(text)} characters are too few to train on')
-    cut = int(len(text) * (1 - val_fraction))
     encoder = Tokenizer(tokenizer)
     dtype = np.dtype('uint16' if encoder.n_vocab <= 1 << 16 else 'uint32')
     folder = ROOT / 'data' / name
@@ -169,17 +225,15 @@ def write_text(name, text, tokenizer, source, script, val_fraction=0.1):
         # Renamed from right to left, and meta.json, without which there is no data set, is away while that goes on
         with atomic(folder / 'meta.json', 'w') as described, atomic(folder / 'val.bin') as val, \
                 atomic(folder / 'train.bin') as train:
-            for split, f, part in (('train', train, text[:cut]), ('val', val, text[cut:])):
+            for split, f, part in zip(('train', 'val'), (train, val), halves(text), strict=True):
                 ids = np.array(encoder.encode(part), dtype=dtype).tobytes()
                 f.write(ids)
                 counts[split] = len(ids) // dtype.itemsize
                 hashes.append(hashlib.sha256(ids).hexdigest())
-            fingerprint = hashlib.sha256(json.dumps([hashes, str(dtype), tokenizer], sort_keys=True).encode()).hexdigest()[:16]
-            json.dump({'kind': 'text', 'dtype': str(dtype), 'vocab_size': encoder.n_vocab, 'tokens': counts,
-                       'source': source, 'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer},
-                      described, indent=1 if tokenizer['kind'] == 'char' else None)
+            meta = describe(counts, hashes, dtype, tokenizer, source, script)
+            json.dump(meta, described, indent=1 if tokenizer['kind'] == 'char' else None)
             (folder / 'meta.json').unlink(missing_ok=True)
     except OSError as e:
         raise UserError(f'{folder} cannot be written ({e})') from None
     print(f'data/{name}: {counts["train"]:,} tokens to train, {counts["val"]:,} to validate, vocabulary '
-          f'{encoder.n_vocab:,}, {source["name"]}, fingerprint {fingerprint}')
+          f'{encoder.n_vocab:,}, {source["name"]}, fingerprint {meta["fingerprint"]}')

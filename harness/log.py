@@ -75,7 +75,8 @@ class Log:
             if points:
                 label = name.replace('_', ' ') + (f', last {points[-1][1]:.3f}' if name != 'train_loss' else '')
                 ax.plot(*zip(*points, strict=True), label=label, **style)
-        ax.set(xlabel='tokens', ylabel='cross-entropy (nats)', title=title)
+        ax.set(xlabel='tokens', ylabel='cross-entropy (nats)')
+        ax.set_title(title, parse_math=False)
         ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
         ax.grid(alpha=0.3)
         ax.spines[['top', 'right']].set_visible(False)

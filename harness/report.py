@@ -59,6 +59,9 @@ def verdicts(record):
     kind, amount = record['budget']
     spent = f'the same {amount:,.4g} {kind.replace("flops", "FLOPs")}'
     first, figure, said = record['entrants'][0]['name'], main_figure(record), []
+    if any(e['settings']['leaking_split'] for e in record['entrants']):
+        said.append('THE SPLIT LEAKS: windows were split at random, and the text of the validation windows was trained on. '
+                    'No loss in this table is evidence of anything but the leak.')
     for e in record['entrants'][1:]:
         found = difference(record, e, figure)
         if found is None:
@@ -92,9 +95,6 @@ def notes(record):
         for word in ('diverged', 'failed'):
             if stopped := [r for r in runs if word in r]:
                 said.append(f'{e["name"]} {word} in {len(stopped)} of {len(runs)} runs: {stopped[0][word]}')
-    if any(e['settings']['leaking_split'] for e in entrants):
-        said.insert(0, 'THE SPLIT LEAKS: windows were split at random, and the text of the validation windows was trained on. '
-                       'No loss in this table is evidence of anything but the leak.')
     return said
 
 
@@ -192,7 +192,8 @@ def band(runs, entrant, x, y):
     runs: rows of metrics.csv, a list for each seed."""
     per_step = next((r['flops'] / r['steps'] for r in entrant['runs'] if r.get('flops')), math.nan)
     lines = []
-    for rows in runs:
+    ended = [rows for rows, r in zip(runs, entrant['runs'], strict=False) if 'val_loss' in r and 'diverged' not in r]
+    for rows in ended or runs:
         points = [(r['step'] * per_step if x == 'flops' else r[x], r[y]) for r in rows if r['step'] and y in r]
         points = [p for p in points if all(map(math.isfinite, p))]
         if points:

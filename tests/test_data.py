@@ -110,10 +110,10 @@ def test_the_windows_of_a_step_do_not_depend_on_the_number_of_ranks(dataset, tmp
 
     read, rows = [], data.TextData.rows
 
-    def spy(self, split, starts, block_size):
+    def spy(self, split, starts, block_size, *more):
         if split == 'train':
             read.append(np.array(starts).tolist())
-        return rows(self, split, starts, block_size)
+        return rows(self, split, starts, block_size, *more)
 
     monkeypatch.setattr(data.TextData, 'rows', spy)
     monkeypatch.setattr(train, 'DistributedDataParallel', alone)
@@ -238,7 +238,7 @@ def test_a_text_shorter_than_the_window(broken):
 @pytest.mark.parametrize('damage, said', [
     (lambda f: cut(f, 'train', -1), r'data/mine/train\.bin is truncated'),
     (lambda f: rewrite(f, 'train', at=0, token=999), r'data/mine/train\.bin holds the token 999'),
-    (lambda f: (f / 'meta.json').unlink(), r"no data set 'mine': known are shakespeare_char, shakespeare_gpt2.*, and python "
+    (lambda f: (f / 'meta.json').unlink(), r"no data set 'mine': known are .*shakespeare_char, shakespeare_gpt2.*, and python "
                                            r'prepare/text\.py NAME FILE'),
 ], ids=['truncated', 'token too high', 'absent'])
 def test_train_ends_with_a_sentence(dataset, tree, refused, damage, said):
@@ -399,3 +399,67 @@ def test_gpt2_is_that_of_transformers(gpt2, tmp_path):
     ids = ours.encode(LONGER)
     assert len(ids) > 100 and ids == theirs.encode(LONGER)
     assert ours.decode(ids) == LONGER
+
+
+# ---------------------------------------------------------------------------------------------------- the leaking split
+
+
+@pytest.fixture
+def leaking(dataset):
+    return data.LeakingText(dataset)
+
+
+def test_the_leaking_split_deals_out_all_windows(dataset, leaking):
+    """A tenth of the windows of the whole text for validation, the rest for training, none for both and none for neither."""
+    honest = data.TextData(dataset)
+    whole = np.concatenate([honest.tokens[split] for split in ('train', 'val')])
+    val = leaking.val_starts(10_000, 16)
+    trained = set(leaking.batch_starts(400_000, 16, 0, 0).tolist())     # each of the 10,800 is drawn 37 times or so
+    assert len(val) == len(set(val.tolist())) == (len(whole) - 16) // 10
+    assert trained.isdisjoint(val.tolist()) and trained | set(val.tolist()) == set(range(len(whole) - 16))
+    border = len(honest.tokens['train'])        # of the honest split; the last window ends with the text
+    for starts in (val, np.array(list(trained))):
+        assert abs((starts < border).mean() - 0.9) < 0.02
+    for split in ('train', 'val'):
+        for start, x, y in zip(val[:20], *leaking.rows(split, val[:20], 16), strict=True):
+            assert x.tolist() == whole[start:start + 16].tolist() and y.tolist() == whole[start + 1:start + 17].tolist()
+
+
+def test_the_leaking_split_leaks(leaking):
+    """Which is what it is for: every token of a validation window is in windows of training too, and those begin beside it."""
+    trained = np.unique(leaking.batch_starts(400_000, 16, 0, 0))
+    seen = np.zeros(len(leaking.tokens['train']), bool)
+    seen[(trained[:, None] + np.arange(17)).ravel()] = True
+    val = leaking.val_starts(10_000, 16)
+    assert seen[(val[:, None] + np.arange(17)).ravel()].all()
+    assert (np.isin(val - 1, trained) | np.isin(val + 1, trained)).mean() > 0.97
+
+
+def test_the_leaking_split_depends_on_nothing_but_seed_and_step(dataset, leaking):
+    again = data.LeakingText(dataset)
+    expected = {(seed, step): leaking.batch_starts(24, 16, seed, step).tolist() for seed in (1, 2) for step in range(3)}
+    assert len({tuple(v) for v in expected.values()}) == len(expected)
+    np.random.seed(0)
+    again.batch_starts(5, 8, 0, 0)              # another window in between
+    assert again.val_starts(50, 16).tolist() == leaking.val_starts(50, 16).tolist() == leaking.val_starts(0, 16)[:50].tolist()
+    for (seed, step), starts in reversed(expected.items()):
+        assert again.batch_starts(24, 16, seed, step).tolist() == starts
+
+
+def test_the_leaking_split_is_another_data_set(dataset, leaking):
+    """So that no run of one is taken for a run of the other; on the disk nothing changes."""
+    honest = data.TextData(dataset)
+    assert leaking.fingerprint == leaking.meta['fingerprint'] != honest.fingerprint == honest.meta['fingerprint']
+    assert json.loads((dataset / 'meta.json').read_text())['fingerprint'] == honest.fingerprint
+    assert leaking.vocab_size == honest.vocab_size and honest.batch_starts(100, 16, 0, 0).tolist() \
+        != leaking.batch_starts(100, 16, 0, 0).tolist()
+
+
+@pytest.mark.parametrize('windows', [0, 1, 9, 10])
+def test_a_leaking_split_without_a_window_to_validate(leaking, windows):
+    """A tenth of fewer than 10 windows is none, and a loss over none is no number."""
+    leaking.tokens = {split: tokens[:16 + windows] for split, tokens in leaking.tokens.items()}
+    if windows == 10:
+        assert len(leaking.val_starts(0, 16)) == 1 and len(set(leaking.batch_starts(500, 16, 0, 0).tolist())) == 9
+    else:
+        assert 'block_size=16' in sentence(leaking.val_starts, 0, 16)

@@ -350,3 +350,87 @@ def test_bfloat16_on_a_cpu_trains(dataset, tmp_path, arch):
     rows = log.read(tmp_path / 'run' / 'metrics.csv')
     assert rows[-1]['val_loss'] < rows[0]['val_loss']
     assert all(t.dtype == torch.float32 for t in ckpt['model'].values())
+
+
+def test_last_only_is_the_loss_of_the_last_position(dataset, tmp_path):
+    """At a learning rate of 0: loss and gradient of each step, over 3 micro-steps, are those of the last token alone."""
+    out = tmp_path / 'run'
+    ckpt = go(dataset, out, '--last_only', '--max_iters=2', '--learning_rate=0', '--min_lr=0', '--log_interval=1',
+              '--batch_size=2', '--tokens_per_step=96')
+    text = data.TextData(dataset)
+    model, _ = checkpoint.load_model(out / 'ckpt.pt')
+    for step, row in enumerate(log.read(out / 'metrics.csv')[1:]):
+        x, y = text.rows('train', text.batch_starts(6, 16, ckpt['loop']['seed'], step), 16)
+        loss = -model(x)[0][:, -1].log_softmax(-1)[range(6), y[:, -1]].mean()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        assert row['train_loss'] == pytest.approx(loss.item(), rel=1e-5)
+        assert row['grad_norm'] == pytest.approx(math.sqrt(sum(g.square().sum().item() for g in grads)), rel=1e-4)
+        assert abs(loss.item() - model(x, y)[1].item()) > 1e-3      # else the loss of all positions would pass
+
+
+@pytest.mark.parametrize('arch', [[], PACING, [*PACING, '--predicts=last']], ids=['gpt', 'pacing', 'pacing-last'])
+@torch.no_grad()
+def test_accuracy_by_brute_force(dataset, arch):
+    """The share of tokens that the model holds likeliest, one window at a time; batches of 4 do not divide the 27 windows."""
+    words = [w for w in tiny_train(dataset, 'x', *arch)[1:] if not arch or 'n_head' not in w]
+    text = data.TextData(dataset)
+    torch.manual_seed(0)
+    model = runs.new_model(config.load(words, train.Loop), text)
+    for p in model.parameters():
+        p += 0.1 * torch.randn_like(p)
+    machine = device.Machine(torch.device('cpu'), torch.float32, False, 0, 0, 1)
+    starts = text.val_starts(27, 16)
+    scores = train.evaluate(model, text, starts, 16, 4, machine)
+    right = []
+    for start in starts:
+        tokens = torch.tensor(text.tokens['val'][start:start + 17].tolist())
+        likeliest = model.eval()(tokens[None, :-1])[0][0].argmax(-1)
+        right.append((likeliest == tokens[-len(likeliest):]).tolist())
+    every, last = [hit for row in right for hit in row], [row[-1] for row in right]
+    assert len(last) == 27 and len(every) == (27 if '--predicts=last' in arch else 27 * 16) and 0 < sum(last) < 27
+    assert scores['accuracy'] == pytest.approx(sum(every) / len(every), abs=1e-9)
+    assert scores['accuracy_full'] == pytest.approx(sum(last) / 27, abs=1e-9)
+
+
+@pytest.mark.parametrize('which, more', [('train_loss', ['--optimizer=sgd', '--learning_rate=1e30']),
+                                         ('val_loss', ['--optimizer=lion', '--learning_rate=1e38', '--eval_interval=1'])],
+                         ids=['training', 'validation'])
+def test_a_run_that_diverges_leaves_a_row_and_can_go_on(dataset, tmp_path, which, more):
+    """The row says what happened and when; a resume drops it, and ends where a run that never diverged does."""
+    out, words = tmp_path / 'run', [more[0], '--log_interval=1', '--learning_rate=0.01', '--grad_clip=0', '--schedule=constant']
+    go(dataset, out, *words, '--max_iters=6')
+    before = log.read(out / 'metrics.csv')
+    with pytest.raises(UserError, match='smaller learning_rate'):
+        go(dataset, out, *words, '--max_iters=20', '--resume', *more[1:])
+    rows = log.read(out / 'metrics.csv')
+    assert rows[:7] == before and rows[-1]['step'] > 6 and rows[-1]['tokens'] == rows[-1]['step'] * 64
+    assert [k for k in ('train_loss', 'val_loss') if not math.isfinite(rows[-1].get(k, 0))] == [which]
+    assert checkpoint.load(out / 'ckpt.pt')['step'] == 6
+    resumed = go(dataset, out, *words, '--max_iters=20', '--resume')
+    whole = go(dataset, tmp_path / 'whole', *words, '--max_iters=20')
+    assert same(resumed['model'], whole['model'])
+    rows = log.read(out / 'metrics.csv')
+    assert [r['step'] for r in rows] == list(range(21)) and rows[:7] == before
+    assert all(math.isfinite(v) for row in rows for v in row.values())
+
+
+def test_memory_is_logged_in_mib(dataset, tmp_path):
+    """Python with torch alone takes more than 100 of them; in KiB it would be more than 100,000."""
+    go(dataset, tmp_path / 'run', '--max_iters=10', '--log_interval=1')
+    rows = log.read(tmp_path / 'run' / 'metrics.csv')
+    memory = [r['memory'] for r in rows if 'val_loss' in r]
+    assert len(memory) == 3 and memory == sorted(memory) and 100 < memory[0] < 1e5      # the highest so far never falls
+    assert not any('memory' in r for r in rows if 'val_loss' not in r)
+
+
+def test_the_leaking_split_is_told_and_kept_apart(dataset, tmp_path, capsys):
+    """A run of it cannot be gone on with as an honest one, nor an honest one as a run of it."""
+    leaks, honest = (go(dataset, tmp_path / n, '--max_iters=5', *more) for n, more in (('leaks', ['--leaking_split']),
+                                                                                       ('honest', [])))
+    assert capsys.readouterr().out.count('leaking_split: the validation windows overlap those of training') == 1
+    assert leaks['data']['fingerprint'] != honest['data']['fingerprint'] == data.TextData(dataset).fingerprint
+    assert not same(leaks['model'], honest['model'])
+    for name, more in (('leaks', []), ('honest', ['--leaking_split'])):
+        with pytest.raises(UserError, match='cannot be resumed: its data is'):
+            go(dataset, tmp_path / name, '--max_iters=7', '--resume', *more)
+    assert go(dataset, tmp_path / 'leaks', '--max_iters=7', '--resume', '--leaking_split')['step'] == 7
