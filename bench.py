@@ -2,10 +2,12 @@
 Speed, as ratios of medians taken in turn in one process, since machines are noisy:
 
     python bench.py train config/shakespeare_gpt.py config/shakespeare_pacing.py [--rounds=50] [--name=value ...]
+    python bench.py scan [--rounds=3]
     python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
 
 train: whole training steps (forward, backward, clipping, optimizer) of each config, against the first one's.  A config in
 quotes may have settings of its own behind it; --out=FILE.json keeps the figures.
+scan: Mamba's, forward and backward, against the plain loop that it stands for.
 generate: the time to the first token, tokens per second by step() and by reading the window anew, and whether a token
 costs more as the text grows; with untrained weights (sample.py --benchmark does the same with those of a run).
 """
@@ -20,6 +22,7 @@ import time
 import torch
 from tqdm import trange
 
+import mamba
 from harness import UserError, config, device, optim, report
 from harness.files import atomic
 from harness.generate import benchmark, describe
@@ -86,6 +89,20 @@ def bench_generate(words):
         print(f'{s.name}: {describe(benchmark(model, torch.zeros(1, 1, dtype=torch.long), tokens))}', flush=True)
 
 
+def bench_scan(flags):
+    rounds = take(flags, 'rounds', 3)
+    for B, T in ((8, 256), (4, 1024)):
+        E, N = 128, 16
+        made = torch.randn(B, T, E), torch.rand(B, T, E) / 10, -torch.rand(E, N) * 16, *torch.randn(2, B, T, N)
+        inputs = [v.requires_grad_() for v in made]
+
+        def both_ways(scan, inputs=inputs):
+            torch.autograd.grad(scan(*inputs)[0].sum(), inputs)
+        times = race([lambda f=f: both_ways(f) for f in (mamba.scan_plain, mamba.scan)], rounds)
+        plain, fast = map(statistics.median, times)
+        print(f'B {B}, T {T}, E {E}, N {N}: plain {plain * 1e3:,.0f} ms, fast {fast * 1e3:.1f} ms, x {plain / fast:.0f}')
+
+
 def race(functions, rounds):
     """Seconds a call of each, `rounds` times in turn, after two rounds that are not counted."""
     times = [[] for _ in functions]
@@ -100,7 +117,8 @@ def race(functions, rounds):
 
 if __name__ == '__main__':
     words = sys.argv[1:]
-    if not words or words[0] not in ('train', 'generate'):
+    kinds = {'train': bench_train, 'scan': bench_scan, 'generate': bench_generate}
+    if not words or words[0] not in kinds:
         print(__doc__)
         sys.exit(0 if words and words[0] == '--help' else 1)
-    (bench_train if words[0] == 'train' else bench_generate)(words[1:])
+    kinds[words[0]](words[1:])

@@ -1,6 +1,8 @@
 """
 What a race has come to: tables, curves and a page, all from one record of plain data (results.json).
 
+    python -m harness.report        # bring the tables of README.md up to date with the records in results/
+
 record: {'command', 'date', 'machine', 'budget': [kind, amount], 'windows', 'notes', 'data': {'name', 'fingerprint', 'source'},
 'entrants': [{'name', 'arch', 'parameters', 'predicts', 'settings': {...}, 'runs': [...]}]}; a run has a 'seed' and either the
 figures of FIGURES, or why it has none: 'diverged' or 'failed'.
@@ -11,11 +13,13 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
 import numpy as np
 
+from harness import ROOT
 from harness.files import atomic
 
 FIGURES = {     # of a run: title, format
@@ -24,6 +28,12 @@ FIGURES = {     # of a run: title, format
     'train_loss': ('train loss', '.3f'), 'val_loss': ('val_loss', '.3f'), 'val_loss_full': ('val_loss_full', '.3f'),
     'bits_per_character': ('bits/character', '.3f'), 'accuracy_full': ('accuracy', '.1%')}
 ENOUGH = 3      # seeds, below which no difference can be told from noise
+
+
+def budget(record):
+    """What each run might spend: '120 seconds', '1,536,000 tokens', '1e+13 FLOPs'."""
+    kind, amount = record['budget']
+    return f'{format(amount, ",.6g" if amount < 1e6 else ",.0f" if amount < 1e9 else ".3g")} {kind.replace("flops", "FLOPs")}'
 
 
 def main_figure(record):
@@ -56,8 +66,7 @@ def difference(record, entrant, figure):
 
 def verdicts(record):
     """For each rival, in a sentence, whether it learned more than the first."""
-    kind, amount = record['budget']
-    spent = f'the same {amount:,.4g} {kind.replace("flops", "FLOPs")}'
+    spent = f'the same {budget(record)}'
     first, figure, said = record['entrants'][0]['name'], main_figure(record), []
     if any(e['settings']['leaking_split'] for e in record['entrants']):
         said.append('THE SPLIT LEAKS: windows were split at random, and the text of the validation windows was trained on. '
@@ -154,12 +163,36 @@ def markdown(headers, rows):
 
 def text(record):
     """All of it in Markdown."""
-    kind, amount = record['budget']
     d = record['data']
-    about = (f'{amount:,.4g} {kind.replace("flops", "FLOPs")} each; {d["source"]}, fingerprint {d["fingerprint"]}; judged on '
+    about = (f'{budget(record)} each; {d["source"]}, fingerprint {d["fingerprint"]}; judged on '
              f'{record["windows"] or "all"} windows; {record["date"]}; {record["machine"]}')
     parts = [*(markdown(*t) for t in tables(record)), '\n'.join(f'- {s}' for s in verdicts(record) + notes(record)), about]
     return '\n\n'.join(p for p in parts if p) + '\n'
+
+
+def short(record):
+    """What README.md shows of a record, of a race or of bench.py: a table, and what it was measured with."""
+    if 'speeds' in record:
+        return f'{markdown(*speeds(record))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
+    headers = ['config', 'parameters', 'tokens', 'val_loss', 'difference', 'val_loss_full', 'difference']
+    rows = [[e['name'], f'{e["parameters"]:,}', cell(e, 'tokens'), cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
+             cell(e, 'val_loss_full'), difference_cell(record, e, 'val_loss_full')] for e in record['entrants']]
+    d = record['data']
+    seeds = len(record['entrants'][0]['runs'])
+    about = (f'{budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {record["windows"] or "all"} windows; {d["source"]}, fingerprint '
+             f'{d["fingerprint"]}; {record["date"]}; {record["machine"]}')
+    return f'{markdown(headers, rows)}\n\n<sub>{about}</sub>\n'
+
+
+MARK = re.compile(r'(<!-- (results/[\w.]+\.json) -->\n).*?(<!-- end -->)', re.S)
+
+
+def refreshed(readme, root):
+    """The text of README.md in which each table behind a mark is that of the record which the mark names."""
+    def table(found):
+        record = json.loads((root / found[2]).read_text(encoding='utf-8'))
+        return f'{found[1]}\n{short(record)}{found[3]}'
+    return MARK.sub(table, readme)
 
 
 def write_csv(record, f):
@@ -283,3 +316,10 @@ def write(record, curves, pictures, out):
         f.write(page)
     print(text(record))
     print(f'written to {out}/: report.html, race.png, table.md, table.csv, results.json')
+
+
+if __name__ == '__main__':
+    path = ROOT / 'README.md'
+    new = refreshed(path.read_text(encoding='utf-8'), ROOT)
+    with atomic(path, 'w') as f:
+        f.write(new)
