@@ -136,7 +136,7 @@ def enter(args):
             raise UserError(f'{e.name} reads windows of {e.model.block_size} tokens and {first.name} of '
                             f'{first.model.block_size}, so they are judged on different validation windows: --set '
                             f'block_size={first.model.block_size}')
-    notes = [f'{e.name}: {runs.LEAKS}' for e in entrants if e.leaks]
+    notes = []
     if args.match:
         for i, e in enumerate(entrants[1:], 1):
             entrants[i], note = match(e, first.parameters)
@@ -396,8 +396,9 @@ def main(argv):
         'machine': machine.describe(), 'budget': race['budget'], 'windows': race['windows'], 'notes': notes,
         'data': {'name': first.dataset, 'fingerprint': entrants[0].text.fingerprint,
                  'source': entrants[0].text.meta['source']['name']},
-        'entrants': [{'name': e.name, 'arch': e.settings.arch.__name__, 'parameters': e.parameters, 'predicts': e.predicts,
-                      'settings': race['entrants'][e.name]['asked'], 'runs': results[e.name]} for e in entrants]}
+        'entrants': [{'name': e.name, 'arch': e.settings.arch.__name__, 'parameters': e.parameters,
+                      'predicts': e.predicts, 'leaks': e.leaks, 'settings': race['entrants'][e.name]['asked'],
+                      'runs': results[e.name]} for e in entrants]}
     curves = {e.name: [rows_of(e.folder(out, r['seed'])) for r in results[e.name]] for e in entrants}
     report.write(record, curves, {e.name: sights(e, results[e.name], machine, out) for e in entrants}, out)
     failed = [f'{e.name}, seed {r["seed"]}: {r["failed"]}' for e in entrants for r in results[e.name] if 'failed' in r]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from harness import UserError, checkpoint, config, device, runs
+from harness import LEAKS, UserError, checkpoint, config, device
 from harness.generate import benchmark, describe, generate
 from harness.tokenizer import Tokenizer, gpt2_spec
 
@@ -76,7 +76,7 @@ def main(argv):
         tokenizer = Tokenizer(gpt2_spec())
     model.to(where)
     if getattr(model, 'leaks', False):
-        print(runs.LEAKS, file=sys.stderr)
+        print(LEAKS, file=sys.stderr)
     starts = [prompt(start, tokenizer) for start in args.start or [None] for _ in range(args.num_samples)]
     n_vocab = min(tokenizer.n_vocab, model.config.vocab_size)
     if args.benchmark:

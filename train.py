@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from harness import UserError, checkpoint, config, data, device, optim, runs
+from harness import LEAKS, UserError, checkpoint, config, data, device, optim, runs
 from harness.generate import generate
 
 
@@ -180,7 +180,7 @@ def run(settings, machine, argv):
               f' ({machine.world} rank{"s" * (machine.world > 1)} x {micro_steps} micro-step{"s" * (micro_steps > 1)} x '
               f'{rows} windows of {block_size}); text: {text.meta["source"]["name"]}')
         if getattr(model, 'leaks', False):
-            print(runs.LEAKS)
+            print(LEAKS)
         if loop.leaking_split:
             print('leaking_split: the validation windows overlap those of training, so no loss of this run is evidence')
     if loop.dry_run:

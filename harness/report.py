@@ -4,8 +4,8 @@ What a race has come to: tables, curves and a page, all from one record of plain
     python -m harness.report        # bring the tables of README.md up to date with the records in results/
 
 record: {'command', 'date', 'machine', 'budget': [kind, amount], 'windows', 'notes', 'data': {'name', 'fingerprint', 'source'},
-'entrants': [{'name', 'arch', 'parameters', 'predicts', 'settings': {...}, 'runs': [...]}]}; a run has a 'seed' and either the
-figures of FIGURES, or why it has none: 'diverged' or 'failed'.
+'entrants': [{'name', 'arch', 'parameters', 'predicts', 'leaks', 'settings': {...}, 'runs': [...]}]}; a run has a 'seed' and
+either the figures of FIGURES, or why it has none: 'diverged' or 'failed'.
 """
 
 import base64
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import ROOT
+from harness import LEAKS, ROOT
 from harness.files import atomic
 
 FIGURES = {     # of a run: title, format
@@ -73,6 +73,9 @@ def verdicts(record):
                     'No loss in this table is evidence of anything but the leak.')
     for e in record['entrants'][1:]:
         found = difference(record, e, figure)
+        if e['leaks']:
+            said.append(f'{e["name"]} is out of the race: {LEAKS}.')
+            continue
         if found is None:
             said.append(f'{e["name"]} cannot be compared with {first}: no seed of both has come to its end.')
             continue
@@ -179,8 +182,8 @@ def short(record):
              cell(e, 'val_loss_full'), difference_cell(record, e, 'val_loss_full')] for e in record['entrants']]
     d = record['data']
     seeds = len(record['entrants'][0]['runs'])
-    about = (f'{budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {record["windows"] or "all"} windows; {d["source"]}, fingerprint '
-             f'{d["fingerprint"]}; {record["date"]}; {record["machine"]}')
+    about = (f'{budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {record["windows"] or "all"} windows; {d["source"]}, '
+             f'fingerprint {d["fingerprint"]}; {record["date"]}; {record["machine"]}')
     return f'{markdown(headers, rows)}\n\n<sub>{about}</sub>\n'
 
 

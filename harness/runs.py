@@ -9,7 +9,6 @@ from harness import UserError, checkpoint, config
 from harness.files import atomic
 from harness.log import Log
 
-LEAKS = 'this model sees the tokens that it is to predict: its loss is not that of a language model'
 FILES = ('ckpt.pt', 'best.pt', 'metrics.csv')
 
 

@@ -33,7 +33,7 @@ def run(seed, loss, **more):
 def entrant(name, losses, **more):
     """losses: {seed: val_loss}."""
     settings = {'arch': name, 'last_only': False, 'leaking_split': False, 'block_size': 16}
-    return {'name': name, 'arch': 'model', 'parameters': 1000, 'predicts': 'every', 'settings': settings,
+    return {'name': name, 'arch': 'model', 'parameters': 1000, 'predicts': 'every', 'leaks': False, 'settings': settings,
             'runs': [run(seed, loss) for seed, loss in losses.items()], **more}
 
 
@@ -217,6 +217,13 @@ def test_a_leak_is_said_before_any_verdict():
     told = report.text(leaking())
     assert told.index('THE SPLIT LEAKS') < told.index('learns more') and told.count('THE SPLIT LEAKS') == 1
     assert 'a note of the race' in told and 'LEAKS' not in report.text(record())
+
+
+def test_a_model_that_sees_its_targets_is_out_of_the_race():
+    r = record()
+    r['entrants'][1]['leaks'] = True
+    assert any('out of the race' in s and 'sees the tokens' in s for s in report.verdicts(r))
+    assert not any('learns more' in s for s in report.verdicts(r))
 
 
 def test_markdown():

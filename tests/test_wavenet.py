@@ -9,8 +9,7 @@ from conftest import tiny_train
 
 import train
 import wavenet
-from harness import checkpoint, log, optim
-from harness.runs import LEAKS
+from harness import LEAKS, checkpoint, log, optim
 from wavenet import CausalWaveNet, Config, JoiningWaveNet, Model
 
 
