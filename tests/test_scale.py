@@ -235,6 +235,18 @@ def test_a_long_text_is_read_in_blocks(tmp_path, monkeypatch):
     assert list(openwebtext.documents(tmp_path / 'a.txt')) == documents
 
 
+@pytest.mark.parametrize('more', [{'row_group_size': 100}, {}], ids=['row groups', 'one row group'])
+def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path, more):
+    rng = random.Random(0)
+    texts = [rng.randbytes(5000).hex() for _ in range(3000)]
+    path = parquets(tmp_path / 'a.parquet', texts, use_dictionary=False, compression='none', **more)
+    before, most = pyarrow.total_allocated_bytes(), 0
+    for text, expected in zip(openwebtext.documents(path), texts, strict=True):
+        assert text == expected
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert 0 < most < path.stat().st_size / 2
+
+
 def test_files_behind_one_another_and_the_first_documents(make, tmp_path, capsys):
     parts = [some(30, 1), [], some(50, 2), some(9, 3)]
     paths = [jsonl(tmp_path / 'z.jsonl', parts[0]), jsonl(tmp_path / 'none.jsonl', []),
