@@ -112,7 +112,7 @@ def draw_influence(matrix, title):
                         aspect='equal' if every else 'auto', extent=(-before, outputs, outputs, 0))
     fig.colorbar(image, ax=left, label='how far the prediction moves (total variation)')
     if every:
-        steps = np.arange(T + 1).repeat(2)
+        steps = np.arange(outputs + 1).repeat(2)
         left.plot(steps[1:], steps[:-1], color='#00b4d8', lw=1.5)
         left.set_ylabel('output position')
     else:
@@ -121,12 +121,12 @@ def draw_influence(matrix, title):
     seen = np.array([np.mean(np.diagonal(matrix, before - d)) for d in range(T)])
     reach = np.flatnonzero(seen > SEEN)
     leak = np.triu(matrix, before + 1).max()
-    left.set_xlabel('input position')
+    left.set(xlabel='input position', xlim=(-before, outputs), ylim=(outputs, 0))
     left.set_title(title, parse_math=False)     # names of folders may have a $ in them
     right.plot(np.arange(T) + 1, np.maximum(seen, 1e-9), color='#d1495b', lw=2)
-    right.set(xlabel='tokens back (1: the newest)', ylabel='mean over the window', yscale='log', ylim=(1e-5, 1.2),
-              title=f'sees {reach[-1] + 1 if len(reach) else 0} of {T} tokens back; ' +
-                    (f'LEAKS: {leak:.2g} from later tokens' if leak > SEEN else 'nothing from later ones'))
+    right.set(xlabel='tokens back (1: the newest)', ylabel='mean over the window', yscale='log', ylim=(1e-5, 1.2))
+    right.set_title(f'sees {reach[-1] + 1 if len(reach) else 0} of {T} tokens back; ' +
+                    (f'LEAKS: {leak:.2g} from later tokens' if leak > SEEN else 'nothing from later ones'), fontsize=10)
     if T > 20:
         right.set_xscale('log')
     for ax in (left, right):

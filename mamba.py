@@ -198,7 +198,7 @@ class Model(nn.Module):
     @classmethod
     def from_pretrained(cls, name, **settings):
         """A model with published weights: any Mamba on the hub in transformers' format, such as state-spaces/mamba-130m-hf,
-        or a local .safetensors file or folder.  settings: names of Config.
+        or a local .safetensors file or folder.  settings: names of Config.  Their tokens are GPT-NeoX's, not GPT-2's.
         Raises ValueError if the weights are not a Mamba's, or a setting contradicts them."""
         from harness import hub
         described, weights = hub.load(name)

@@ -98,6 +98,7 @@ class Block(nn.Module):
 
 class Model(nn.Module):
     predicts = 'every'
+    published_tokens = 'gpt2'   # the tokenizer of the weights that from_pretrained() loads
 
     def __init__(self, config: Config):
         super().__init__()

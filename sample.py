@@ -69,6 +69,9 @@ def main(argv):
         arch = config.load_arch(args.arch)
         if not hasattr(arch.Model, 'from_pretrained'):
             raise UserError(f'{args.arch}.py loads no published weights')
+        if getattr(arch.Model, 'published_tokens', None) != 'gpt2':
+            raise UserError(f'the published weights that {args.arch}.py loads have a tokenizer of their own, which is not '
+                            f'known here')
         try:
             model = arch.Model.from_pretrained(args.pretrained).eval()
         except ValueError as e:

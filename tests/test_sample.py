@@ -164,3 +164,8 @@ def test_several_starts(run, cli):
              for start, seed in (('ab', 5), ('a bad', 6))]
     assert both == f'{alone[0]}{"-" * 80}\n{alone[1]}'
     assert 'tokens/s; reading the window anew' in cli('sample.py', run, '--benchmark', '--max_new_tokens', 10).stdout
+
+
+def test_published_weights_with_other_tokens_are_refused(refused):
+    """GPT-2's tokenizer would make a text of Mamba's ids, but not the one that they mean."""
+    assert 'tokenizer of their own' in refused('sample.py', '--pretrained', 'state-spaces/mamba-130m-hf', '--arch', 'mamba')
