@@ -292,7 +292,7 @@ def write(record, curves, pictures, out):
     for ax, x in zip(axes, AXES, strict=True):
         draw(ax, record, curves, x)
     if axes[0].lines:
-        axes[0].legend(frameon=False)
+        fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=6, frameon=False)
     with atomic(out / 'race.png') as f:
         fig.savefig(f, format='png', dpi=110)
     plt.close(fig)
