@@ -344,7 +344,10 @@ def run(e, seed, folder, race, lock, machine, progress):
     """A result: of judge(), or {'diverged': ...}, or {'failed': ...}, which alone is tried again when the race goes on."""
     path, plan = folder / 'result.json', race['entrants'][e.name]['plan']
     if path.exists():
-        return json.loads(path.read_text(encoding='utf-8'))
+        try:
+            return json.loads(path.read_text(encoding='utf-8'))
+        except ValueError as e:
+            raise UserError(f'{path} is damaged ({e}): remove it, and the run is judged again') from None
     flags = [f'--{k}={v}' for k, v in (plan['flags'] | {'seed': seed}).items()]
     why = train([*e.words, *flags], folder, lock, lambda rows: progress(plan, rows))
     rows = rows_of(folder)

@@ -600,3 +600,12 @@ def test_what_a_model_sees_is_looked_at_in_text_alone(configs, tmp_path, monkeyp
     assert '(seed 2)' in title and png.startswith(b'\x89PNG')
     assert looked[0].shape == (8, 32) and (looked[0] >= 0).all()
     assert compare.sights(e, [{'seed': 1, 'failed': 'no space'}], machine, tmp_path) == {}
+
+
+def test_a_damaged_result_is_told(configs, tmp_path):
+    e, = compare.enter(compare.arguments([str(configs / 'gpt.py')]))[0]
+    folder = tmp_path / 'gpt-1'
+    folder.mkdir()
+    (folder / 'result.json').write_text('{"seed": 1, ')
+    with pytest.raises(UserError, match=r'is damaged .*remove it, and the run is judged again'):
+        compare.run(e, 1, folder, {'entrants': {e.name: {'plan': {}}}}, None, None, None)
