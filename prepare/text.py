@@ -8,7 +8,6 @@ Folders are searched for *.txt and *.md, in the order of their names. The last t
 
 import argparse
 import hashlib
-import re
 import sys
 from pathlib import Path
 
@@ -48,8 +47,7 @@ if __name__ == '__main__':
     parser.add_argument('paths', nargs='+', metavar='FILE_OR_FOLDER')
     parser.add_argument('--tokens', choices=('char', 'bytes', 'gpt2'), default='char', help='what a token is')
     args = parser.parse_args()
-    if not re.fullmatch(r'[A-Za-z0-9_]+', args.name):
-        raise UserError(f"'{args.name}' cannot name a data set: letters, digits and _ can")
+    data.check_name(args.name)
     text, names = read(args.paths)
     spec = gpt2_spec() if args.tokens == 'gpt2' else \
         {'kind': 'char', 'chars': sorted(set(text))} if args.tokens == 'char' else {'kind': 'bytes'}
