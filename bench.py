@@ -3,16 +3,19 @@ Speed, as ratios of medians taken in turn in one process, since machines are noi
 
     python bench.py train config/shakespeare_gpt.py config/shakespeare_pacing.py [--rounds=50] [--name=value ...]
     python bench.py scan [--rounds=3]
+    python bench.py links [--rounds=5]
     python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
 
 train: whole training steps (forward, backward, clipping, optimizer) of each config, against the first one's.  A config in
 quotes may have settings of its own behind it; --out=FILE.json keeps the figures.
 scan: Mamba's, forward and backward, against the plain loop that it stands for.
+links: a layer of piecewise polynomials, forward and backward, against gathering the weights that are in use; and the memory.
 generate: the time to the first token, tokens per second by step() and by reading the window anew, and whether a token
 costs more as the text grows; with untrained weights (sample.py --benchmark does the same with those of a run).
 """
 
 import datetime
+import itertools
 import json
 import shlex
 import statistics
@@ -26,6 +29,7 @@ import mamba
 from harness import UserError, config, device, optim, report
 from harness.files import atomic
 from harness.generate import benchmark, describe
+from piecewise import PiecewisePolynomial
 from train import Loop
 
 
@@ -103,6 +107,39 @@ def bench_scan(flags):
         print(f'B {B}, T {T}, E {E}, N {N}: plain {plain * 1e3:,.0f} ms, fast {fast * 1e3:.1f} ms, x {plain / fast:.0f}')
 
 
+def gathered(layer, weight, x):
+    """What PiecewisePolynomial computes, plainly: for every sample and every link the n weights in use are gathered, and summed
+    by the basis.  weight: (O, I, P)."""
+    first, values = layer.basis(x)                                                  # (B, I), (B, I, n)
+    where = first[..., None] + torch.arange(layer.n)                                # (B, I, n)
+    inputs = torch.arange(layer.in_features)[:, None]
+    return (weight[:, inputs, where] * values).sum((-1, -2)).T                      # (O, B, I, n) -> (B, O)
+
+
+def bench_links(flags):
+    rounds = take(flags, 'rounds', 5)
+    for inputs, outputs, n, segments in ((16, 250, 2, 128), (250, 250, 3, 2)):
+        layer = PiecewisePolynomial(inputs, outputs, n, segments)
+        weight = layer.weight.detach().view(inputs, layer.P, outputs).permute(2, 0, 1).contiguous().requires_grad_()
+        x = (2 * torch.rand(1000, inputs) - 1).requires_grad_()
+        torch.testing.assert_close(layer(x), gathered(layer, weight, x), atol=1e-4, rtol=1e-4)
+        both = [lambda layer=layer, x=x, weight=weight: torch.autograd.grad(gathered(layer, weight, x).sum(), (x, weight)),
+                lambda layer=layer, x=x: torch.autograd.grad(layer(x).sum(), (x, layer.weight))]
+        plain, fast = map(statistics.median, race(both, rounds))
+        memory = [peak(f) / 2 ** 20 for f in both]
+        print(f'{inputs} -> {outputs}, n {n}, {segments} segments, batch 1000: gathered {plain * 1e3:,.0f} ms and '
+              f'{memory[0]:,.0f} MiB, here {fast * 1e3:.1f} ms and {memory[1]:.1f} MiB: x {plain / fast:.0f} the speed, '
+              f'1/{memory[0] / memory[1]:.0f} of the memory')
+
+
+def peak(function):
+    """The most bytes that torch held at once for a call, on a CPU, beyond what was there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = sorted((e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns())
+    return max(itertools.accumulate(e.nbytes() for e in events))
+
+
 def race(functions, rounds):
     """Seconds a call of each, `rounds` times in turn, after two rounds that are not counted."""
     times = [[] for _ in functions]
@@ -117,7 +154,7 @@ def race(functions, rounds):
 
 if __name__ == '__main__':
     words = sys.argv[1:]
-    kinds = {'train': bench_train, 'scan': bench_scan, 'generate': bench_generate}
+    kinds = {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate}
     if not words or words[0] not in kinds:
         print(__doc__)
         sys.exit(0 if words and words[0] == '--help' else 1)

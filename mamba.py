@@ -176,7 +176,8 @@ class Model(nn.Module):
         nn.init.normal_(self.wte.weight, std=0.02)
         for block in self.layers:                       # as many branches add up in the residual stream
             for p in block.mixer.out_proj.parameters():
-                p.data /= math.sqrt(config.n_layer)
+                if p.dim() > 1:
+                    p.data /= math.sqrt(config.n_layer)
 
     def trunk(self, x, states=None):
         """x: (B, T) tokens -> (B, T, C)"""

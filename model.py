@@ -186,7 +186,7 @@ class Model(nn.Module):
 
     def init_state(self, batch_size):
         """An empty key-value cache for batch_size texts: what step() carries along."""
-        c, like = self.config, self.wte.weight
+        c, like = self.config, self.wpe.weight
         shape = (batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
         return {'tokens': torch.empty(batch_size, 0, dtype=torch.long, device=like.device),
                 'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.n_layer)]}

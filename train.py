@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from harness import LEAKS, UserError, checkpoint, config, data, device, optim, runs
+from harness import CENTERED, LEAKS, UserError, checkpoint, config, data, device, optim, runs
 from harness.generate import generate
 
 
@@ -52,12 +52,14 @@ class Loop:
     batch_size: int = 12                    # windows that one device takes at once, at most
     tokens_per_step: int = 0                # tokens in a step, over all devices and micro-steps (0: batch_size windows)
     # the optimizer
-    optimizer: str = 'muon'                 # muon, adamw, lion or sgd
+    optimizer: str = 'muon'                 # muon, adamw, lion, sgd, or sparse_lion: no gradient, no change
     learning_rate: float = 4e-3             # at its highest
-    min_lr: float = 4e-4                    # at the end of the schedule
-    schedule: str = 'cosine'                # cosine, trapezoid or constant, after the warm-up
+    min_lr: float = 4e-4                    # at the end of the schedule; the least of plateau
+    schedule: str = 'cosine'                # cosine, trapezoid, constant or plateau, after the warm-up
     warmup_iters: int = 100                 # steps of linear warm-up
     cooldown: float = 0.3                   # trapezoid: the share of the run in which the rate falls
+    patience: int = 10                      # plateau: evaluations without a lower training loss before the rate falls
+    factor: float = 0.5                     # plateau: what it is then multiplied by
     weight_decay: float = 0.1               # of the weights of matrix products and convolutions only
     beta1: float = 0.9                      # momentum
     beta2: float = 0.95                     # adamw, lion: decay of the second average
@@ -77,8 +79,8 @@ class Loop:
     seed: int = 1337                        # of the weights, the batches and dropout
 
     def __post_init__(self):
-        if self.schedule not in ('cosine', 'trapezoid', 'constant'):
-            raise UserError(f"schedule='{self.schedule}' is unknown: cosine, trapezoid and constant are")
+        if self.schedule not in ('cosine', 'trapezoid', 'constant', 'plateau'):
+            raise UserError(f"schedule='{self.schedule}' is unknown: cosine, trapezoid, constant and plateau are")
         if not (self.max_iters > 0 or self.max_seconds > 0):
             raise UserError('there is no budget: set max_iters or max_seconds above 0')
         if self.optimizer not in optim.STATES:
@@ -87,7 +89,7 @@ class Loop:
             if getattr(self, name) < 1:
                 raise UserError(f'{name}={getattr(self, name)} must be at least 1')
         for name in ('max_iters', 'max_seconds', 'tokens_per_step', 'learning_rate', 'min_lr', 'warmup_iters', 'seed',
-                     'weight_decay', 'grad_clip', 'eval_windows', 'sample_tokens', 'beta1', 'beta2'):
+                     'weight_decay', 'grad_clip', 'eval_windows', 'sample_tokens', 'beta1', 'beta2', 'patience'):
             if getattr(self, name) < 0:
                 raise UserError(f'{name}={getattr(self, name)} must not be negative')
         for name, limit in (('beta1', 1), ('beta2', 1), ('seed', 2 ** 32)):
@@ -97,17 +99,19 @@ class Loop:
             raise UserError(f'forget={self.forget} must be a share of the steps, from 0 to 1')
         if not 0 < self.cooldown <= 1:
             raise UserError(f'cooldown={self.cooldown} must be a share of the run, above 0 and at most 1')
+        if not 0 < self.factor < 1:
+            raise UserError(f'factor={self.factor} must be above 0 and below 1: the rate is multiplied by it')
 
 
-def learning_rate(loop, step, progress):
-    """The rate of a step; progress: how much of the budget is spent, 0 to 1."""
+def learning_rate(loop, step, progress, left=1.0):
+    """The rate of a step; progress: how much of the budget is spent, 0 to 1; left: the share that a plateau leaves of it."""
+    rate = loop.learning_rate
     if loop.schedule == 'cosine':
-        fall = 0.5 * (1 + math.cos(math.pi * progress))
+        rate = loop.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (rate - loop.min_lr)
     elif loop.schedule == 'trapezoid':
-        fall = min(1.0, (1 - progress) / loop.cooldown)
-    else:
-        return loop.learning_rate * min(1.0, (step + 1) / max(1, loop.warmup_iters))
-    rate = loop.min_lr + fall * (loop.learning_rate - loop.min_lr)
+        rate = loop.min_lr + min(1.0, (1 - progress) / loop.cooldown) * (rate - loop.min_lr)
+    elif loop.schedule == 'plateau':
+        rate *= left
     return rate * min(1.0, (step + 1) / max(1, loop.warmup_iters))
 
 
@@ -179,8 +183,9 @@ def run(settings, machine, argv):
         print(f'{loop.arch}: {sum(p.numel() for p in model.parameters()):,} parameters; {tokens_per_step:,} tokens a step'
               f' ({machine.world} rank{"s" * (machine.world > 1)} x {micro_steps} micro-step{"s" * (micro_steps > 1)} x '
               f'{rows} windows of {block_size}); text: {text.meta["source"]["name"]}')
-        if getattr(model, 'leaks', False):
-            print(LEAKS)
+        for mark, said in (('leaks', LEAKS), ('centered', CENTERED)):
+            if getattr(model, mark, False):
+                print(said)
         if loop.leaking_split:
             print('leaking_split: the validation windows overlap those of training, so no loss of this run is evidence')
     if loop.dry_run:
@@ -198,17 +203,19 @@ def run(settings, machine, argv):
     if machine.world > 1:
         net = DistributedDataParallel(fast, device_ids=[machine.device] if machine.device.type == 'cuda' else None)
     optimizers = optim.build(model, loop.optimizer, loop.learning_rate, (loop.beta1, loop.beta2), loop.weight_decay)
-    scaler = machine.scaler()
+    scaler, plateau = machine.scaler(), optim.Plateau(loop)
     step, seconds, best = (content.get(k, d) for k, d in (('step', 0), ('seconds', 0.0), ('best', math.inf)))
     if loop.resume:
         for o, state in zip(optimizers, content['optimizers'], strict=True):
             o.load_state_dict(state)
         scaler.load_state_dict(content['scaler'])
+        plateau.load_state_dict(content.get('plateau', {}))
         changed = {k: v for k, v in dataclasses.asdict(loop).items()
-                   if content['loop'].get(k) != v and k not in ('resume', 'overwrite')}
+                   if content['loop'].get(k, v) != v and k not in ('resume', 'overwrite')}
         if machine.first:
             print(f'resumed at step {step}' + (f'; changed: {changed}' if changed else ''))
-    resumed_at, content = content.get('step'), None       # evaluated before it was saved
+    resumed_at = content.get('step')
+    evaluated, content = content.get('evaluated', resumed_at), None         # the step of the last evaluation
     described = {'arch': loop.arch, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(loop),
                  'data': {k: text.meta[k] for k in ('fingerprint', 'source', 'tokenizer')}}
     log = runs.open_run(loop, out_dir, described, resumed_at, list(logged())) if machine.first else None
@@ -247,6 +254,7 @@ def run(settings, machine, argv):
         for i, value in enumerate(losses):
             if not math.isfinite(value):
                 raise diverged('train', value, step - len(losses) + i)
+        plateau.watch(losses)
         row = {'tokens': step * tokens_per_step, 'seconds': seconds, 'lr': lr, 'grad_norm': norms[-1],
                'tokens_per_second': (step - since[0]) * tokens_per_step / max(seconds - since[1], 1e-9),
                'train_loss': sum(losses) / len(losses)}
@@ -263,14 +271,18 @@ def run(settings, machine, argv):
         done = progress >= 1
         if step % loop.log_interval == 0 or step % loop.eval_interval == 0 or done or stop:
             row = flush()
-        if ((step % loop.eval_interval == 0 and step != resumed_at) or done) and not stop:
+        due = step % loop.eval_interval == 0 and step != evaluated      # a run that goes on was evaluated before it was saved
+        if (due or done) and not stop:
             row = {'tokens': step * tokens_per_step, 'seconds': seconds} | row
             row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine) | {'memory': machine.memory()} | logged()
             if not math.isfinite(row['val_loss']):
                 raise diverged('val', row['val_loss'], step)
+            evaluated = step
             if row['val_loss'] < best:
                 best = row['val_loss']
                 save('best.pt')
+            if due:
+                plateau.judge()
             if machine.first:
                 tqdm.write(f'step {step:6}  ' + (f'train {row["train_loss"]:.4f}  ' if 'train_loss' in row else '') +
                            f'val {row["val_loss"]:.4f} (full window {row["val_loss_full"]:.4f})' +
@@ -279,14 +291,15 @@ def run(settings, machine, argv):
             log.write(step, **row)
             bar.set_postfix_str(f'loss {row["train_loss"]:.3f}' if 'train_loss' in row else '')
         if 'val_loss' in row or stop:
-            save('ckpt.pt', optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict(), seconds=seconds)
+            save('ckpt.pt', optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict(),
+                 plateau=plateau.state_dict(), seconds=seconds, evaluated=evaluated)
         row = {}
         if done or stop:
             break
 
         # ---- one step ------------------------------------------------------------------------------------------------
         began = time.perf_counter()
-        lr = learning_rate(loop, step, progress)
+        lr = learning_rate(loop, step, progress, plateau.left)
         for o in optimizers:
             for group in o.param_groups:
                 group['lr'] = lr
@@ -331,7 +344,7 @@ def run(settings, machine, argv):
         print(f'stopped at step {step} and saved: to go on, run: {launcher} {again} --resume')
         return
     print(f'{step} steps, {step * tokens_per_step:,} tokens, {seconds:.0f} s; best val {best:.4f}; written to {out_dir}/')
-    if loop.sample_tokens:
+    if loop.sample_tokens and not getattr(model, 'centered', False):
         model.eval()
         ids = generate(model, torch.tensor([text.tokenizer.begin()]), loop.sample_tokens, temperature=0.8, top_k=50,
                        n_vocab=text.tokenizer.n_vocab, generator=torch.Generator().manual_seed(loop.seed))

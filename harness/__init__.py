@@ -6,6 +6,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 LEAKS = 'this model sees the tokens that it is to predict: its loss is not that of a language model'
+CENTERED = 'this model sees both sides of a token: its loss is not that of a language model, and it cannot continue a text'
 
 
 class UserError(SystemExit):

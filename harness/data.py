@@ -169,7 +169,7 @@ def read_meta(folder):
     return meta
 
 
-ANY_NAME = {'text', 'bpe'}      # scripts of prepare/ that make data sets of other names
+ANY_NAME = {'text', 'bpe', 'gutenberg'}      # scripts of prepare/ that make data sets of other names
 
 
 def ensure(name):
@@ -209,13 +209,14 @@ def describe(tokens, hashes, dtype, tokenizer, source, script, **more):
             'source': source, 'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer}
 
 
-def write_text(name, text, tokenizer, source, script):
-    """Write data/<name> from a text: its last tenth is the validation text.
+def write_text(name, text, tokenizer, source, script, val=None):
+    """Write data/<name> from a text: its last tenth is the validation text, unless there is one of its own.
 
-    text: str.  tokenizer: its spec, see harness/tokenizer.py.  source: {'name', 'sha256', ...}, what the text is.
+    text, val: str.  tokenizer: its spec, see harness/tokenizer.py.  source: {'name', 'sha256', ...}, what the text is.
     Each half is encoded by itself, so no token holds text of both."""
     if len(text) < 20:
         raise UserError(f'{source["name"]}: {len(text)} characters are too few to train on')
+    parts = halves(text) if val is None else (text, val)
     encoder = Tokenizer(tokenizer)
     dtype = np.dtype('uint16' if encoder.n_vocab <= 1 << 16 else 'uint32')
     folder = ROOT / 'data' / name
@@ -223,9 +224,9 @@ def write_text(name, text, tokenizer, source, script):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Renamed from right to left, and meta.json, without which there is no data set, is away while that goes on
-        with atomic(folder / 'meta.json', 'w') as described, atomic(folder / 'val.bin') as val, \
-                atomic(folder / 'train.bin') as train:
-            for split, f, part in zip(('train', 'val'), (train, val), halves(text), strict=True):
+        with atomic(folder / 'meta.json', 'w') as described, atomic(folder / 'val.bin') as val_bin, \
+                atomic(folder / 'train.bin') as train_bin:
+            for split, f, part in zip(('train', 'val'), (train_bin, val_bin), parts, strict=True):
                 ids = np.array(encoder.encode(part), dtype=dtype).tobytes()
                 f.write(ids)
                 counts[split] = len(ids) // dtype.itemsize

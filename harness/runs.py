@@ -23,8 +23,14 @@ def new_model(settings, text):
         content = checkpoint.load(path)
         if content['arch'] != arch.__name__:
             raise UserError(f"{path} holds an arch '{content['arch']}', this run is of '{arch.__name__}'")
-        model = arch.Model(config.build(arch, content['config'] | said))
+        was, wanted = (config.build(arch, content['config'] | more) for more in ({}, said))
+        refine = was != wanted and hasattr(arch.Model, 'refined')       # the same function in another shape
+        model = arch.Model(was if refine else wanted)
         checkpoint.load_weights(model, content, path)
+        try:
+            model = model.refined(wanted) if refine else model
+        except ValueError as e:
+            raise UserError(f'init_from={loop.init_from}: {e}') from None
     elif hasattr(arch.Model, 'from_pretrained'):
         try:
             model = arch.Model.from_pretrained(loop.init_from, **said)

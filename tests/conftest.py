@@ -1,66 +1,74 @@
-"""What the tests share: a tiny data set, and the command line in a real subprocess."""
+"""What the tests share: a tiny data set, scripts run here or in a process of their own, and what a folder holds."""
 
+import contextlib
+import io
+import multiprocessing
 import os
 import random
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
+
+os.environ['OMP_NUM_THREADS'] = '1'     # of this process and of all that it starts
 
 import pytest
 import torch
 
-from harness import ROOT, data, files
+from harness import ROOT, UserError, data, files
 
 torch.set_num_threads(1)
 
+HANDLERS = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))}
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """train.py and compare.py handle signals: what is run in this process must not go on doing so."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
+
+
+# data sets ----------------------------------------------------------------------------------------------------------------
+
+def write_data(name, text, source):
+    """data/<name>, by character.  Returns its folder."""
+    data.write_text(name, text, {'kind': 'char', 'chars': sorted(set(text))}, source, 'text.py')
+    return ROOT / 'data' / name
+
 
 @pytest.fixture(scope='session')
-def dataset(tmp_path_factory):
+def dataset():
     """data/tests_tiny: 12,000 characters of a made-up language with words and lines.  Yields its folder."""
     rng = random.Random(0)
     words = [''.join(rng.choice('abcdefgh') for _ in range(rng.randint(1, 6))) for _ in range(60)]
     text = ''
     while len(text) < 12_000:
         text += rng.choice(words) + rng.choice('  .\n')
-    spec = {'kind': 'char', 'chars': sorted(set(text))}
-    name = f'tests_tiny_{os.getpid()}'
-    data.write_text(name, text, spec, {'name': 'a made-up language', 'sha256': '0' * 64}, 'text.py')
-    yield ROOT / 'data' / name
-    for path in (ROOT / 'data' / name).iterdir():
-        path.unlink()
-    (ROOT / 'data' / name).rmdir()
+    folder = write_data(f'tests_tiny_{os.getpid()}', text, {'name': 'a made-up language', 'sha256': '0' * 64})
+    yield folder
+    shutil.rmtree(folder)
 
 
-TINY = ['--n_layer=2', '--n_embd=16', '--block_size=16', '--batch_size=4', '--eval_windows=8', '--eval_interval=5',
-        '--warmup_iters=2', '--sample_tokens=5', '--device=cpu']
-
-
-@pytest.fixture
-def cli():
-    """Run a script of ours in a process of its own: cli('train.py', ...) -> CompletedProcess, output as text."""
-    def run(*words, env=None, timeout=120, launcher=(), cwd=ROOT):
-        return subprocess.run([sys.executable, *launcher, *map(str, words)], cwd=cwd, capture_output=True, text=True,
-                              timeout=timeout, env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
-    return run
+@pytest.fixture(scope='session')
+def other_data(dataset):
+    """The name of a data set with the same characters in another order."""
+    folder = write_data(f'{dataset.name}_other', 'abcdefgh .\n' * 300, {'name': 'another', 'sha256': '1' * 64})
+    yield folder.name
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
-def refused(cli):
-    """Run a script that must fail as a user's error does: exit code 1, one sentence, no traceback.  Returns the sentence."""
-    def run(*words, **more):
-        done = cli(*words, **more)
-        assert done.returncode not in (0, None), done.stdout
-        assert 'Traceback' not in done.stderr, done.stderr
-        lines = [s for s in done.stderr.strip().splitlines() if s]
-        assert len(lines) == 1, done.stderr
-        return lines[0]
-    return run
-
-
-def tiny_train(dataset, out_dir, *more):
-    """The words of a training run of seconds: GPT with 2 layers of 16 channels."""
-    return ['train.py', f'--dataset={Path(dataset).name}', f'--out_dir={out_dir}', '--n_head=2', *TINY, *more]
+def root(tmp_path, monkeypatch):
+    """An empty folder in which this process looks for data/ and prepare/."""
+    monkeypatch.setattr(data, 'ROOT', tmp_path)
+    monkeypatch.setattr(files, 'DOWNLOADS', tmp_path / 'data' / 'downloads')
+    return tmp_path
 
 
 @pytest.fixture
@@ -75,9 +83,130 @@ def tree(tmp_path):
     return tree
 
 
+# the command line ---------------------------------------------------------------------------------------------------------
+
+TINY = ['--n_layer=2', '--n_embd=16', '--block_size=16', '--batch_size=4', '--eval_windows=8', '--eval_interval=5',
+        '--warmup_iters=2', '--sample_tokens=5', '--device=cpu']
+
+
+def tiny_train(dataset, out_dir, *more):
+    """The words of a training run of seconds: GPT with 2 layers of 16 channels."""
+    return ['train.py', f'--dataset={Path(dataset).name}', f'--out_dir={out_dir}', '--n_head=2', *TINY, *more]
+
+
+def script(path, *words):
+    """Run a script of ours as the command line does, but in this process, which has imported all that takes it seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr('sys.argv', [str(path), *map(str, words)])
+        patch.setattr('sys.path', [*sys.path])
+        runpy.run_path(str(ROOT / path), run_name='__main__')
+
+
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    """An empty folder in which this process looks for data/ and prepare/."""
-    monkeypatch.setattr(data, 'ROOT', tmp_path)
-    monkeypatch.setattr(files, 'DOWNLOADS', tmp_path / 'data' / 'downloads')
-    return tmp_path
+def prepare(root):
+    """Run prepare/<script> in this process; data/ is in an empty folder."""
+    return lambda name, *words: script(f'prepare/{name}', *words)
+
+
+@pytest.fixture(scope='session')
+def cli():
+    """Run a script of ours in a process of its own: cli('train.py', ...) -> CompletedProcess, output as text."""
+    def run(*words, env=None, timeout=120, launcher=(), cwd=ROOT):
+        return subprocess.run([sys.executable, *launcher, *map(str, words)], cwd=cwd, capture_output=True, text=True,
+                              timeout=timeout, env={**os.environ, **(env or {})})
+    return run
+
+
+@pytest.fixture
+def refused(cli):
+    """Run a script that must fail as a user's error does: exit code 1, one sentence, no traceback.  Returns the sentence.
+
+    In this process; or, when told where (cwd=...) or in which environment (env=...), in one of its own, which takes seconds."""
+    def run(*words, **more):
+        if more:
+            done = cli(*words, **more)
+            assert done.returncode == 1, done
+            printed = done.stderr
+        else:
+            stderr = io.StringIO()
+            with pytest.raises(UserError) as e, contextlib.redirect_stderr(stderr), \
+                    warnings.catch_warnings(action='error', category=UserWarning):      # it would be a second line
+                script(*words)
+            printed = f'{stderr.getvalue()}{e.value}\n'
+        lines = [s for s in printed.splitlines() if s.strip()]
+        assert len(lines) == 1, printed
+        return lines[0]
+    return run
+
+
+def sentence(call, *args):
+    """What the UserError of call(*args) says: one sentence, on one line."""
+    with pytest.raises(UserError) as e:
+        call(*args)
+    assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) > 20
+    return str(e.value)
+
+
+# processes that are stopped -----------------------------------------------------------------------------------------------
+
+def begin(function, *args):
+    """Call function(*args) in a process of its own, forked from one that has imported torch.  Returns the process."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['compare', 'torch._dynamo'])    # which import all that takes seconds
+    process = context.Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def until(condition, process):
+    """Wait for something that a process does.  Returns what condition() returned."""
+    for _ in range(100_000):
+        if found := condition():
+            return found
+        assert process.is_alive(), f'it ended with exit code {process.exitcode}'
+        time.sleep(0.001)
+    raise AssertionError('it never happened')
+
+
+def deadly(real, calls):
+    """The function, until the iterator `calls` is used up: then it kills this process."""
+    def call(*args, **more):
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **more)
+    return call
+
+
+def killed(last, functions, call, *args):
+    """call(*args) in a fork of this process that kills itself at the last-th call of the functions, (where, name) each.
+    Returns whether that came."""
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            calls = iter(range(last))
+            for where, name in functions:
+                setattr(where, name, deadly(getattr(where, name), calls))
+            call(*args)
+            os._exit(0)
+        os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    assert status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+    return status != 0
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='os.fork makes the process that is killed')
+
+
+# what is there ------------------------------------------------------------------------------------------------------------
+
+def contents(folder):
+    """{path: content} of all files in a folder and its folders, hidden ones too."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def byte_letters():
+    """GPT-2's letter for each byte: the printable ones stand for themselves, the others are letters from 256 on."""
+    plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != ' ']
+    letters = {b: chr(b) for b in plain}
+    return letters | {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - set(plain)))}

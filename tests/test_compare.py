@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +18,13 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import begin, contents, until
 
 import compare
-from harness import ROOT, UserError, checkpoint, config, data, device, runs
+from harness import UserError, checkpoint, config, data, device, runs
 from harness.log import read as rows_of
 from train import evaluate
-
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
-HANDLED = [getattr(signal, n) for n in ('SIGTERM', 'SIGHUP') if hasattr(signal, n)]
+from train import main as train_here
 
 
 @pytest.fixture(scope='module')
@@ -39,33 +38,21 @@ def configs(dataset, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope='module')
-def other_data(dataset):
-    """The name of a data set with the same characters in another order."""
-    name, text = f'{dataset.name}_race', 'abcdefgh .\n' * 300
-    spec = {'kind': 'char', 'chars': sorted(set(text))}
-    data.write_text(name, text, spec, {'name': 'another', 'sha256': '1' * 64}, 'text.py')
-    yield name
-    shutil.rmtree(dataset.parent / name)
-
-
 def main(*words):
     """compare.py in this process, which has imported all that takes it seconds.  Returns what it prints."""
-    handlers = {n: signal.getsignal(n) for n in HANDLED}
     shown = io.StringIO()
-    try:
-        with mock.patch.dict(os.environ, OMP_NUM_THREADS='1'), contextlib.redirect_stdout(shown):
-            compare.main(list(map(str, words)))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with contextlib.redirect_stdout(shown):
+        compare.main(list(map(str, words)))
     return shown.getvalue()
 
 
-def start(*words, cwd=ROOT):
-    """compare.py in a process of its own, which is not waited for."""
-    return subprocess.Popen([sys.executable, 'compare.py', *map(str, words)], cwd=cwd, env=ENV, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def quick(words, folder, *_):
+    """In the place of compare.train(): the run in this process."""
+    with open(folder.with_name(f'{folder.name}.log'), 'w') as f, contextlib.redirect_stdout(f):
+        try:
+            train_here([*words, f'--out_dir={folder}'])
+        except UserError as e:
+            return str(e)
 
 
 def stamps(out):
@@ -83,16 +70,18 @@ def turns(shown):
 
 
 @pytest.fixture(scope='module')
-def race(configs, tmp_path_factory):
-    """A race of two on the command line, which a third seed joins later.  Look, do not touch: `going_on` is a copy."""
-    out = tmp_path_factory.mktemp('race') / 'race'
+def race(configs, cli, tmp_path_factory):
+    """A race of two on the command line, which a second and a third seed join later.  Look, do not touch: `going_on` is a
+    copy.  .trained: the folders of the runs that joined, in turn."""
+    out, trained = tmp_path_factory.mktemp('race') / 'race', []
     words = [configs / 'gpt.py', configs / 'pic.py', '--steps=10', '--windows=200', '--set', 'eval_interval=5']
-    process = start(*words, f'--out={out}', '--seeds=2')
-    shown, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    done = cli('compare.py', *words, f'--out={out}', '--seeds=1')
+    assert done.returncode == 0, done.stderr
     before = stamps(out)
-    return SimpleNamespace(out=out, words=words, shown=shown, errors=errors, before=before,
-                           joined=main(*words, f'--out={out}', '--seeds=3'))
+    with mock.patch.object(compare, 'train', lambda *args: (trained.append(args[1].name), quick(*args))[1]):
+        two, three = (main(*words, f'--out={out}', f'--seeds={seeds}') for seeds in (2, 3))
+    return SimpleNamespace(out=out, words=words, one=done.stdout, two=two, three=three, errors=done.stderr, before=before,
+                           trained=trained)
 
 
 @pytest.fixture
@@ -114,8 +103,8 @@ def going_on(race, tmp_path):
 # a race -------------------------------------------------------------------------------------------------------------------
 
 def test_runs_take_turns_and_leave_all_their_files(race):
-    assert turns(race.shown) == [('gpt', 1337), ('pic', 1337), ('gpt', 1338), ('pic', 1338)]
-    assert race.errors == ''
+    assert turns(race.one) == [('gpt', 1337), ('pic', 1337)] and race.errors == ''
+    assert race.trained == ['gpt-1338', 'pic-1338', 'gpt-1339', 'pic-1339']
     names = {p.name for p in race.out.iterdir()}
     assert names >= {'race.json', 'results.json', 'report.html', 'race.png', 'table.md', 'table.csv'}
     for name in ('gpt', 'pic'):
@@ -123,7 +112,7 @@ def test_runs_take_turns_and_leave_all_their_files(race):
             assert {f'{name}-{seed}', f'{name}-{seed}.log'} <= names
             assert (race.out / f'{name}-{seed}' / 'result.json').exists()
             assert checkpoint.load(race.out / f'{name}-{seed}' / 'ckpt.pt')['loop']['seed'] == seed
-    assert (race.out / 'table.md').read_text(encoding='utf-8') in race.joined
+    assert (race.out / 'table.md').read_text(encoding='utf-8') in race.three
     assert [len(e['runs']) for e in results(race.out)['entrants']] == [3, 3]
     page = (race.out / 'report.html').read_text(encoding='utf-8')
     assert page.count('<svg') == 3 and page.count('data:image/png') == 2       # curves; what each of the two sees
@@ -173,16 +162,16 @@ def test_the_table_holds_what_the_runs_have_come_to(race):
         rows = list(csv.DictReader(f))
     for row, e in zip(rows, results(race.out)['entrants'], strict=True):
         assert float(row['val_loss_mean']) == pytest.approx(sum(r['val_loss'] for r in e['runs']) / 3, rel=1e-12)
-    assert 'difference' in race.shown and '(2 seeds: too few)' in race.shown and '(p ' not in race.shown
-    assert '(p ' in race.joined and 'too few' not in race.joined
+    assert 'difference' in race.two and '(2 seeds: too few)' in race.two and '(p ' not in race.two
+    assert '(p ' in race.three and 'too few' not in race.three
 
 
 def test_a_seed_that_joins_repeats_no_other(race):
-    assert turns(race.joined) == [(name, seed) for seed in (1337, 1338, 1339) for name in ('gpt', 'pic')]
+    assert turns(race.three) == [(name, seed) for seed in (1337, 1338, 1339) for name in ('gpt', 'pic')]
     after = stamps(race.out)
-    assert len(race.before) == 12 and len(after) == 18
+    assert len(race.before) == 6 and len(after) == 18
     assert all(after[p] == stamp for p, stamp in race.before.items())
-    assert 'counting and timing' in race.shown and 'counting and timing' not in race.joined     # nor is a step measured again
+    assert 'counting and timing' in race.one and 'counting and timing' not in race.two + race.three     # nor is a step measured
 
 
 def test_the_same_command_again_trains_nothing_and_says_the_same(race, going_on, untrained):
@@ -197,6 +186,7 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(race, going_on,
 def test_an_entrant_joins_and_one_that_diverges_is_shown_and_not_tried_again(going_on, monkeypatch):
     words, out = going_on
     before = stamps(out)
+    monkeypatch.setattr(compare, 'train', quick)
     words[2:2] = [f'{words[0]} --optimizer=sgd --learning_rate=1e30 --grad_clip=0']
     shown = main(*words, '--seeds=1')           # no UserError: a race in which a run diverges ends as any other
     assert all(stamps(out)[p] == stamp for p, stamp in before.items())
@@ -213,16 +203,6 @@ def test_an_entrant_joins_and_one_that_diverges_is_shown_and_not_tried_again(goi
 
 
 # what comes between ---------------------------------------------------------------------------------------------------------
-
-def until(condition, process):
-    """Wait for something that a process does.  Returns what condition() returned."""
-    for _ in range(20_000):
-        if found := condition():
-            return found
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError('it never happened')
-
 
 linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc to find the process that trains')
 
@@ -245,14 +225,19 @@ def test_a_race_that_is_stopped_goes_on(going_on, reported):
     words, out = going_on
     before = stamps(out)
     words, name = slow(words)
-    process = start(*words)
-    until((out / name / 'ckpt.pt').exists, process)         # of step 0
-    trained, = children(process.pid)
-    os.kill(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 1 and errors == 'the race was stopped: the same command goes on with it\n'
+    others, trained = children(os.getpid()), []
+
+    def stop():
+        while not (out / name / 'ckpt.pt').exists() and racing:         # of step 0
+            time.sleep(0.01)
+        trained.extend(set(children(os.getpid())) - set(others))
+        os.kill(os.getpid(), signal.SIGTERM)
+    racing, stopper = [True], threading.Thread(target=stop)
+    stopper.start()
+    assert refusal(*words) == 'the race was stopped: the same command goes on with it'
+    stopper.join()
     with pytest.raises(ProcessLookupError):                 # it has been ended and waited for
-        os.kill(trained, 0)
+        os.kill(*trained, 0)
     step = checkpoint.load(out / name / 'ckpt.pt')['step']
     assert 0 < step < 10 and not (out / name / 'result.json').exists()
     assert f'stopped at step {step} and saved' in (out / f'{name}.log').read_text()
@@ -269,12 +254,12 @@ def test_a_race_that_is_stopped_goes_on(going_on, reported):
 def test_a_race_that_is_killed_keeps_others_out_while_its_run_lives(going_on, untrained):
     words, out = going_on
     words, name = slow(words)
-    process = start(*words)
+    process = begin(compare.main, list(map(str, words)))
     until((out / f'{name}.log').exists, process)
     trained, = until(lambda: children(process.pid), process)
     try:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         said = refusal(*words)
         assert f'{out} is in use by another race, or by a run that a killed race left behind' in said
     finally:
@@ -300,16 +285,19 @@ class Model(model.Model):
 """
 
 
-def test_a_run_that_fails_does_not_stop_the_race(tree, configs, dataset, tmp_path):
+def test_a_run_that_fails_does_not_stop_the_race(tree, configs, dataset, tmp_path, monkeypatch):
     (tree / 'fails.py').write_text(FAILS)
     (tree / 'data').mkdir()
     (tree / 'data' / dataset.name).symlink_to(dataset)
+    monkeypatch.setattr(compare, 'ROOT', tree)          # its train.py is what is run
+    monkeypatch.setattr(config, 'ROOT', tree)
+    monkeypatch.setattr('sys.path', [*sys.path])
+    real = compare.train
+    monkeypatch.setattr(compare, 'train', lambda words, *more: (real if '--arch=fails' in words else quick)(words, *more))
     gpt, out = configs / 'gpt.py', tmp_path / 'race'
-    process = start(f'{gpt} --arch=fails', gpt, '--steps=10', '--windows=50', '--seeds=1', f'--out={out}', cwd=tree)
-    shown, errors = process.communicate(timeout=300)
-    assert process.returncode == 1 and turns(shown) == [('gpt arch=fails', 1337), ('gpt', 1337)], errors
+    errors = refusal(f'{gpt} --arch=fails', gpt, '--steps=10', '--windows=50', '--seeds=1', f'--out={out}')
     assert errors == ('1 of 2 runs failed, first gpt arch=fails, seed 1337: RuntimeError: the ninth step is too much; to try '
-                      'again, repeat the command\n')
+                      'again, repeat the command')
     fails, gpt = results(out)['entrants']
     assert fails['runs'] == [{'seed': 1337, 'failed': 'RuntimeError: the ninth step is too much'}]
     assert gpt['runs'][0]['steps'] == 10 and gpt['runs'][0]['val_loss'] < math.log(11) + 0.1
@@ -398,12 +386,6 @@ def test_refused_before_anything_is_trained(configs, other_data, tmp_path, untra
     assert not out.exists() or [p.name for p in out.iterdir()] == ['.lock']
 
 
-def test_refused_on_the_command_line(refused, configs, tmp_path):
-    """One sentence on stderr, as the rest of them."""
-    sentence = refused('compare.py', configs / 'gpt.py', configs / 'gpt.py', f'--out={tmp_path / "race"}')
-    assert sentence.startswith("two entrants are called 'gpt'") and not (tmp_path / 'race').exists()
-
-
 @pytest.mark.parametrize('words, said', [
     (['--steps=20'], ["its budget is ['steps', 10.0], this one asks for ['steps', 20.0]"]),
     (['--tokens=640'], ["its budget is ['steps', 10.0], this one asks for ['tokens', 640.0]"]),
@@ -413,11 +395,11 @@ def test_refused_on_the_command_line(refused, configs, tmp_path):
     (['--steps=10', '--set', 'DATA'], ['holds another gpt: its data is ']),
 ], ids=['steps', 'tokens', 'windows', 'rate', 'columns', 'data'])
 def test_a_folder_that_holds_another_race(race, other_data, untrained, words, said):
-    before = {p: p.stat().st_mtime_ns for p in race.out.rglob('*')}
+    before = contents(race.out)
     words = [w.replace('DATA', f'dataset={other_data}') for w in words]
     sentence = refusal(*race.words[:2], *race.words[-2:], '--windows=200', f'--out={race.out}', *words)    # the last is taken
     assert str(race.out) in sentence and all(s in sentence for s in [*said, '--out', '--overwrite']), sentence
-    assert {p: p.stat().st_mtime_ns for p in race.out.rglob('*')} == before
+    assert contents(race.out) == before
 
 
 def test_overwrite_begins_anew(going_on, monkeypatch):

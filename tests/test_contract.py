@@ -13,7 +13,14 @@ from harness import ROOT, checkpoint, optim
 
 ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
 VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}],
-            'wavenet': [{'reads': 'causal', 'alpha_per_channel': True}, {'reads': 'leak'}]}
+            'wavenet': [{'reads': 'causal', 'alpha_per_channel': True}, {'reads': 'leak'}],
+            'highorder': [{'n_layer': 0}, {'kind': 'discontinuous', 'n_layer': 3, 'normalization': 'maxabs'},
+                          {'kind': 'polynomial', 'n': 4, 'normalization': 'none', 'periodic': True},
+                          {'kind': 'fourier', 'n': 5, 'normalization': 'maxcenter', 'initialization': 'linear'},
+                          {'network': 'high_order_input'}, {'network': 'low_order_mlp'}, {'network': 'conv', 'n_layer': 3},
+                          {'network': 'tail_focus', 'features': 4}, {'network': 'dual_convolution'}, {'network': 'transformer'},
+                          {'network': 'high_order_input_transformer', 'features': 4}, {'network': 'mamba'},
+                          {'network': 'high_order_input_transformer', 'features': 1}, {'centered': True, 'features': 9}]}
 CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch, [])]]
 
 
@@ -80,6 +87,8 @@ def test_causality(model, k):
     of itself that it leaks must be seen to leak."""
     if model.predicts == 'last':
         pytest.skip('the target of a model that predicts the last token is not in its window')
+    if getattr(model, 'centered', False):
+        pytest.skip('a model that sees both sides is no language model: see the next test')
     stir(model)
     x = tokens(model)
     at = x.shape[1] - model.config.block_size + k
@@ -88,6 +97,22 @@ def test_causality(model, k):
     before, after = model(x)[0], model(changed)[0]
     assert torch.equal(before[:, :k], after[:, :k]) != getattr(model, 'leaks', False)
     assert not torch.allclose(before[:, k], after[:, k], atol=1e-3)
+
+
+def test_centered(model):
+    """A model that says that it sees both sides of a token sees all but that token."""
+    if not getattr(model, 'centered', False):
+        pytest.skip('not centered')
+    stir(model)
+    x = tokens(model)
+    for k in (1, 7, 12):
+        changed = x.clone()
+        changed[:, k] = (x[:, k] + 1) % model.config.vocab_size
+        before, after = model(x)[0], model(changed)[0]
+        assert torch.equal(before[:, k - 1], after[:, k - 1])       # whose target it is
+        assert not torch.allclose(before[:, k], after[:, k], atol=1e-3)
+        if k > 1:
+            assert not torch.allclose(before[:, k - 2], after[:, k - 2], atol=1e-3)
 
 
 def test_memory(model):

@@ -1,6 +1,8 @@
 """Generation: what is drawn, what is streamed, and the command line of sample.py and export.py."""
 
 import dataclasses
+import math
+import re
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ from conftest import tiny_train
 import mamba
 import model as gpt
 import pacing
+import sample
 import train
 import wavenet
-from harness import UserError
-from harness.generate import benchmark, describe, draw, generate
+from harness import UserError, checkpoint
+from harness.generate import automaton, benchmark, describe, draw, generate, reapply
 from harness.tokenizer import Tokenizer
 
 
@@ -134,7 +137,6 @@ def test_the_tokenizer_comes_from_the_checkpoint(run, dataset, cli):
 def test_export(run, cli, tmp_path):
     from transformers import GPT2LMHeadModel
 
-    from harness import checkpoint
     done = cli('export.py', run, tmp_path / 'hub')
     assert done.returncode == 0, done.stderr
     ours, _ = checkpoint.load_model(run)
@@ -169,3 +171,106 @@ def test_several_starts(run, cli):
 def test_published_weights_with_other_tokens_are_refused(refused):
     """GPT-2's tokenizer would make a text of Mamba's ids, but not the one that they mean."""
     assert 'tokenizer of their own' in refused('sample.py', '--pretrained', 'state-spaces/mamba-130m-hf', '--arch', 'mamba')
+
+
+# the automaton --------------------------------------------------------------------------------------------------------------
+
+class Neighbours(torch.nn.Module):
+    """Says of each token that it is the one `reach` before it, on a ring; and of how surely by `sharp`."""
+    centered = True
+
+    def __init__(self, reach=1, sharp=9.0):
+        super().__init__()
+        self.reach, self.config = reach, gpt.Config.tiny()
+        self.sharp = torch.nn.Parameter(torch.tensor(sharp))
+
+    def both_sides(self, x):
+        return self.sharp * torch.nn.functional.one_hot(x.roll(self.reach, 1), 17).float()
+
+
+def test_a_pass_replaces_all_at_once():
+    x = torch.tensor([[1, 2, 3, 4, 5], [6, 6, 7, 8, 9]])
+    assert reapply(Neighbours(), x).tolist() == [[5, 1, 2, 3, 4], [9, 6, 6, 7, 8]]      # one by one, all would be the first
+    assert reapply(Neighbours(-2), x).tolist() == [[3, 4, 5, 1, 2], [7, 8, 9, 6, 6]]
+    assert reapply(Neighbours(sharp=-9.0), x, n_vocab=2).max() <= 1
+
+
+def test_a_pass_draws():
+    """e of 16 + e, for the token that the model holds likeliest."""
+    x = torch.arange(17).repeat(400, 1)
+    drawn = reapply(Neighbours(sharp=1.0), x, 1.0, generator=torch.Generator().manual_seed(0))
+    assert (drawn == x.roll(1, 1)).float().mean().item() == pytest.approx(math.e / (16 + math.e), abs=0.015)
+    assert torch.equal(drawn, reapply(Neighbours(sharp=1.0), x, 1.0, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(reapply(Neighbours(sharp=1.0), x, 1.0, top_k=1), x.roll(1, 1))
+
+
+def test_the_automaton_ends_where_it_knows_what_follows():
+    g = torch.Generator().manual_seed(0)
+    turned = list(automaton(Neighbours(), [1, 2, 3], 10))
+    assert turned == [([1, 2, 3], None), ([3, 1, 2], None), ([2, 3, 1], None), ([1, 2, 3], 0)]
+    assert list(automaton(Neighbours(), [4, 4], 10)) == [([4, 4], None), ([4, 4], 0)]
+    assert list(automaton(Neighbours(), [1, 2, 3], 2))[-1] == ([2, 3, 1], None)
+    assert list(automaton(Neighbours(), [4, 4], 10, 1.0, 1, generator=g))[-1] == ([4, 4], 0)
+    drawn = list(automaton(Neighbours(sharp=99.0), [4, 4], 10, 1.0, generator=g))       # chance may change it the next time
+    assert drawn == [([4, 4], None)] * 11
+
+
+@pytest.fixture
+def fake(run, monkeypatch):
+    """sample.py reads the run as one of Neighbours(), whose characters are those of the test data."""
+    content = checkpoint.load_model(run)[1]
+    monkeypatch.setattr(checkpoint, 'load_model', lambda path: (Neighbours(), content))
+    return ['run', '--automaton', '--device=cpu']
+
+
+def test_the_automaton_prints_each_pass(fake, capsys):
+    sample.main([*fake, '--start', 'a\nb', '--start', 'dd'])
+    assert capsys.readouterr().out == (' 0  a\n    b\n 1  ba\n    \n 2  \n    ba\n 3  a\n    b\n'
+                                       'pass 3 is pass 0 again: a cycle of 3 passes\n' + '-' * 80 +
+                                       '\n 0  dd\n 1  dd\npass 1 changed nothing, so no other will\n')
+    sample.main([*fake, '--start', 'abc', '--reapply=2'])
+    assert capsys.readouterr().out == '0  abc\n1  cab\n2  bca\n'
+    sample.main([*fake, '--start=abc', '--temperature=99', '--num_samples=2'])
+    one, two = (part.splitlines() for part in capsys.readouterr().out.split('-' * 80 + '\n'))
+    assert one[0] == two[0] == ' 0  abc' and one != two
+
+
+def test_a_centered_model_writes_no_text(fake):
+    for words in ([], ['--benchmark'], ['--eval']):
+        with pytest.raises(UserError, match=r'run: .* both sides .* cannot continue a text: say --automaton --start'):
+            sample.main(['run', *words])
+
+
+@pytest.mark.parametrize('words, said', [([], '--automaton changes a text: say which by --start'),
+                                         (['--start=a', '--benchmark'], 'not allowed with argument'),
+                                         (['--start=a', '--reapply=0'], '--reapply=0: at least 1 is wanted'),
+                                         (['--start=aX'], "no token for 'X'")])
+def test_the_automaton_is_refused(fake, words, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        sample.main([*fake, *words])
+
+
+def test_the_automaton_needs_both_sides(run, refused):
+    assert 'from what is before it alone, and not from both its sides: take a run with --centered' in \
+        refused('sample.py', run, '--automaton', '--start=a')
+
+
+def test_the_automaton_of_a_network(dataset, cli, tmp_path):
+    """Each character of a pass, from the model and a text of its neighbours alone."""
+    words = tiny_train(dataset, tmp_path / 'run', '--arch=highorder', '--network=high_order', '--centered', '--features=5',
+                       '--max_iters=30', '--sample_tokens=0')[1:]
+    train.main(words)
+    done = cli('sample.py', tmp_path / 'run', '--automaton', '--start', 'a bad cab', '--reapply=4')
+    assert done.returncode == 0, done.stderr
+    model, content = checkpoint.load_model(tmp_path / 'run')
+    tokenizer, ids = Tokenizer(content['data']['tokenizer']), None
+    text, expected = 'a bad cab', {}
+    for k in range(5):
+        expected[text] = expected.get(text, k)
+        assert f'{k}  ' + text.replace('\n', '\n   ') in done.stdout
+        if expected[text] != k:
+            break
+        ids = [-1, -1, *tokenizer.encode(text), -1, -1]
+        around = torch.tensor([[*ids[i:i + 2], -1, *ids[i + 3:i + 5]] for i in range(len(text))])
+        text = tokenizer.decode(model.both_sides(around)[:, 2].argmax(-1).tolist())
+    assert len(expected) > 1

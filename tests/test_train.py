@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import tiny_train
 
+import model
 import train
-from harness import ROOT, UserError, checkpoint, config, data, device, log, optim, runs
+from harness import CENTERED, ROOT, UserError, checkpoint, config, data, device, log, optim, runs
 
 PACING = ['--arch=pacing', '--n_layer=2', '--n_embd=16', '--columns=4']
 
@@ -41,10 +42,10 @@ def stop_at(monkeypatch):
     def arm(step):
         real = train.learning_rate
 
-        def rate(loop, now, progress):
+        def rate(loop, now, *more):
             if now == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return real(loop, now, progress)
+            return real(loop, now, *more)
         monkeypatch.setattr(train, 'learning_rate', rate)
     yield arm
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -63,13 +64,78 @@ def test_resume_is_exact(dataset, tmp_path, stop_at, monkeypatch, capsys, arch, 
     assert 'stopped at step 7 and saved: to go on, run: python train.py' in capsys.readouterr().out
     monkeypatch.undo()
     resumed = go(dataset, tmp_path / 'part', *words, '--resume')
-    for key in ('model', 'optimizers', 'scaler', 'best', 'step'):
+    for key in ('model', 'optimizers', 'scaler', 'plateau', 'best', 'step'):
         assert same(whole[key], resumed[key]), key
     rows = [{k: v for k, v in row.items() if k.startswith(('step', 'val', 'lr'))}
             for row in log.read(tmp_path / 'part' / 'metrics.csv')]
     expected = [{k: v for k, v in row.items() if k.startswith(('step', 'val', 'lr'))}
                 for row in log.read(tmp_path / 'whole' / 'metrics.csv')]
     assert [r for r in rows if r['step'] != 7] == expected
+
+
+PLATEAU = ['--schedule=plateau', '--patience=0', '--factor=0.5', '--optimizer=sgd', '--learning_rate=0.4', '--min_lr=0.06',
+           '--eval_interval=3', '--log_interval=2', '--max_iters=23', '--batch_size=1']
+
+
+@pytest.fixture(scope='module')
+def on_a_plateau(dataset, tmp_path_factory):
+    """(folder, last checkpoint) of a run whose rate falls, to the least of it."""
+    out = tmp_path_factory.mktemp('plateau') / 'run'
+    return out, go(dataset, out, *PLATEAU, '--log_interval=1')
+
+
+def test_a_plateau_lowers_the_rate(on_a_plateau):
+    """By the losses of metrics.csv, counted by hand: halved after 3 steps whose mean is no new lowest, never below 0.06."""
+    rows = log.read(on_a_plateau[0] / 'metrics.csv')
+    left, lowest, fell = 0.4, math.inf, 0
+    for i, row in enumerate(rows[1:], start=1):
+        assert row['lr'] == pytest.approx(left * min(1, i / 2)), i              # 2 steps of warm-up
+        if i % 3 == 0:
+            mean = sum(r['train_loss'] for r in rows[i - 2:i + 1]) / 3
+            if mean < lowest * (1 - 1e-4):
+                lowest = mean
+            else:
+                left, fell = max(0.06, left / 2), fell + 1
+    assert fell > 2 and rows[-1]['lr'] == pytest.approx(0.06)
+
+
+@pytest.mark.parametrize('stop', [4, 8, None], ids=['between evaluations', 'at an evaluation', 'by max_iters'])
+def test_resume_on_a_plateau_is_exact(dataset, tmp_path, stop_at, monkeypatch, on_a_plateau, stop):
+    """Wherever it is stopped, no loss is lost or counted twice: the rate falls where it does in one run."""
+    out, (folder, whole) = tmp_path / 'run', on_a_plateau
+    if stop:
+        stop_at(stop)
+    part = go(dataset, out, *PLATEAU, *([] if stop else ['--max_iters=7']))
+    assert part['step'] == (stop + 1 if stop else 7) and part['plateau']['count'] == {4: 2, 8: 3, None: 1}[stop]
+    monkeypatch.undo()
+    resumed = go(dataset, out, *PLATEAU, '--resume')
+    for key in ('model', 'optimizers', 'plateau', 'step', *(['best'] if stop else [])):     # the last step is evaluated, too
+        assert same(whole[key], resumed[key]), key
+    rates, expected = ({r['step']: r['lr'] for r in log.read(f / 'metrics.csv') if 'lr' in r} for f in (out, folder))
+    assert all(expected[step] == rate for step, rate in rates.items()) and len(rates) > 12
+
+
+def test_a_plateau_goes_on_with_other_settings(dataset, tmp_path, capsys):
+    """The share that is left is kept; learning_rate, factor and patience are what is now asked for."""
+    ckpt = go(dataset, tmp_path / 'run', *PLATEAU, '--max_iters=12')
+    left, = ckpt['plateau']['_last_lr']
+    assert left < 1
+    go(dataset, tmp_path / 'run', *PLATEAU, '--max_iters=13', '--log_interval=1', '--learning_rate=0.8', '--resume')
+    assert log.read(tmp_path / 'run' / 'metrics.csv')[-1]['lr'] == 0.8 * left
+    assert "'learning_rate': 0.8" in capsys.readouterr().out
+    loop = train.Loop(schedule='plateau', patience=3, factor=0.1)
+    plateau = optim.Plateau(loop)
+    plateau.load_state_dict(ckpt['plateau'])
+    assert (plateau.patience, plateau.factor, plateau.left) == (3, 0.1, left)
+
+
+@pytest.mark.parametrize('name, value, said', [
+    ('factor', 1.0, 'factor=1.0 must be above 0 and below 1: the rate is multiplied by it'),
+    ('factor', 0.0, 'factor=0.0 must be above 0 and below 1'), ('patience', -1, 'patience=-1 must not be negative'),
+    ('schedule', 'plato', "schedule='plato' is unknown: cosine, trapezoid, constant and plateau are")])
+def test_a_schedule_that_cannot_be(name, value, said):
+    with pytest.raises(UserError, match=said):
+        train.Loop(**{name: value})
 
 
 def test_evaluating_changes_nothing(dataset, tmp_path):
@@ -89,24 +155,30 @@ def torchrun(dataset, out_dir, *more, processes=2, launcher=()):
             *tiny_train(dataset, out_dir, *more)]
 
 
-@pytest.mark.parametrize('micro', [[], ['--batch_size=2']], ids=['one micro-step', 'two micro-steps'])
-def test_two_processes_take_the_steps_of_one(dataset, tmp_path, cli, micro):
-    """The same windows, so the same gradients up to rounding: after plain SGD the weights agree."""
-    words = ['--optimizer=sgd', '--learning_rate=0.5', '--max_iters=6', '--log_interval=1', '--tokens_per_step=128']
+@pytest.mark.parametrize('micro, optimizer', [
+    (['--batch_size=2'], ['sgd', '--learning_rate=0.5', '--schedule=plateau', '--patience=0', '--eval_interval=1']),
+    ([], ['lion', '--learning_rate=1e-3', '--bias=False']),
+    (['--batch_size=2'], ['sparse_lion', '--learning_rate=1e-3', '--bias=False'])], ids=['sgd', 'lion', 'sparse_lion'])
+def test_two_processes_take_the_steps_of_one(dataset, tmp_path, cli, micro, optimizer):
+    """The same windows, so the same gradients up to rounding: after plain SGD the weights agree.  Lion takes the sign alone, so
+    rounding may turn a few (all those of the keys' biases, whose gradient is 0 but for rounding)."""
+    words = [f'--optimizer={optimizer[0]}', *optimizer[1:], '--max_iters=6', '--log_interval=1', '--tokens_per_step=128']
     one = go(dataset, tmp_path / 'one', *words)
     done = cli(*torchrun(dataset, tmp_path / 'two', *words, *micro))
     assert done.returncode == 0, done.stderr
     two = checkpoint.load(tmp_path / 'two' / 'ckpt.pt')
-    for key, value in one['model'].items():
-        torch.testing.assert_close(value, two['model'][key], atol=1e-5, rtol=1e-4)
+    agree = torch.cat([torch.isclose(value, two['model'][key], atol=1e-5, rtol=1e-4).flatten()
+                       for key, value in one['model'].items()])
+    assert agree.all() if optimizer[0] == 'sgd' else agree.float().mean() > 0.995
     for a, b in zip(*(log.read(tmp_path / n / 'metrics.csv') for n in ('one', 'two')), strict=True):
         assert a['step'] == b['step'] and a['tokens'] == b['tokens']
-        for key in ('train_loss', 'val_loss', 'val_loss_full', 'grad_norm'):
+        for key in ('train_loss', 'val_loss', 'val_loss_full', 'grad_norm', 'lr'):
             assert a.get(key, -1) == pytest.approx(b.get(key, -1), rel=1e-4), key
 
 
 COUNTED = """
 import os, sys
+import model
 import train
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 calls = []
@@ -284,48 +356,9 @@ def test_schedules():
     assert train.learning_rate(cosine, 99, 1) == pytest.approx(0.1)
     trapezoid = dataclasses.replace(cosine, schedule='trapezoid', cooldown=0.2)
     assert [train.learning_rate(trapezoid, 50, p) for p in (0.5, 0.8, 0.9, 1)] == pytest.approx([1, 1, 0.55, 0.1])
-    assert train.learning_rate(dataclasses.replace(cosine, schedule='constant'), 50, 1) == 1
-
-
-def test_parameters_are_grouped_by_the_type_of_their_module():
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.config = dataclasses.make_dataclass('C', ['vocab_size'])(7)
-            self.embed, self.other = torch.nn.Embedding(7, 4), torch.nn.Embedding(5, 4)
-            self.hidden, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 7, bias=False)
-            self.head.weight = self.embed.weight
-            self.conv, self.norm = torch.nn.Conv2d(4, 4, 3), torch.nn.LayerNorm(4)
-            self.marked, self.frozen = torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False)
-            self.marked.weight.no_weight_decay = True
-            self.frozen.weight.requires_grad = False
-            self.free = torch.nn.Parameter(torch.zeros(4, 4))
-    net = Net()
-    names = {kind: {n for n, _ in params} for kind, params in optim.groups(net).items()}
-    assert names == {'matrix': {'hidden.weight'}, 'head': {'embed.weight'}, 'conv': {'conv.weight'},
-                     'rest': {'other.weight', 'hidden.bias', 'conv.bias', 'norm.weight', 'norm.bias', 'marked.weight', 'free'}}
-    for name in optim.STATES:
-        decay = {id(p): g['weight_decay'] for o in optim.build(net, name, 1e-3, (0.9, 0.95), 0.1)
-                 for g in o.param_groups for p in g['params']}
-        assert len(decay) == 10
-        for n, p in net.named_parameters():
-            if p.requires_grad:
-                assert decay[id(p)] == (0.1 if n in ('hidden.weight', 'embed.weight', 'conv.weight') else 0.0), n
-
-
-def test_lion_is_its_formula():
-    """u = sign(b1 m + (1 - b1) g); w -= lr (u + wd w); m = b2 m + (1 - b2) g, one number at a time."""
-    torch.manual_seed(0)
-    w = torch.nn.Parameter(torch.randn(5, dtype=torch.double))
-    lion, own, m = optim.Lion([w], lr=0.1, betas=(0.9, 0.99), weight_decay=0.2), w.tolist(), [0.0] * 5
-    for _ in range(4):
-        w.grad = torch.randn(5, dtype=torch.double)
-        for i, g in enumerate(w.grad.tolist()):
-            u = math.copysign(1, 0.9 * m[i] + 0.1 * g)
-            own[i] -= 0.1 * (u + 0.2 * own[i])
-            m[i] = 0.99 * m[i] + 0.01 * g
-        lion.step()
-    torch.testing.assert_close(w.tolist(), own)
+    constant, plateau = (dataclasses.replace(cosine, schedule=s) for s in ('constant', 'plateau'))
+    assert [train.learning_rate(loop, 50, 1, 0.3) for loop in (constant, plateau)] == [1, 0.3]
+    assert train.learning_rate(plateau, 4, 0, 0.3) == pytest.approx(0.15)      # half of the warm-up
 
 
 def test_number_formats(monkeypatch):
@@ -434,3 +467,43 @@ def test_the_leaking_split_is_told_and_kept_apart(dataset, tmp_path, capsys):
         with pytest.raises(UserError, match='cannot be resumed: its data is'):
             go(dataset, tmp_path / name, '--max_iters=7', '--resume', *more)
     assert go(dataset, tmp_path / 'leaks', '--max_iters=7', '--resume', '--leaking_split')['step'] == 7
+
+
+def test_a_model_that_sees_both_sides_says_so_and_writes_no_sample(dataset, tmp_path, capsys, monkeypatch):
+    go(dataset, tmp_path / 'a', '--max_iters=1')
+    out = capsys.readouterr().out
+    assert CENTERED not in out and '-' * 80 in out
+    monkeypatch.setattr(model.Model, 'centered', True, raising=False)
+    go(dataset, tmp_path / 'b', '--max_iters=1')
+    out = capsys.readouterr().out
+    assert out.count(CENTERED) == 1 and '-' * 80 not in out
+
+
+def deeper(self, config):
+    """The same function with more layers, whose last matrices are 0."""
+    if config.n_embd != self.config.n_embd:
+        raise ValueError('a GPT becomes deeper, not wider')
+    new = model.Model(config)
+    with torch.no_grad():
+        for block in new.h[self.config.n_layer:]:
+            for p in (*block.attn.c_proj.parameters(), *block.mlp.c_proj.parameters()):
+                p.zero_()
+    new.load_state_dict(self.state_dict(), strict=False)
+    return new
+
+
+def test_init_from_a_checkpoint_of_another_shape(dataset, tmp_path, monkeypatch):
+    """A model that can be refined computes at the start what the checkpoint did at its best; one that cannot is refused."""
+    go(dataset, tmp_path / 'a', '--max_iters=5')
+    more = ['--max_iters=1', f'--init_from={tmp_path / "a"}']
+    with pytest.raises(UserError, match='holds another model'):
+        go(dataset, tmp_path / 'b', *more, '--n_layer=3')
+    monkeypatch.setattr(model.Model, 'refined', deeper, raising=False)
+    refined = go(dataset, tmp_path / 'b', *more, '--n_layer=3')
+    assert refined['config']['n_layer'] == 3
+    best = min(r['val_loss'] for r in log.read(tmp_path / 'a' / 'metrics.csv') if 'val_loss' in r)
+    assert log.read(tmp_path / 'b' / 'metrics.csv')[0]['val_loss'] == pytest.approx(best)
+    with pytest.raises(UserError, match=r'init_from=.*a: a GPT becomes deeper, not wider'):
+        go(dataset, tmp_path / 'c', *more, '--n_embd=32')
+    monkeypatch.setattr(model.Model, 'refined', None, raising=False)        # of the shape that it has, nothing is refined
+    go(dataset, tmp_path / 'd', *more)

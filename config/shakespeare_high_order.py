@@ -1,0 +1,17 @@
+"""An MLP of piecewise polynomials over the last 16 characters of Shakespeare; see shakespeare_gpt.py."""
+
+# The seed's: python examples/high_order_interpolation.py data.type=sequence net=large_double_layer max_epochs=100
+#   net.hidden.width=250 optimizer.lr=1e-5
+
+arch = 'highorder'
+dataset = 'shakespeare_char'
+
+network = 'high_order'
+features = 16
+n_layer, n_embd = 2, 352             # 0.8 M parameters
+block_size = 64
+
+batch_size = 12
+max_iters = 2000
+learning_rate = 4e-3
+min_lr = 4e-4
