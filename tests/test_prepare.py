@@ -469,6 +469,28 @@ def test_text_in_each_kind_of_tokens(prepare, gpt2_by_hand, offline, tmp_path, t
     assert meta['source'] == {'name': 'mine.txt', 'sha256': sha256(TEXT)}
 
 
+@pytest.mark.parametrize('tokens', ['char', 'bytes'])
+def test_the_first_characters_of_a_text(prepare, tmp_path, tokens):
+    """Of the whole, before it is split: the files behind them, and their characters, are not in the data set."""
+    (tmp_path / 'a.txt').write_text(TEXT, encoding='utf-8')
+    (tmp_path / 'b.txt').write_text('#' * 100, encoding='utf-8')
+    for count in (len(TEXT) - 90, len(TEXT), len(TEXT) + 32, 10 ** 9):
+        prepare('text.py', 'mine', tmp_path, f'--tokens={tokens}', f'--characters={count}')
+        text = (TEXT + '\n\n' + '#' * 100)[:count]
+        texts, meta = read('mine')
+        assert texts == halves(text) and meta['source']['sha256'] == sha256(text)
+        assert meta['source']['name'] == 'a.txt and 1 more' + (f', first {count:,} characters' if count < 10 ** 9 else '')
+        assert meta['vocab_size'] == (len(set(text)) if tokens == 'char' else 256)
+
+
+@pytest.mark.parametrize('word', ['0', '-3', '1e5', '', '2.5', '9' * 30])
+def test_a_number_of_characters_that_will_not_do(prepare, tmp_path, word):
+    (tmp_path / 'mine.txt').write_text(TEXT, encoding='utf-8')
+    sentence = said(prepare, 'text.py', 'mine', tmp_path / 'mine.txt', f'--characters={word}')
+    assert sentence.startswith(f"argument --characters: '{word}' is not a whole number from 1 on")
+    assert names(tmp_path) == ['mine.txt']
+
+
 @pytest.mark.parametrize('name', ['../mine', 'a/b', 'a b', '', 'caf\u00e9'])
 def test_text_of_a_bad_name(prepare, tmp_path, name):
     (tmp_path / 'mine.txt').write_text(TEXT, encoding='utf-8')
