@@ -115,6 +115,14 @@ def test_centered(model):
             assert not torch.allclose(before[:, k - 2], after[:, k - 2], atol=1e-3)
 
 
+def test_its_size_can_be_asked_for_without_its_weights(model):
+    """As compare.py does."""
+    with torch.device('meta'):
+        empty = type(model)(model.config)
+    assert all(p.is_meta for p in empty.parameters())
+    assert [p.shape for p in empty.parameters()] == [p.shape for p in model.parameters()]
+
+
 def test_memory(model):
     """A model with a memory is moved by all of it, does without it, and takes a -1 in it for none at all."""
     M = getattr(model, 'memory', 0)
