@@ -14,6 +14,7 @@ Search the settings of a config for the lowest validation loss, by optuna's TPE 
 
 import csv
 import dataclasses
+import datetime
 import itertools
 import json
 import math
@@ -29,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from compare import locked, read, rows_of, train
-from harness import LEAKS, UserError, config
+from harness import LEAKS, UserError, config, device
 from harness.files import atomic
 from harness.report import markdown
 from train import Loop
@@ -257,8 +258,15 @@ def draw(ordered, spaces, title, path):
 
 
 def report(results, spaces, first, args, argv, out):
-    """table.csv, sweep.png and best.py of the trials so far, and no weights but the best's.  Returns them, best first."""
+    """results.json, table.csv, sweep.png and best.py of the trials so far, and no weights but the best's.  Returns them, best
+    first."""
     ordered = sorted(results.values(), key=lambda r: (r.get('val_loss', math.inf), r['number']))
+    loop, text = first.settings.loop, first.text
+    keep(out / 'results.json', {
+        'command': shlex.join(['python', 'sweep.py', *argv]), 'date': datetime.date.today().isoformat(),
+        'machine': device.setup(loop.device, loop.dtype, compile=False).describe(),
+        'data': {'name': loop.dataset, 'fingerprint': text.fingerprint, 'source': text.meta['source']['name']},
+        'trials': ordered})
     with atomic(out / 'table.csv', 'w') as f:
         writer = csv.DictWriter(f, ['number', 'val_loss', *spaces, 'step', 'tokens', 'seconds', 'failed'])
         writer.writeheader()
@@ -329,7 +337,7 @@ def main(argv):
     if 'failed' in ordered[0]:
         raise UserError(f'no trial of {len(ordered)} came to its end, the last since: {ordered[-1]["failed"]}; mend that, and '
                         f'begin anew with --overwrite')
-    print(f'the best as a config: {out}/best.py; all of them: {out}/table.csv, {out}/sweep.png')
+    print(f'the best as a config: {out}/best.py; all of them: {out}/table.csv, {out}/sweep.png, {out}/results.json')
 
 
 if __name__ == '__main__':

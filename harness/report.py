@@ -155,6 +155,26 @@ def speeds(record):
     return ['config', 'parameters', 'step', 'seconds', 'windows/s', 'ratio', 'tokens/s'], rows
 
 
+def grid(record):
+    """(headers, rows) of what sweep.py has found, best first; if it searched two settings and tried every pair of values, the
+    losses with a row for each value of the first and a column for each of the second."""
+    trials, names = record['trials'], list(record['trials'][0]['values'])
+
+    def loss(trial):
+        return f'{trial["val_loss"]:.3f}' if 'val_loss' in trial else 'failed'
+
+    def shown(value):
+        return f'{value:g}' if isinstance(value, float) else str(value)
+    found = {tuple(t['values'].values()): loss(t) for t in trials}
+    if len(names) == 2:
+        down, across = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))       # the best value first
+        across = sorted(across) if not any(isinstance(v, str) for v in across) else across
+        if len(found) == len(down) * len(across):
+            return ([f'{names[0]}, {names[1]}', *map(shown, across)],
+                    [[shown(a), *(found[a, b] for b in across)] for a in down])
+    return [names[0], *names[1:], 'val_loss'], [[*map(shown, key), value] for key, value in found.items()]
+
+
 def markdown(headers, rows):
     """A table of Markdown with its columns aligned, so that it reads in a terminal as well."""
     widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
@@ -174,13 +194,19 @@ def text(record):
 
 
 def short(record):
-    """What README.md shows of a record, of a race or of bench.py: a table, and what it was measured with."""
+    """What README.md shows of a record, of a race, a sweep or bench.py: a table, and what it was measured with."""
     if 'speeds' in record:
         return f'{markdown(*speeds(record))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
+    d = record['data']
+    if 'trials' in record:
+        about = f'one seed; {d["source"]}, fingerprint {d["fingerprint"]}; {record["date"]}; {record["machine"]}'
+        return f'{markdown(*grid(record))}\n\n<sub>{about}</sub>\n'
     headers = ['config', 'parameters', 'tokens', 'val_loss', 'difference', 'val_loss_full', 'difference']
     rows = [[e['name'], f'{e["parameters"]:,}', cell(e, 'tokens'), cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
              cell(e, 'val_loss_full'), difference_cell(record, e, 'val_loss_full')] for e in record['entrants']]
-    d = record['data']
+    if any(e['settings']['leaking_split'] for e in record['entrants']):         # how much of the text is known by heart
+        headers.append('accuracy')
+        rows = [[*row, cell(e, 'accuracy_full')] for row, e in zip(rows, record['entrants'], strict=True)]
     seeds = len(record['entrants'][0]['runs'])
     about = (f'{budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {record["windows"] or "all"} windows; {d["source"]}, '
              f'fingerprint {d["fingerprint"]}; {record["date"]}; {record["machine"]}')

@@ -18,7 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from harness import flops, report
+from harness import ROOT, flops, report
 
 PIXEL = base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==')
 
@@ -397,3 +397,22 @@ def test_a_page_of_a_race_that_nobody_finished(tmp_path):
     page = Page((tmp_path / 'report.html').read_text(encoding='utf-8')).text
     assert page.count('no run came to its end') == 2 and 'gpt failed in 1 of 1 runs' in page and 'Who sees whom' not in page
     assert (tmp_path / 'race.png').stat().st_size > 1000
+
+
+@pytest.mark.parametrize('trials, headers, rows', [
+    ({('lion', 0.01): 1.0, ('adamw', 0.01): 2.0, ('lion', 0.001): 3.0, ('adamw', 0.001): None},
+     ['a, b', '0.001', '0.01'], [['lion', '3.000', '1.000'], ['adamw', 'failed', '2.000']]),
+    ({('lion', 0.01): 1.0, ('adamw', 0.01): 2.0, ('lion', 0.001): 3.0},         # not every pair
+     ['a', 'b', 'val_loss'], [['lion', '0.01', '1.000'], ['adamw', '0.01', '2.000'], ['lion', '0.001', '3.000']]),
+    ({(2,): 1.0, (1,): 2.0}, ['a', 'val_loss'], [['2', '1.000'], ['1', '2.000']])], ids=['grid', 'list', 'one'])
+def test_what_a_sweep_has_found(trials, headers, rows):
+    record = {'trials': [{'values': dict(zip('ab', key, strict=False))} | ({} if loss is None else {'val_loss': loss})
+                         for key, loss in trials.items()]}
+    assert report.grid(record) == (headers, rows)
+
+
+def test_a_leaking_race_shows_what_is_known_by_heart():
+    record = json.loads((ROOT / 'results' / 'pacing_leaking.json').read_text(encoding='utf-8'))
+    head, _, row = report.short(record).splitlines()[:3]
+    cells = [v['accuracy_full'] for v in record['entrants'][0]['runs']]
+    assert head.endswith('accuracy |') and f'{sum(cells) / len(cells):.1%}' in row

@@ -361,7 +361,10 @@ def test_a_sweep_that_is_stopped_has_the_trials_of_one_that_is_not(swept, tmp_pa
 def test_what_a_kill_left_undone_is_done_without_training(copied, swept, untrained):
     """It came after the last trial, before the tables; older weights were still there."""
     words, out = copied
-    for name in ('table.csv', 'best.py', 'sweep.png'):
+    kept = json.loads((out / 'results.json').read_text())
+    assert [t['number'] for t in kept['trials']] == [int(r['number']) for r in table(out)]
+    assert kept['command'].startswith('python sweep.py ') and kept['data']['fingerprint']
+    for name in ('table.csv', 'best.py', 'sweep.png', 'results.json'):
         (out / name).unlink()
     worst = next(r for r in reversed(table(swept.out)) if r['val_loss'])['number']
     shutil.copy(next(out.glob('*/ckpt.pt')), out / f'trial-{worst}' / 'ckpt.pt')
@@ -369,6 +372,7 @@ def test_what_a_kill_left_undone_is_done_without_training(copied, swept, untrain
     for name in ('table.csv', 'best.py'):
         assert (out / name).read_text().splitlines()[3:] == (swept.out / name).read_text().splitlines()[3:]
     assert (out / 'sweep.png').exists() and not (out / f'trial-{worst}' / 'ckpt.pt').exists()
+    assert json.loads((out / 'results.json').read_text())['trials'] == kept['trials']
 
 
 def test_another_sweep_in_the_same_folder_is_refused(copied, gpt, untrained):
