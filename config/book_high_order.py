@@ -15,7 +15,7 @@ n_layer, n_embd = 1, 250
 block_size = 64
 
 optimizer = 'lion'
-learning_rate = 1e-3
-min_lr = 1e-5
+learning_rate = 1e-2
+min_lr = 0
 batch_size = 16
-max_iters = 4000                    # 34 epochs
+max_iters = 5300                    # 50 epochs

@@ -13,5 +13,5 @@ block_size = 64
 
 batch_size = 12
 max_iters = 2000
-learning_rate = 4e-3
-min_lr = 4e-4
+learning_rate = 3.2e-2             # the best of 2e-3 to 6.4e-2 after 600 steps
+min_lr = 3.2e-4

@@ -13,5 +13,5 @@ block_size = 64
 
 batch_size = 12
 max_iters = 2000
-learning_rate = 4e-3
-min_lr = 4e-4
+learning_rate = 8e-3
+min_lr = 8e-4
