@@ -9,7 +9,11 @@ Pictures of what a trained model sees, written as PNGs into the folder of the ru
     surprise.png    a text, coloured by how much each token surprises the model
     attention.png   for what has attention: where each head of each layer looks
     picture.png, kernels.png    for PACING: the text as the network sees it, and the kernels that look at it
+    links.png       for what has links that are functions: some of them, and the inputs that occur
+    segments.png    for the same: which pieces of the links are in use
+    refinement.png  for the same: links before and after they are given more points and pieces
 
+The pictures of parts (attention, and all below it) are drawn by parts.py.
 A model file may add its own by a function pictures(model, x, labels) that yields (name, matplotlib figure); x: (1, T) tokens,
 labels: their texts.
 """
@@ -25,11 +29,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import model as gpt
-import pacing
-from harness import ROOT, UserError, checkpoint, config, data, device
+from harness import CENTERED, ROOT, UserError, checkpoint, config, data, device
 from harness.files import atomic
 from harness.tokenizer import Tokenizer
+from parts import PARTS, PiecewisePolynomial, links
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -38,6 +41,7 @@ SPAN = 128          # tokens of a window that are looked at, at most, by a model
 SHOWN = 640         # tokens of surprise.png, at most
 LOGITS = 1 << 24    # numbers of logits that are made at once
 SEEN = 1e-6         # of total variation: less is rounding
+READ = 1 << 13      # tokens that the layers of links are shown
 
 
 # what can be measured of any model -------------------------------------------------------------------------------------------
@@ -82,10 +86,14 @@ def losses_by_position(model, x, y):
 @torch.no_grad()
 def surprise(model, ids, first=1):
     """Bits that the tokens ids[first:] cost the model, each by the block_size tokens before it, and by those of its memory, if
-    it has one: (len(ids) - first,)."""
+    it has one: (len(ids) - first,).  A centered model is shown all that is beside them."""
     ids, T, M = torch.as_tensor(ids), model.config.block_size, getattr(model, 'memory', 0)
     where, bits = next(model.parameters()).device, []
     batch_size = max(1, min(64, LOGITS // (T * model.config.vocab_size)))
+
+    if getattr(model, 'centered', False):
+        log_p = model.both_sides(ids[None].to(where))[0].log_softmax(-1).cpu()      # (len(ids), V)
+        return (-log_p[range(first, len(ids)), ids[first:]] / math.log(2)).numpy()
 
     def context(end):
         return T + M if end >= T + M else min(end, T)
@@ -102,8 +110,9 @@ def surprise(model, ids, first=1):
 
 # pictures of any model ------------------------------------------------------------------------------------------------------
 
-def draw_influence(matrix, title):
-    """The matrix with its diagonal, and what it says of distance."""
+def draw_influence(matrix, title, centered=False):
+    """The matrix with its diagonal, and what it says of distance.  centered: the model sees both sides of what it predicts, the
+    token after the output's position, but must not see that one."""
     from matplotlib.colors import LogNorm
     outputs, T = matrix.shape
     before, every = T - outputs, outputs > 1        # inputs in front of the first output
@@ -119,20 +128,32 @@ def draw_influence(matrix, title):
         left.set_yticks([])
         left.set_box_aspect(0.12)
     seen = np.array([np.mean(np.diagonal(matrix, before - d)) for d in range(T)])
-    reach = np.flatnonzero(seen > SEEN)
-    leak = np.triu(matrix, before + 1).max()
+    leak = (np.diagonal(matrix, 1) if centered else np.triu(matrix, before + 1)).max(initial=0)
     left.set(xlabel='input position', xlim=(-before, outputs), ylim=(outputs, 0))
     left.set_title(title, parse_math=False)     # names of folders may have a $ in them
     right.plot(np.arange(T) + 1, np.maximum(seen, 1e-9), color='#d1495b', lw=2)
     right.set(xlabel='tokens back (1: the newest)', ylabel='mean over the window', yscale='log', ylim=(1e-5, 1.2))
-    right.set_title(f'sees {reach[-1] + 1 if len(reach) else 0} of {T} tokens back; ' +
-                    (f'LEAKS: {leak:.2g} from later tokens' if leak > SEEN else 'nothing from later ones'), fontsize=10)
+    said, unseen = f'sees {reach(seen)} of {T} tokens back', 'later ones'
+    if centered:
+        ahead = np.array([np.mean(np.diagonal(matrix, 1 + d)) for d in range(1, T - 1)])
+        right.plot(np.arange(len(ahead)) + 1, np.maximum(ahead, 1e-9), color='#2e86ab', lw=2, ls='--', label='after it')
+        right.lines[0].set_label('before the predicted token')
+        right.legend()
+        right.set_xlabel('tokens away (1: next to the predicted one)')
+        said, unseen = f'sees {reach(seen)} tokens before and {reach(ahead)} after', 'the one between'
+    found = f'LEAKS: {leak:.2g}' if leak > SEEN else 'nothing'
+    right.set_title(f'{said}; {found} from {unseen}', fontsize=10)
     if T > 20:
         right.set_xscale('log')
     for ax in (left, right):
         ax.spines[['top', 'right']].set_visible(False)
     right.grid(alpha=0.3)
     return fig
+
+
+def reach(seen):
+    """How far there is anything to be seen."""
+    return np.flatnonzero(np.append(True, seen > SEEN))[-1]
 
 
 def draw_context(found, title):
@@ -178,114 +199,6 @@ def draw_surprise(labels, bits, title, longest=80):
     return fig
 
 
-# pictures of the parts that a model is made of --------------------------------------------------------------------------------
-
-@torch.no_grad()
-def attention(model, x, labels):
-    """Where each head looks: softmax(q k / sqrt(D)) of every SelfAttention, a row a layer."""
-    layers, maps = [m for m in model.modules() if isinstance(m, gpt.SelfAttention)], []
-
-    def look(module, args, output):
-        B, T, _ = args[0].shape
-        q, k, _ = module.c_attn(args[0]).view(B, T, 3, module.n_head, -1).permute(2, 0, 3, 1, 4)     # each (B, H, T, D)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])                                                  # (B, H, T, T)
-        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-        maps.append(scores.masked_fill(future, -torch.inf).softmax(-1)[0].cpu().numpy())
-    hooks = [layer.register_forward_hook(look) for layer in layers]
-    model(x)
-    for hook in hooks:
-        hook.remove()
-    heads = max(len(m) for m in maps)
-    size = (2.3 * heads + 0.6, 2.4 * len(maps))
-    fig, axes = plt.subplots(len(maps), heads, figsize=size, layout='constrained', squeeze=False)
-    for i, row in enumerate(axes):
-        for h, ax in enumerate(row):
-            ax.set_axis_off() if h >= len(maps[i]) else ax.imshow(np.sqrt(maps[i][h]), cmap='magma_r', vmin=0, vmax=1)
-            ax.set(xticks=[], yticks=[])
-            ax.set_title(f'layer {i + 1}, head {h + 1}', fontsize=8)
-    fig.suptitle('attention: rows look at columns (colour: square root of the weight)', fontsize=10)
-    yield 'attention', fig
-
-
-def label_cells(ax, labels, columns, size):
-    """The texts of the tokens, in reading order from the upper left, on cells of `size`."""
-    from matplotlib.patheffects import withStroke
-    outline = withStroke(linewidth=2, foreground='black')
-    for i, label in enumerate(labels):
-        row, column = divmod(i, columns)
-        text = ''.join({'\n': '⏎', ' ': '␣'}.get(c, c if c.isprintable() else '·') for c in label)
-        ax.text((column + 0.5) * size - 0.5, (row + 0.5) * size - 0.5, text, ha='center', va='center', color='white',
-                fontsize=9, family='DejaVu Sans Mono', parse_math=False, path_effects=[outline])
-
-
-def side_by_side(image, labels, columns, size, title):
-    """An image (H, W, 3), and the same with its tokens."""
-    low, high = np.nanquantile(image, (0.01, 0.99))
-    image = np.clip((image - low) / (high - low + 1e-9), 0, 1)
-    fig, axes = plt.subplots(1, 2, figsize=(9, 4.9), layout='constrained')
-    for ax in axes:
-        ax.imshow(np.where(np.isnan(image), 1, image), interpolation='nearest')
-        ax.set(xticks=[], yticks=[])
-    for edge in range(0, image.shape[1] + 1, size):
-        axes[1].axvline(edge - 0.5, color='white', lw=1)
-    for edge in range(0, image.shape[0] + 1, size):
-        axes[1].axhline(edge - 0.5, color='white', lw=1)
-    label_cells(axes[1], labels, columns, size)
-    fig.suptitle(title, fontsize=11)
-    return fig
-
-
-def draw_kernels(kernels, title):
-    """kernels: (C, rows, columns), nan where there is no tap."""
-    kernels = kernels[:48]
-    top, rows = np.nanmax(np.abs(kernels)), -(-len(kernels) // 12)
-    size = (11, 0.7 + rows * (0.2 + 0.75 * kernels.shape[1] / kernels.shape[2]))
-    fig, axes = plt.subplots(rows, 12, figsize=size, layout='constrained', squeeze=False)
-    for i, ax in enumerate(axes.flat):
-        ax.set_axis_off()
-        if i < len(kernels):
-            image = ax.imshow(kernels[i], cmap='RdBu_r', vmin=-top, vmax=top)
-    fig.colorbar(image, ax=axes, fraction=0.02)
-    fig.suptitle(title, fontsize=11)
-    return fig
-
-
-@torch.no_grad()
-def causal_picture(model, x, labels):
-    """PACING that predicts every token: its cells have more channels than a screen has colours, so the three principal
-    components of them are shown."""
-    h, columns = model.look(x)[0].cpu(), model.config.columns                       # (T, C)
-    h = h - h.mean(0)
-    colours = h @ torch.linalg.svd(h, full_matrices=False).Vh[:3].T                 # (T, up to 3)
-    colours = F.pad(colours / (colours.std(0) + 1e-9), (0, 3 - colours.shape[1]))
-    image = F.pad(colours, (0, 0, 0, -len(h) % columns), value=math.nan).view(-1, columns, 3)
-    yield 'picture', side_by_side(image.numpy(), labels, columns, 1,
-                                  'the text as a picture: three principal components of the cells')
-    if not model.picture.blocks:
-        return
-    block = model.picture.blocks[0]
-    back = pacing.taps(columns)
-    weight, reach = block.dwconv.weight[:, 0].cpu().numpy(), 3                      # (C, taps)
-    kernels = np.full((len(weight), reach + 1, 2 * reach + 1), np.nan)
-    for up in range(reach + 1):
-        for right in range(-reach, reach + 1):
-            if (b := up * columns - right) in back:
-                kernels[:, reach - up, reach + right] = weight[:, back.index(b)]
-    yield 'kernels', draw_kernels(kernels, 'kernels of the first block: rows above, and what is left of the cell (bottom row)')
-
-
-@torch.no_grad()
-def seed_picture(model, x, labels):
-    """PACING as its seed has it: a colour image of which every token is a patch, the newest in the upper left corner."""
-    image = model.picture.image(model.look(x))[0].permute(1, 2, 0).cpu().numpy()    # (H * P, W * P, 3)
-    yield 'picture', side_by_side(image, labels[::-1], model.config.columns, model.config.patch_size,
-                                  'the text as the network sees it: an image, the newest token in the upper left corner')
-    yield 'kernels', draw_kernels(model.picture.stages[0][0].dwconv.weight[:, 0].cpu().numpy(), 'kernels of the first block')
-
-
-PARTS = {gpt.SelfAttention: attention, pacing.CausalPicture: causal_picture, pacing.Picture: seed_picture}
-
-
 # ------------------------------------------------------------------------------------------------------------------------------
 
 def pictures(model, arch, name, tokenizer, ids, text=None):
@@ -294,22 +207,30 @@ def pictures(model, arch, name, tokenizer, ids, text=None):
     where, T = next(model.parameters()).device, model.config.block_size
     x = torch.tensor([ids[-T:]], device=where)
     labels = [tokenizer.token_bytes(i).decode(errors='replace') for i in ids]
-    windows, before = x, getattr(model, 'memory', 0)
+    windows, before, centered = x, getattr(model, 'memory', 0), getattr(model, 'centered', False)
     if text is not None:
         windows, _ = text.rows('val', text.val_starts(9, T)[1:], T, before)     # the first has nothing before it
-    yield 'influence', draw_influence(influence(model, span(model, windows).to(where)), f'{name}: who sees whom')
-    if text is not None:
+    yield 'influence', draw_influence(influence(model, span(model, windows).to(where)), f'{name}: who sees whom', centered)
+    if text is not None and not centered:       # whose positions differ in how much there is on either side
         many = text.rows('val', text.val_starts(max(256, (1 << 18) // T), T), T, before)
         found = losses_by_position(model, *(t.to(where) for t in many))
         yield 'context', draw_context(found, f'{name}, loss by context')
     first = max(1, len(ids) - SHOWN)
     if first > 1:       # what is left begins with a line, if there is one
         first = next((i for i in range(first, min(first + 80, len(ids) - 1)) if labels[i - 1] == '\n'), first)
-    yield 'surprise', draw_surprise(labels[first:], surprise(model, ids, first), name)
+    yield 'surprise', draw_surprise(labels[first:], surprise(model, ids, first),
+                                    f'{name}{", by both sides" * centered}')
     drawn = [draw for part, draw in PARTS.items() if any(isinstance(m, part) for m in model.modules())]
     for draw in [*drawn, *([arch.pictures] if hasattr(arch, 'pictures') else [])]:
         shown = span(model, x)
         yield from draw(model, shown, labels[-shown.shape[1]:])
+    if any(isinstance(m, PiecewisePolynomial) for m in model.modules()):
+        if text is not None:
+            many, _ = text.rows('val', text.val_starts(max(1, READ // T), T), T)
+        else:
+            many = torch.tensor(ids[-max(1, len(ids) // T) * T:]).view(-1, min(T, len(ids)))
+        names = [tokenizer.token_bytes(i).decode(errors='replace') for i in range(tokenizer.n_vocab)]
+        yield from links(model, many.to(where), names)
 
 
 def span(model, x):
@@ -361,7 +282,9 @@ def main(argv):
             print(f'{out / name}.png', flush=True)
     except OSError as e:
         raise UserError(f'{out} cannot be written ({e.strerror}): say --out=...') from None
-    if text is None:
+    if getattr(model, 'centered', False):
+        print(f'context.png was left out: {CENTERED}')
+    elif text is None:
         print(f'context.png was left out: data/{folder.name} is not what the run was trained on')
 
 

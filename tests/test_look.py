@@ -15,8 +15,9 @@ from conftest import tiny_train
 import look
 import model as gpt
 import pacing
+import parts
 import train
-from harness import UserError, checkpoint, data, device
+from harness import CENTERED, UserError, checkpoint, data, device
 from harness.tokenizer import Tokenizer
 
 plt = look.plt
@@ -25,7 +26,9 @@ CONFIGS = {'gpt': gpt.Config(block_size=16, vocab_size=V, n_layer=2, n_head=2, n
            'pacing': replace(pacing.Config.tiny(), vocab_size=V),
            'last': replace(pacing.Config.tiny(), vocab_size=V, predicts='last')}
 WORDS = {'gpt': [], 'pacing': ['--arch=pacing', '--columns=4'],
-         'last': ['--arch=pacing', '--predicts=last', '--columns=4', '--patch_size=4', '--depths=(1,1)', '--dims=(8,16)']}
+         'last': ['--arch=pacing', '--predicts=last', '--columns=4', '--patch_size=4', '--depths=(1,1)', '--dims=(8,16)'],
+         'links': ['--arch=highorder', '--features=4'], 'centered': ['--arch=highorder', '--features=5', '--centered']}
+LINKS = ['links', 'segments', 'refinement']
 each_kind = pytest.mark.parametrize('kind', CONFIGS)
 
 
@@ -91,6 +94,19 @@ def test_influence_is_where_the_model_looks():
     assert right.get_title() == 'sees 4 of 9 tokens back; nothing from later ones'
     seen = right.lines[0].get_ydata()
     assert seen[3] == pytest.approx(np.diagonal(matrix, -3).mean()) and max(seen[1], seen[2], seen[4]) < 1e-8
+
+
+def test_influence_of_a_model_that_sees_both_sides():
+    """Colour right of the diagonal is as it should be, but for the token that is predicted."""
+    matrix = look.influence(Looks(0, 2, -2, -4), tokens(2, 9))
+    right = look.draw_influence(matrix, 'made up', centered=True).axes[1]
+    assert right.get_title() == 'sees 3 tokens before and 3 after; nothing from the one between'
+    before, after = (line.get_ydata() for line in right.lines)
+    assert before[2] == pytest.approx(np.diagonal(matrix, -2).mean())
+    assert after[2] == pytest.approx(np.diagonal(matrix, 4).mean())
+    matrix = look.influence(Looks(0, -1), tokens(2, 9))
+    said = look.draw_influence(matrix, 'made up', centered=True).axes[1].get_title()
+    assert said == f'sees 1 tokens before and 0 after; LEAKS: {np.diagonal(matrix, 1).max():.2g} from the one between'
 
 
 def test_a_leak_is_told():
@@ -274,7 +290,7 @@ def test_odd_characters_are_drawn():
 @pytest.mark.parametrize('kind', ['pacing', 'last'])
 def test_odd_characters_on_a_picture(kind):
     model = build(replace(CONFIGS[kind], block_size=32, vocab_size=len(ODD)))
-    draw = look.causal_picture if kind == 'pacing' else look.seed_picture
+    draw = parts.causal_picture if kind == 'pacing' else parts.seed_picture
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         drawn(draw(model, torch.arange(len(ODD))[None], ODD))
@@ -290,7 +306,7 @@ def test_attention_is_what_the_model_uses(length):
     calls = []
     for block in model.h:
         block.attn.register_forward_hook(lambda module, args, output: calls.append((module, args[0], output)))
-    (name, figure), = look.attention(model, x, ['x'] * length)
+    (name, figure), = parts.attention(model, x, ['x'] * length)
     assert name == 'attention' and len(calls) == 2
     assert all(len(block.attn._forward_hooks) == 1 for block in model.h)        # none but that of this test
     axes = np.array(figure.axes).reshape(2, 2)
@@ -323,7 +339,7 @@ def test_kernels_are_drawn_where_they_look(up, right):
     weight.data[5, 0, pacing.taps(W).index(back)] = 0.75
     matrix = look.influence(model, tokens(2, T))
     assert {d for d in range(T) if np.diagonal(matrix, -d).max() > 0} == {0, back}
-    kernels = dict(look.causal_picture(model, tokens(1, T), ['x'] * T))['kernels'].axes
+    kernels = dict(parts.causal_picture(model, tokens(1, T), ['x'] * T))['kernels'].axes
     grid = shown(kernels[5])
     assert grid.shape == (4, 7) and grid[3 - up, 3 + right] == 0.75 and np.nansum(np.abs(grid)) == 0.75
     assert np.isnan(grid[3, 4:]).all() and np.isnan(grid).sum() == 3        # what is right of the cell is not seen
@@ -333,7 +349,7 @@ def test_kernels_are_drawn_where_they_look(up, right):
 def test_the_causal_picture():
     """In reading order; a token has one colour wherever it stands, and the last row is filled up with white."""
     model, x = build(CONFIGS['pacing']), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
-    left, right, *_ = drawn(look.causal_picture(model, x, list('314159265\n')))['picture'].axes
+    left, right, *_ = drawn(parts.causal_picture(model, x, list('314159265\n')))['picture'].axes
     image = shown(left)
     assert image.shape == (3, 4, 3) and (image[2, 2:] == 1).all()
     colours = image.reshape(-1, 3)[:10]
@@ -348,7 +364,7 @@ def test_the_picture_of_the_seed():
     model, ids = build(CONFIGS['last']), [3, 1, 4, 8, 5, 9]
     model.wpe.weight.data.zero_()
     model.wte.weight.data[:] = torch.arange(V)[:, None]
-    left, right, *_ = drawn(look.seed_picture(model, torch.tensor([ids]), list('31 859')))['picture'].axes
+    left, right, *_ = drawn(parts.seed_picture(model, torch.tensor([ids]), list('31 859')))['picture'].axes
     cells = np.array([9, 5, 8, 4, 1, 3] + [0] * 10).reshape(4, 4) / 9
     assert shown(left) == pytest.approx(cells.repeat(4, 0).repeat(4, 1)[:, :, None].repeat(3, 2))
     assert labels_on(right, 4, 4) == [(*divmod(i, 4), c) for i, c in enumerate('958␣13')]
@@ -356,7 +372,7 @@ def test_the_picture_of_the_seed():
 
 def test_the_kernels_of_the_seed():
     model = build(CONFIGS['last'])
-    axes = dict(look.seed_picture(model, tokens(1, 16), ['x'] * 16))['kernels'].axes
+    axes = dict(parts.seed_picture(model, tokens(1, 16), ['x'] * 16))['kernels'].axes
     for ax, kernel in zip(axes, model.picture.stages[0][0].dwconv.weight[:, 0].detach().numpy(), strict=False):
         assert np.array_equal(shown(ax), kernel)
     assert [len(ax.images) for ax in axes[:12]] == [1] * 8 + [0] * 4
@@ -433,14 +449,15 @@ def written(folder):
 
 
 @pytest.mark.parametrize('kind, parts', [('gpt', ['attention']), ('pacing', ['picture', 'kernels']),
-                                         ('last', ['picture', 'kernels'])])
+                                         ('last', ['picture', 'kernels']), ('links', LINKS), ('centered', LINKS)])
 def test_what_is_written(runs, cli, kind, parts):
     done = cli('look.py', runs[kind])
     assert done.returncode == 0, done.stderr
     assert 'Warning' not in done.stderr, done.stderr
-    names = [f'{n}.png' for n in ('influence', 'context', 'surprise', *parts)]
+    names = [f'{n}.png' for n in ('influence', 'context', 'surprise', *parts) if kind != 'centered' or n != 'context']
     assert written(runs[kind] / 'look') == set(names)
-    assert done.stdout.splitlines() == [str(runs[kind] / 'look' / n) for n in names]
+    said = [f'context.png was left out: {CENTERED}'] * (kind == 'centered')
+    assert done.stdout.splitlines() == [*(str(runs[kind] / 'look' / n) for n in names), *said]
 
 
 def test_a_text_of_one_s_own(runs, dataset, tree, cli, refused):
@@ -466,6 +483,12 @@ def test_another_data_set_of_that_name(runs, dataset, tmp_path, monkeypatch, cap
     look.main([str(runs['gpt']), '--prompt', 'abc d', '--out', str(tmp_path / 'out')])
     assert written(tmp_path / 'out') == {'influence.png', 'surprise.png', 'attention.png'}
     assert 'context.png was left out' in capsys.readouterr().out
+
+
+def test_a_short_text_of_links(runs, tree, cli):
+    done = cli('look.py', runs['links'] / 'ckpt.pt', '--prompt', 'ab', '--out', tree / 'out', cwd=tree)
+    assert done.returncode == 0 and 'Warning' not in done.stderr, done.stderr
+    assert written(tree / 'out') == {f'{n}.png' for n in ('influence', 'surprise', *LINKS)}
 
 
 @pytest.mark.parametrize('prompt, said', [('a', '--prompt has 1 token: at least 2 are needed'), ('abcZ', "no token for 'Z'")])
