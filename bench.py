@@ -15,6 +15,7 @@ costs more as the text grows; with untrained weights (sample.py --benchmark does
 """
 
 import datetime
+import functools
 import itertools
 import json
 import shlex
@@ -118,18 +119,22 @@ def gathered(layer, weight, x):
 
 def bench_links(flags):
     rounds = take(flags, 'rounds', 5)
-    for inputs, outputs, n, segments in ((16, 250, 2, 128), (250, 250, 3, 2)):
+    for inputs, outputs, n, segments, behind in ((16, 250, 2, 128, False), (16, 250, 2, 128, True), (250, 250, 3, 2, True)):
         layer = PiecewisePolynomial(inputs, outputs, n, segments)
         weight = layer.weight.detach().view(inputs, layer.P, outputs).permute(2, 0, 1).contiguous().requires_grad_()
-        x = (2 * torch.rand(1000, inputs) - 1).requires_grad_()
+        x = (2 * torch.rand(1000, inputs) - 1).requires_grad_(behind)       # a first layer's input is data, without a gradient
         torch.testing.assert_close(layer(x), gathered(layer, weight, x), atol=1e-4, rtol=1e-4)
-        both = [lambda layer=layer, x=x, weight=weight: torch.autograd.grad(gathered(layer, weight, x).sum(), (x, weight)),
-                lambda layer=layer, x=x: torch.autograd.grad(layer(x).sum(), (x, layer.weight))]
-        plain, fast = map(statistics.median, race(both, rounds))
+
+        def once(layer, weight, x=x, behind=behind):
+            torch.autograd.grad(layer(x).sum(), [weight, x][:1 + behind])
+        both = [functools.partial(once, functools.partial(gathered, layer, weight), weight),
+                functools.partial(once, layer, layer.weight)]
+        # ten calls one behind the other, as in a training, where that takes less than half a minute
+        plain, fast = map(statistics.median, race(both, rounds, calls=10 if layer.looks_up else 1))
         memory = [peak(f) / 2 ** 20 for f in both]
-        print(f'{inputs} -> {outputs}, n {n}, {segments} segments, batch 1000: gathered {plain * 1e3:,.0f} ms and '
-              f'{memory[0]:,.0f} MiB, here {fast * 1e3:.1f} ms and {memory[1]:.1f} MiB: x {plain / fast:.0f} the speed, '
-              f'1/{memory[0] / memory[1]:.0f} of the memory')
+        print(f'{inputs} -> {outputs}, n {n}, {segments} segments, batch 1000{", x has a gradient" * behind}: gathered '
+              f'{plain * 1e3:,.0f} ms and {memory[0]:,.0f} MiB, here {fast * 1e3:.1f} ms and {memory[1]:.1f} MiB: '
+              f'x {plain / fast:.0f} the speed, 1/{memory[0] / memory[1]:.0f} of the memory')
 
 
 def peak(function):
@@ -140,15 +145,16 @@ def peak(function):
     return max(itertools.accumulate(e.nbytes() for e in events))
 
 
-def race(functions, rounds):
-    """Seconds a call of each, `rounds` times in turn, after two rounds that are not counted."""
+def race(functions, rounds, calls=1):
+    """Seconds a call of each, the mean of `calls`, `rounds` times in turn, after two rounds that are not counted."""
     times = [[] for _ in functions]
     for i in trange(rounds + 2, leave=False, disable=None):
         for f, t in zip(functions, times, strict=True):
             began = time.perf_counter()
-            f()
+            for _ in range(calls):
+                f()
             if i > 1:
-                t.append(time.perf_counter() - began)
+                t.append((time.perf_counter() - began) / calls)
     return times
 
 

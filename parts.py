@@ -137,7 +137,7 @@ def seed_picture(model, x, labels):
 # links: the functions of a high-order layer ---------------------------------------------------------------------------------
 
 def inputs_of(model, layers, x):
-    """{layer: what it reads of the tokens x (N, T): (n, C), nan where an input is not there}, of those layers that are used.
+    """{layer: what it reads of the tokens x (N, T): (n, C), nan where an input is not there}; some need longer texts.
     The taps of a convolution have links of their own, but all read the same C inputs: link i reads input i % C."""
     found = {layer: [] for layer in layers}
 
@@ -149,8 +149,7 @@ def inputs_of(model, layers, x):
         model(windows)
     for hook in hooks:
         hook.remove()
-    found = {layer: torch.cat(inputs) for layer, inputs in found.items() if inputs}
-    return {layer: inputs for layer, inputs in found.items() if not inputs.isnan().all()}
+    return {layer: torch.cat(inputs) for layer, inputs in found.items() if inputs}
 
 
 def links_of(layer):
@@ -306,8 +305,6 @@ def links(model, x, names):
     layers = {name: (layer, inputs[layer]) for name, layer in layers.items() if layer in inputs}
     labels = {m.links: [visible(s) for s in names[:m.links.segments]] for m in model.modules()
               if isinstance(m, highorder.Characters) and m.links.segments <= LABELLED}
-    if not layers:      # the text is too short for any of them
-        return
     shown = dict(list(layers.items())[:LAYERS])
     yield 'links', draw_links(shown, labels)
     if pieces := {name: (layer, seen) for name, (layer, seen) in shown.items() if layer.segments > 1}:

@@ -19,7 +19,7 @@ V = 17
 SHAPES = [('continuous', 2, 2, False), ('continuous', 3, 20, False), ('continuous', 4, 3, True), ('discontinuous', 1, 5, False),
           ('discontinuous', 3, 4, False), ('polynomial', 5, 1, False), ('polynomial', 1, 1, True), ('fourier', 5, 1, False)]
 each_shape = pytest.mark.parametrize('kind, n, segments, periodic', SHAPES)
-NAMES = [chr(ord('a') + i) for i in range(V - 3)] + ['\n', ' ', '$']
+NAMES = [chr(ord('a') + i) for i in range(V - 3)] + ['\n', ' ', '$\\frac$']
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_how_many_inputs_are_outside():
     figure = parts.draw_links({'a$_$b': (PiecewisePolynomial(2, 2), inputs)}, {})
     row, = figure.subfigs
     assert row.get_suptitle() == 'a$_$b: 2, 2, n=2, segments=1, kind=continuous; 40 % of the inputs are outside of [-1, 1]'
-    assert look.png(figure)
+    assert look.png(figure) and len(panels(figure)) == 2
 
 
 # a model ----------------------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_the_first_layer_is_labelled_with_characters():
     """The middle of a segment is where its token is."""
     model = build(features=4)
     ax = panels(drawn(model, tokens(5, 16), write=True)['links'])[0]
-    assert [t.get_text() for t in ax.get_xticklabels()] == [*NAMES[:-3], '⏎', '␣', '$']
+    assert [t.get_text() for t in ax.get_xticklabels()] == [*NAMES[:-3], '⏎', '␣', '$\\frac$']
     i, o = link_of(ax)
     x, y = ax.lines[-1].get_data()
     at = np.interp(ax.get_xticks(), x, y)
@@ -277,7 +277,7 @@ def test_all_networks_and_kinds_are_drawn(more):
 @pytest.mark.parametrize('more', [{}, {'network': 'dual_convolution'}, {'centered': True, 'features': 5}])
 @pytest.mark.parametrize('length', [1, 2])
 def test_the_shortest_texts(more, length):
-    """Of layers that nothing has come to there is nothing to draw."""
+    """Of layers that nothing comes to there is nothing to draw."""
     drawn(build(**more), tokens(1, length), write=True)
 
 
