@@ -132,6 +132,8 @@ def test_how_many_inputs_are_outside():
     row, = figure.subfigs
     assert row.get_suptitle() == 'a$_$b: 2, 2, n=2, segments=1, kind=continuous; 40 % of the inputs are outside of [-1, 1]'
     assert look.png(figure) and len(panels(figure)) == 2
+    for ax in panels(figure):       # few as they are, all are shown
+        assert np.count_nonzero(ax.patches[0].get_data()[0]) == (2 if link_of(ax)[0] == 0 else 3)
 
 
 # a model ----------------------------------------------------------------------------------------------------------------------
