@@ -140,7 +140,7 @@ def draw_influence(matrix, title, centered=False):
         right.lines[0].set_label('before the predicted token')
         right.legend()
         right.set_xlabel('tokens away (1: next to the predicted one)')
-        said, unseen = f'sees {reach(seen)} tokens before and {reach(ahead)} after', 'the one between'
+        said, unseen = f'sees {reach(seen)} before and {reach(ahead)} after', 'the one between'
     found = f'LEAKS: {leak:.2g}' if leak > SEEN else 'nothing'
     right.set_title(f'{said}; {found} from {unseen}', fontsize=10)
     if T > 20:

@@ -171,6 +171,7 @@ def test_refinements_that_are_none(change, said):
     ({'centered': True, 'features': 9, 'network': 'conv', 'n_layer': 2}, 'centered takes an MLP'),
     ({'network': 'conv', 'n_layer': 2}, 'a number to the power of n_layer'), ({'features': 0}, 'features=0 must be at least 1'),
     ({'network': 'dual_convolution', 'features': 12}, 'takes a power of 2'),
+    ({'centered': True, 'features': 1}, 'an odd number of features from 3 on'),
     ({'kind': 'linear'}, "take network='high_order_input'"),
     ({'normalization': 'batch'}, "normalization='batch' is unknown: layer, maxabs, maxcenter, none are"),
     ({'network': 'transformer', 'n_head': 3}, 'n_embd=16 is not divisible by n_head=3')])

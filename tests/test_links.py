@@ -316,4 +316,4 @@ def test_surprise_by_both_sides(first):
 def test_influence_of_an_automaton():
     matrix = look.influence(build(centered=True, features=7), tokens(3, 16))
     assert look.draw_influence(matrix, 'x', centered=True).axes[1].get_title() == \
-        'sees 3 tokens before and 3 after; nothing from the one between'
+        'sees 3 before and 3 after; nothing from the one between'

@@ -100,13 +100,13 @@ def test_influence_of_a_model_that_sees_both_sides():
     """Colour right of the diagonal is as it should be, but for the token that is predicted."""
     matrix = look.influence(Looks(0, 2, -2, -4), tokens(2, 9))
     right = look.draw_influence(matrix, 'made up', centered=True).axes[1]
-    assert right.get_title() == 'sees 3 tokens before and 3 after; nothing from the one between'
+    assert right.get_title() == 'sees 3 before and 3 after; nothing from the one between'
     before, after = (line.get_ydata() for line in right.lines)
     assert before[2] == pytest.approx(np.diagonal(matrix, -2).mean())
     assert after[2] == pytest.approx(np.diagonal(matrix, 4).mean())
     matrix = look.influence(Looks(0, -1), tokens(2, 9))
     said = look.draw_influence(matrix, 'made up', centered=True).axes[1].get_title()
-    assert said == f'sees 1 tokens before and 0 after; LEAKS: {np.diagonal(matrix, 1).max():.2g} from the one between'
+    assert said == f'sees 1 before and 0 after; LEAKS: {np.diagonal(matrix, 1).max():.2g} from the one between'
 
 
 def test_a_leak_is_told():
