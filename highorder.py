@@ -81,8 +81,8 @@ class Config:
             raise ValueError(f'vocab_size={self.vocab_size} is above input_segments={self.input_segments}: each token needs '
                              f'a segment of its own')
         if self.centered and not (NETWORKS[self.network] is MLP and self.features % 2 and self.features > 1):
-            raise ValueError(f'centered takes an MLP and an odd number of features from 3 on, as many on either side of the one that is '
-                             f'predicted: network={self.network} with features={self.features} is not that')
+            raise ValueError(f'centered takes an MLP and an odd number of features from 3 on, as many on either side of the '
+                             f'one that is predicted: network={self.network} with features={self.features} is not that')
         if self.network == 'conv' and not (self.n_layer and self.stride() ** self.n_layer == self.features):
             raise ValueError(f'network=conv with n_layer={self.n_layer} cannot see features={self.features}: they must be a '
                              f'number to the power of n_layer, such as 16 = 4 ** 2')
