@@ -3,7 +3,7 @@ Layers whose links are functions: where nn.Linear multiplies an input by a weigh
 
                                                 seed: "Natural Language Generation with Sparse High Order Layers" (its README)
 - a link is given by its values at n Chebyshev-Lobatto points in each of `segments` pieces of [-1, 1], Lagrange between them
-- for one input a single piece of a link is in use: of a layer with 128 segments, 1/128 of the parameters
+- for one input a single piece of a link is in use: of a layer with n 2 and 128 segments, 2 of 129 parameters a link
 - outside [-1, 1] it goes on as a straight line, since polynomials explode there
 - two ways of computing the same: few segments, expand each input into its basis and multiply; many, look the pieces up
 
