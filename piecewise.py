@@ -42,16 +42,16 @@ def points(n):
 
 
 def chebyshev(t, n):
-    """T_0(t) .. T_(n - 1)(t): (..., n).  Powers of t would lose digits with every order."""
+    """T_0(t) .. T_(n - 1)(t), n tensors of the shape of t.  Powers of t would lose digits with every order."""
     values = [torch.ones_like(t), t][:n]
     while len(values) < n:
         values.append(2 * t * values[-1] - values[-2])
-    return torch.stack(values, dim=-1)
+    return values
 
 
 def lagrange(n):
     """(n, n) float64; column k: how much of each T_j is in the polynomial that is 1 at the k-th point and 0 at the others."""
-    return torch.linalg.inv(chebyshev(points(n), n))
+    return torch.linalg.inv(torch.stack(chebyshev(points(n), n), dim=-1))
 
 
 class PiecewisePolynomial(nn.Module):
@@ -71,13 +71,12 @@ class PiecewisePolynomial(nn.Module):
             raise ValueError(f"initialization='{initialization}' is unknown: {', '.join(INITIALIZATIONS)} are")
         self.in_features, self.out_features, self.n, self.segments = in_features, out_features, n, segments
         self.kind, self.periodic = kind, periodic
-        self.looks_up = 24 * n < self.P     # measured: a number looked up takes as long as some 24 in a matrix product
+        self.looks_up = 12 * n < self.P     # measured: a number looked up takes as long as some 12 in a matrix product
         self.weight = nn.Parameter(torch.empty(in_features * self.P, out_features))
         self.weight.matrix = not self.looks_up      # for optimizers: a matrix, else a table, as an embedding is
         j = torch.arange(n, dtype=torch.float64)
         slopes = torch.stack([(-1) ** (j + 1) * j * j, j * j]) @ lagrange(n)        # (2, n): at -1 and at 1; T_j has j * j
-        self.register_buffer('lagrange', lagrange(n).to(self.weight), persistent=False)
-        self.register_buffer('slopes', slopes.to(self.weight), persistent=False)
+        self.register_buffer('lagrange', torch.cat([lagrange(n), slopes]).T.to(self.weight), persistent=False)  # (n, n + 2)
         self.initialize(initialization, gain)
 
     @torch.no_grad()
@@ -121,10 +120,11 @@ class PiecewisePolynomial(nn.Module):
                 piece = at.detach().floor().clamp(0, self.segments - 1)
                 t = 2 * (at - piece) - 1            # in [-1, 1], but for what lies beyond the first or the last piece
                 inside = t.clamp(-1, 1) if self.n > 2 else t        # two points are a straight line by themselves
-                values = chebyshev(inside, self.n) @ self.lagrange.to(x.dtype)              # (..., I, n)
+                powers = chebyshev(inside, self.n)
                 if self.n > 2:
-                    beyond, slopes = (t - inside)[..., None], self.slopes.to(x.dtype)
-                    values = values + beyond.clamp(max=0) * slopes[0] + beyond.clamp(min=0) * slopes[1]
+                    powers += [(t + 1).clamp(max=0), (t - 1).clamp(min=0)]
+                values = self.lagrange[:, :len(powers)].to(x.dtype) @ torch.stack(powers).flatten(1)    # (n, ... * I)
+                values = values.view(self.n, *x.shape).movedim(0, -1)                                   # (..., I, n)
             if present is not None:
                 values = values * present[..., None]
             return piece.long() * (self.n - (self.kind == 'continuous')), values
@@ -141,11 +141,12 @@ class PiecewisePolynomial(nn.Module):
 
     def look_up(self, first, values):
         """(..., I), (..., I, n) -> (..., O)"""
-        offsets = torch.arange(first.shape[-1], device=first.device) * self.P
-        where = (first + offsets)[..., None] + torch.arange(self.n, device=first.device)    # (..., I, n)
-        where, values = (v.reshape(-1, first.shape[-1] * self.n) for v in (where, values))
-        y = F.embedding_bag(where, self.weight, mode='sum', per_sample_weights=values)
-        return y.view(*first.shape[:-1], -1)
+        *shape, inputs = first.shape
+        first, values = first.reshape(-1, inputs), values.reshape(-1, inputs * self.n)
+        offsets = torch.arange(inputs, device=first.device) * self.P
+        where = (first + offsets)[..., None] + torch.arange(self.n, device=first.device)            # (N, I, n)
+        y = F.embedding_bag(where.flatten(1), self.weight.detach(), mode='sum', per_sample_weights=values)
+        return TableGradient.apply(y, self.weight, first, values.detach(), self).view(*shape, -1)
 
     @torch.no_grad()
     def refined(self, n=None, segments=None):
@@ -165,7 +166,7 @@ class PiecewisePolynomial(nn.Module):
                 old = piece * self.segments // segments                     # the piece that the new one lies in
                 t = 2 * ((piece + (points(n) + 1) / 2) * self.segments / segments - old) - 1
                 rows, columns = piece * (n - shared), old * (self.n - shared)
-                change[rows:rows + n, columns:columns + self.n] = chebyshev(t, self.n) @ lagrange(self.n)
+                change[rows:rows + n, columns:columns + self.n] = torch.stack(chebyshev(t, self.n), dim=-1) @ lagrange(self.n)
         weight = self.weight.view(-1, self.P, self.out_features)                    # (I, P, O)
         new.weight.copy_((change.to(weight) @ weight).flatten(0, 1))
         return new
@@ -175,6 +176,38 @@ class PiecewisePolynomial(nn.Module):
 
     def extra_repr(self):
         return f'{self.in_features}, {self.out_features}, n={self.n}, segments={self.segments}, kind={self.kind}'
+
+
+class TableGradient(torch.autograd.Function):
+    """Hands y on as it is, and its gradient to the table that y was looked up in.
+
+    embedding_bag would do that by itself, row by row.  Here the inputs are sorted by the piece they fell into, and the
+    gradient of a row is looked up in turn, as the sum of the gradients of those outputs that used it: half the time."""
+
+    @staticmethod
+    def forward(ctx, y, table, first, values, layer):
+        """y: (N, O).  table: (I * P, O).  first: (N, I) and values: (N, I * n), see basis()."""
+        ctx.save_for_backward(first, values)
+        ctx.layer = layer
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (first, values), layer = ctx.saved_tensors, ctx.layer
+        if not ctx.needs_input_grad[1]:
+            return gradient, None, None, None, None
+        inputs, S, n = first.shape[1], layer.segments, layer.n
+        step = n - (layer.kind == 'continuous')
+        pieces, order = (first // step + torch.arange(inputs, device=first.device) * S).flatten().sort()
+        examples = order // inputs
+        bags = torch.searchsorted(pieces, torch.arange(inputs * S, device=first.device))    # where each piece begins
+        values, gradient = values.view(-1, n)[order], gradient.contiguous()         # not contiguous: embedding_bag's slow loop
+        table = gradient.new_zeros(inputs, layer.P, layer.out_features)
+        for k in range(n):
+            table[:, k:k + step * (S - 1) + 1:step] += F.embedding_bag(
+                examples, gradient, bags, mode='sum', per_sample_weights=values[:, k].contiguous()).view(inputs, S, -1)
+        return gradient, table.flatten(0, 1), None, None, None
 
 
 class PiecewisePolynomialConv1d(PiecewisePolynomial):
