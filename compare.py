@@ -4,6 +4,7 @@ Race architectures on one budget, and say whether the difference is larger than 
     python compare.py config/shakespeare_gpt.py config/shakespeare_pacing.py --seconds=120
     python compare.py config/shakespeare_gpt.py "config/shakespeare_gpt.py --optimizer=adamw" --tokens=2e6 --seeds=5
     python compare.py config/shakespeare_gpt.py config/shakespeare_pacing.py --match=parameters --set block_size=128 n_layer=2
+    python compare.py config/fpt_mnist.py --set trunk=gpt2,distilgpt2,out/shakespeare_gpt,random
 
 - Every run is one of train.py, in a process of its own. The entrants take turns, seed by seed, so a noisy machine hurts all
   alike.
@@ -51,7 +52,8 @@ def arguments(argv):
     budget.add_argument('--steps', type=float)
     parser.add_argument('--seeds', type=int, default=3, help='runs of each config (default 3)')
     parser.add_argument('--match', choices=['parameters'], help="scale the rivals' width to the first config's parameters")
-    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='NAME=VALUE', help='settings of all configs')
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='NAME=VALUE',
+                        help='settings of all configs; with commas between values, each of them is an entrant')
     parser.add_argument('--windows', type=int, default=5000, help='of the validation text, to judge by (default 5000; 0: all)')
     parser.add_argument('--out', default='out/race', help='the folder of the race (default out/race)')
     parser.add_argument('--overwrite', action='store_true', help='begin anew: remove the race that --out holds')
@@ -71,9 +73,10 @@ class Entrant:
     name: str
     words: list             # for train.py: the config file and settings
     settings: config.Settings
-    text: data.TextData
+    text: data.TextData     # or TaskData
     model: object           # its Config, resolved
     parameters: int
+    trained: int            # of them
     predicts: str
     leaks: bool
     memory: int             # tokens before the window that it reads
@@ -97,19 +100,40 @@ def read(words, common):
     words = [path, *(w for w in common if known(words, w)), *own]       # its own have the last word
     settings = config.load(words, Loop)
     loop = settings.loop
-    text = (data.LeakingText if loop.leaking_split else data.TextData)(data.ensure(loop.dataset))
+    runs.prepare(settings)
+    text = data.open_data(loop.dataset, loop.leaking_split)
     name = ' '.join([settings.name, *(w.lstrip('-') for w in own)])
+    torch.manual_seed(loop.seed)        # a model may keep what its random parts were drawn from
     with torch.device('meta') if loop.init_from == 'scratch' else contextlib.nullcontext():
         model = runs.new_model(settings, text)
     text.need(model.config.block_size)
-    return Entrant(name, words, settings, text, model.config, sum(p.numel() for p in model.parameters()),
-                   model.predicts, getattr(model, 'leaks', False), getattr(model, 'memory', 0))
+    parameters, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or frozen) for frozen in (True, False))
+    return Entrant(name, words, settings, text, model.config, parameters, trained, model.predicts,
+                   getattr(model, 'leaks', False), getattr(model, 'memory', 0))
+
+
+def kind_of(words, name):
+    """The type of a setting of the loop or of the architecture that these words mean; None if they have no such setting."""
+    return {f.name: f.type for cls in (Loop, config.load(words, Loop).arch.Config) for f in dataclasses.fields(cls)}.get(name)
 
 
 def known(words, word):
     """Is the name in '--name=value' a setting of the loop or of the architecture that these words mean?"""
-    settings = config.load(words, Loop)
-    return word[2:].partition('=')[0] in {f.name for cls in (Loop, settings.arch.Config) for f in dataclasses.fields(cls)}
+    return kind_of(words, word[2:].partition('=')[0]) is not None
+
+
+def each(split, common):
+    """(words of every entrant, settings of all): a setting with commas between its values makes an entrant of each, unless it
+    is of a kind that has several (PACING's dims)."""
+    kept = []
+    for word in common:
+        name, _, said = word[2:].partition('=')
+        if ',' not in said or any('tuple' in str(kind_of(words, name)) for words in split):
+            kept.append(word)
+            continue
+        split = [[*words, *more] for words in split for more in (
+            [[f'--{name}={value}'] for value in said.split(',')] if kind_of(words, name) else [[]])]
+    return split, kept
 
 
 def enter(args):
@@ -122,6 +146,7 @@ def enter(args):
         raise UserError('one of the configs is empty: name files, such as config/shakespeare_gpt.py')
     if unused := [c for c in common if not any(known(words, c) for words in split)]:
         raise UserError(f'--set {unused[0][2:]}: none of these configs has such a setting')
+    split, common = each(split, common)
     entrants = [read(words, common) for words in split]
     first = entrants[0]
     if twice := [e.name for i, e in enumerate(entrants) if slug(e.name) in [slug(f.name) for f in entrants[:i]]]:
@@ -320,10 +345,19 @@ def rows_of(folder):
 
 
 def judge(e, seed, folder, plan, windows, machine):
-    """What a finished run has come to: plain data, kept in result.json."""
+    """What a finished run has come to: plain data, kept in result.json.  On a task, the run has looked at the test split, once,
+    with its best weights."""
     rows = rows_of(folder)
     last = next(r for r in reversed(rows) if 'val_loss' in r)
     tail = [r['train_loss'] for r in rows if 'train_loss' in r and r['step'] > 0.9 * last['step']]
+    spent = {'seed': seed, 'steps': last['step'], 'tokens': last['tokens'], 'seconds': last['seconds'],
+             'tokens_per_second': last['tokens'] / last['seconds'], 'flops': last['step'] * plan['flops_per_step'],
+             'memory': last['memory'], 'train_loss': sum(tail) / len(tail)}
+    if e.predicts == 'task':
+        found = json.loads((folder / 'test.json').read_text(encoding='utf-8'))
+        best = next(r for r in rows if r['step'] == found['step'] and 'val_loss' in r)
+        return spent | {'best_step': found['step'], 'val_loss': best['val_loss']} | {
+            k: found[k] for k in ('test_loss', *report.METRICS) if k in found}
     T = e.model.block_size
     model = checkpoint.load_model(folder / 'ckpt.pt')[0].to(machine.device)
     losses = evaluate(model, e.text, e.text.val_starts(windows, T), T, e.settings.loop.batch_size, machine)
@@ -333,10 +367,7 @@ def judge(e, seed, folder, plan, windows, machine):
                    generator=torch.Generator().manual_seed(seed))
     written = tokenizer.decode(e.text.tokens['val'][:1 << 20].tolist())
     tokens_per_character = min(len(e.text.tokens['val']), 1 << 20) / len(written)
-    return {'seed': seed, 'steps': last['step'], 'tokens': last['tokens'], 'seconds': last['seconds'],
-            'tokens_per_second': last['tokens'] / last['seconds'], 'flops': last['step'] * plan['flops_per_step'],
-            'memory': last['memory'], 'train_loss': sum(tail) / len(tail), **losses,
-            'bits_per_character': losses['val_loss_full'] / math.log(2) * tokens_per_character,
+    return {**spent, **losses, 'bits_per_character': losses['val_loss_full'] / math.log(2) * tokens_per_character,
             'sample': tokenizer.decode([int(i[0]) for i in ids])}
 
 
@@ -354,7 +385,7 @@ def run(e, seed, folder, race, lock, machine, progress):
     last = rows[-1] if rows else {}
     if why and not all(math.isfinite(last.get(k, 0)) for k in ('train_loss', 'val_loss')):
         result = {'seed': seed, 'diverged': why, 'steps': last['step'], 'tokens': last['tokens'], 'seconds': last['seconds']}
-    elif why or done(plan, last) < 1:
+    elif why or (done(plan, last) < 1 and not (folder / 'test.json').exists()):     # a run on a task may stop early
         return {'seed': seed, 'failed': why or f'it was stopped at step {last.get("step", 0)}'}
     else:
         result = judge(e, seed, folder, plan, race['windows'], machine)
@@ -380,6 +411,9 @@ def main(argv):
         race = open_race(args, entrants, machine, out)
         todo = [(e, first.seed + i) for i in range(args.seeds) for e in entrants]
         results = {e.name: [] for e in entrants}
+        shown = [('val_loss_full', 'full window', '.4f')]
+        if entrants[0].predicts == 'task':
+            shown = [(k, title, report.FIGURES[k][1]) for k, title in report.METRICS.items()]
         looks = '{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}'
         with tqdm(total=len(todo), bar_format=looks, leave=False, disable=None) as bar:
             for i, (e, seed) in enumerate(todo):
@@ -392,14 +426,17 @@ def main(argv):
                 result = run(e, seed, e.folder(out, seed), race, lock, machine, progress)
                 results[e.name].append(result)
                 tqdm.write(f'{e.name}, seed {seed}: ' + (result.get('failed') or result.get('diverged') or
-                           f'val {result["val_loss"]:.4f} (full window {result["val_loss_full"]:.4f}), '
+                           f'val {result["val_loss"]:.4f} (' + ', '.join(
+                               f'{title} {format(result[k], form)}' for k, title, form in shown if k in result) + '), '
                            f'{result["tokens"]:,} tokens, {result["seconds"]:.0f} s'))
     record = {
         'command': shlex.join(['python', 'compare.py', *argv]), 'date': datetime.date.today().isoformat(),
         'machine': machine.describe(), 'budget': race['budget'], 'windows': race['windows'], 'notes': notes,
         'data': {'name': first.dataset, 'fingerprint': entrants[0].text.fingerprint,
                  'source': entrants[0].text.meta['source']['name']},
-        'entrants': [{'name': e.name, 'arch': e.settings.arch.__name__, 'parameters': e.parameters,
+        **({'task': {'kind': entrants[0].text.kind, 'metric': entrants[0].text.metric,
+                     'guess': entrants[0].text.guess('test')}} if entrants[0].predicts == 'task' else {}),
+        'entrants': [{'name': e.name, 'arch': e.settings.arch.__name__, 'parameters': e.parameters, 'trained': e.trained,
                       'predicts': e.predicts, 'leaks': e.leaks, 'settings': race['entrants'][e.name]['asked'],
                       'runs': results[e.name]} for e in entrants]}
     curves = {e.name: [rows_of(e.folder(out, r['seed'])) for r in results[e.name]] for e in entrants}
@@ -412,7 +449,7 @@ def main(argv):
 def sights(e, results, machine, out):
     """{title: PNG} of what the first run of an entrant that came to its end has learned to see."""
     seeds = [r['seed'] for r in results if 'val_loss' in r]
-    if not seeds:
+    if not seeds or e.predicts == 'task':       # of a task, look.py shows more
         return {}
     T = e.model.block_size
     model = checkpoint.load_model(e.folder(out, seeds[0]) / 'ckpt.pt')[0].to(machine.device)

@@ -13,6 +13,9 @@ Pictures of what a trained model sees, written as PNGs into the folder of the ru
     segments.png    for the same: which pieces of the links are in use
     refinement.png  for the same: links before and after they are given more points and pieces
 
+For a run on a task (drawn by answers.py): trained.png, which weights were trained; confusion.png, bits.png or numbers.png, what
+it takes for what; wrong.png, the examples that it is most wrong about; attention.png, and for images gaze.png.
+
 The pictures of parts (attention, and all below it) are drawn by parts.py.
 A model file may add its own by a function pictures(model, x, labels) that yields (name, matplotlib figure); x: (1, T) tokens,
 labels: their texts.
@@ -29,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import answers
 from harness import CENTERED, ROOT, UserError, checkpoint, config, data, device
 from harness.files import atomic
 from harness.tokenizer import Tokenizer
@@ -245,6 +249,19 @@ def png(figure, dpi=110):
     return f.getvalue()
 
 
+def write(drawn, args, path):
+    """The figures (name, figure) as PNGs, where --out says, or beside the checkpoint `path`."""
+    out = Path(args.out or path.parent / 'look')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn:
+            with atomic(out / f'{name}.png') as f:
+                f.write(png(figure))
+            print(f'{out / name}.png', flush=True)
+    except OSError as e:
+        raise UserError(f'{out} cannot be written ({e.strerror}): say --out=...') from None
+
+
 def main(argv):
     parser = config.Arguments(description=__doc__)
     parser.add_argument('run', help='the folder of a run (its best checkpoint), or a checkpoint file')
@@ -255,6 +272,14 @@ def main(argv):
     path = checkpoint.find(args.run)
     model, content = checkpoint.load_model(path)
     model.to(device.pick_device(args.device, 0, 1))
+    if getattr(model, 'predicts', None) == 'task':
+        if args.prompt is not None:
+            raise UserError(f'--prompt: {args.run} answers a task, and looks at examples of its validation split')
+        task = data.open_data(content['loop']['dataset'])
+        if task.fingerprint != content['data']['fingerprint']:
+            raise UserError(f'data/{task.folder.name} is not what {args.run} was trained on: prepare it as it was')
+        write(answers.pictures(model, path.resolve().parent.name, task), args, path)
+        return
     tokenizer = Tokenizer(content['data']['tokenizer'])
     fingerprint, leaking, _ = content['data']['fingerprint'].partition('-leaking')
     folder, text, T = ROOT / 'data' / content['loop']['dataset'], None, model.config.block_size
@@ -272,16 +297,8 @@ def main(argv):
     else:
         middle = len(text.tokens['val']) // 2
         ids = text.tokens['val'][middle:middle + T + SHOWN].tolist()
-    out = Path(args.out or path.parent / 'look')
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        run, arch = path.resolve().parent.name, config.load_arch(content['arch'])
-        for name, figure in pictures(model, arch, run, tokenizer, ids, text):
-            with atomic(out / f'{name}.png') as f:
-                f.write(png(figure))
-            print(f'{out / name}.png', flush=True)
-    except OSError as e:
-        raise UserError(f'{out} cannot be written ({e.strerror}): say --out=...') from None
+    run, arch = path.resolve().parent.name, config.load_arch(content['arch'])
+    write(pictures(model, arch, run, tokenizer, ids, text), args, path)
     if getattr(model, 'centered', False):
         print(f'context.png was left out: {CENTERED}')
     elif text is None:

@@ -42,6 +42,7 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
 
 
 class SelfAttention(nn.Module):
+    causal = True               # vit.py's sees both sides
 
     def __init__(self, config):
         super().__init__()
@@ -62,7 +63,7 @@ class SelfAttention(nn.Module):
             k, v = keys[:, :, :past + T], values[:, :, :past + T]                           # (B, H, past + T, D)
             if past and T > 1:      # query t sees the keys up to past + t; is_causal would align the two at their start
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0 and T > 1,
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and past == 0 and T > 1,
                                            dropout_p=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)                                              # (B, H, T, D) -> (B, T, C)
         return self.resid_dropout(self.c_proj(y))
@@ -138,12 +139,12 @@ class Model(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, **settings):
-        """A model with published weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl, any GPT-2 on the hub by its name, or a
+        """A model with published weights: gpt2, -medium, -large, -xl, distilgpt2, any GPT-2 on the hub by its name, or a
         local .safetensors file or folder.  settings: names of Config; a smaller block_size crops the positions.
         Raises ValueError if the weights are not a GPT-2's, or a setting contradicts them."""
         from harness import hub
-        described, weights = hub.load({n: f'openai-community/{n}' for n in (
-            'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')}.get(name, name))
+        published = {n: f'openai-community/{n}' for n in ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')}
+        described, weights = hub.load((published | {'distilgpt2': 'distilbert/distilgpt2'}).get(name, name))
         weights = {k.removeprefix('transformer.'): v.float() for k, v in weights.items()}
         if not {'wte.weight', 'wpe.weight', 'h.0.attn.c_attn.weight'} <= weights.keys():
             raise ValueError('these are not the weights of a GPT-2')

@@ -31,20 +31,26 @@ def visible(text):
 # attention ------------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def attention(model, x, labels):
-    """Where each head looks: softmax(q k / sqrt(D)) of every SelfAttention, a row a layer."""
+def attention_maps(model, x):
+    """softmax(q k / sqrt(D)) of every SelfAttention for the first example of x: arrays (H, T, T), rows look at columns."""
     layers, maps = [m for m in model.modules() if isinstance(m, gpt.SelfAttention)], []
 
     def look(module, args, output):
         B, T, _ = args[0].shape
         q, k, _ = module.c_attn(args[0]).view(B, T, 3, module.n_head, -1).permute(2, 0, 3, 1, 4)     # each (B, H, T, D)
         scores = q @ k.mT / math.sqrt(q.shape[-1])                                                  # (B, H, T, T)
-        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1) & module.causal
         maps.append(scores.masked_fill(future, -torch.inf).softmax(-1)[0].cpu().numpy())
     hooks = [layer.register_forward_hook(look) for layer in layers]
     model(x)
     for hook in hooks:
         hook.remove()
+    return maps
+
+
+def attention(model, x, labels):
+    """Where each head looks, a row a layer."""
+    maps = attention_maps(model, x)
     heads = max(len(m) for m in maps)
     size = (2.3 * heads + 0.6, 2.4 * len(maps))
     fig, axes = plt.subplots(len(maps), heads, figsize=size, layout='constrained', squeeze=False)

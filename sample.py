@@ -115,7 +115,9 @@ def main(argv):
     names = args.run or [args.pretrained]
     if args.run:
         models, contents = zip(*map(checkpoint.load_model, args.run), strict=True)
-        specs = [c['data']['tokenizer'] for c in contents]
+        specs = [c['data'].get('tokenizer') for c in contents]
+        if tasks := [name for name, spec in zip(names, specs, strict=True) if spec is None]:
+            raise UserError(f'{tasks[0]} answers a task, and writes no text: python look.py {tasks[0]} shows its answers')
         if others := [name for name, spec in zip(names, specs, strict=True) if spec != specs[0]]:
             raise UserError(f'{others[0]} has another tokenizer than {names[0]}, so they cannot be mixed: take runs that were '
                             f'trained on one data set')

@@ -13,6 +13,7 @@ Train any of the architectures, on one device or many:
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import shlex
@@ -25,11 +26,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from harness import CENTERED, LEAKS, UserError, checkpoint, config, data, device, optim, runs
+from harness.files import atomic
 from harness.generate import generate
 
 
@@ -66,7 +67,8 @@ class Loop:
     grad_clip: float = 1.0                  # largest norm of the gradient (0: no clipping)
     # what is measured and logged
     eval_interval: int = 250                # steps between evaluations, each of which writes a checkpoint
-    eval_windows: int = 1024                # windows of validation text (0: all that fit side by side)
+    eval_windows: int = 1024                # windows of validation text, or examples of a task (0: all that fit side by side)
+    stop_after: int = 0                     # evaluations without a new lowest val_loss, after which a run ends (0: never)
     log_interval: int = 10                  # steps between rows of metrics.csv
     sample_tokens: int = 300                # tokens to write when the run is over
     tensorboard: bool = False               # log to TensorBoard too
@@ -89,7 +91,7 @@ class Loop:
             if getattr(self, name) < 1:
                 raise UserError(f'{name}={getattr(self, name)} must be at least 1')
         for name in ('max_iters', 'max_seconds', 'tokens_per_step', 'learning_rate', 'min_lr', 'warmup_iters', 'seed',
-                     'weight_decay', 'grad_clip', 'eval_windows', 'sample_tokens', 'beta1', 'beta2', 'patience'):
+                     'weight_decay', 'grad_clip', 'eval_windows', 'stop_after', 'sample_tokens', 'beta1', 'beta2', 'patience'):
             if getattr(self, name) < 0:
                 raise UserError(f'{name}={getattr(self, name)} must not be negative')
         for name, limit in (('beta1', 1), ('beta2', 1), ('seed', 2 ** 32)):
@@ -134,36 +136,42 @@ def share_out(loop, block_size, world):
 
 
 @torch.no_grad()
-def evaluate(model, text, starts, block_size, batch_size, machine):
-    """Loss in nats a token, and the share of tokens that the model holds likeliest: over all positions that it predicts,
-    and (_full) over the last of each window, which every architecture predicts.  Each rank takes its share of the windows."""
+def evaluate(model, text, starts, block_size, batch_size, machine, split='val'):
+    """What the model's answers are worth: {'val_loss', ...}, see score() and total() of the data, TextData or TaskData.  Each
+    rank takes its share of the windows, or examples, `starts`."""
     model.eval()
-    sums = torch.zeros(2, 2, dtype=torch.float64)               # all positions or the last; loss or accuracy
-    counts = [0, 0]
+    parts = []
     mine = starts[machine.rank::machine.world]
     for i in range(0, len(mine), batch_size):
-        rows = text.rows('val', mine[i:i + batch_size], block_size, getattr(model, 'memory', 0))
+        rows = text.rows(split, mine[i:i + batch_size], block_size, getattr(model, 'memory', 0))
         x, y = (t.to(machine.device) for t in rows)
         with machine.autocast():
-            logits, _ = model(x)                                        # (B, T, V), or (B, 1, V)
-        y = y[:, -logits.shape[1]:]
-        losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction='none')                   # (B, T or 1)
-        scores = torch.stack([losses, (logits.argmax(-1) == y).float()]).cpu().double()                 # (2, B, T or 1)
-        sums += torch.stack([scores.sum((1, 2)), scores[:, :, -1].sum(1)])
-        counts = [counts[0] + losses.numel(), counts[1] + len(losses)]
+            logits, _ = model(x)                                        # (B, T or 1, V), or (B, O) of a task
+        parts.append(text.score(logits, y))
     model.train()
-    total = machine.all_reduce([*sums.flatten().tolist(), *counts])
-    return {'val_loss': total[0] / total[4], 'val_loss_full': total[2] / total[5],
-            'accuracy': total[1] / total[4], 'accuracy_full': total[3] / total[5]}
+    return text.total(machine.gather(parts))
+
+
+def look_at_test(model, text, loop, out_dir, machine):
+    """The best weights of a run that is over, judged on the test split: once, into test.json.  Returns what to say."""
+    content = checkpoint.load(out_dir / 'best.pt')
+    checkpoint.load_weights(model, content, out_dir / 'best.pt')
+    alone = dataclasses.replace(machine, rank=0, world=1)
+    examples = np.arange(len(text.splits['test'][0]))
+    found = evaluate(model, text, examples, model.config.block_size, loop.batch_size, alone, 'test')
+    found = {'test_loss' if k == 'val_loss' else k: v for k, v in found.items()}
+    with atomic(out_dir / 'test.json', 'w') as f:
+        json.dump({'step': content['step'], 'examples': len(examples), **found, 'guessing': text.guess('test')}, f, indent=1)
+    return text.told(found, 'test')
 
 
 def run(settings, machine, argv):
     loop = settings.loop
     out_dir = Path(loop.out_dir or f'out/{settings.name}')
     if machine.local_rank == 0:
-        data.ensure(loop.dataset)
+        runs.prepare(settings)
     machine.all_reduce([0])                             # the other ranks wait for the data
-    text = (data.LeakingText if loop.leaking_split else data.TextData)(data.ensure(loop.dataset))
+    text = data.open_data(loop.dataset, loop.leaking_split)         # or the examples of a task
     if not (loop.dry_run or loop.eval_only):
         runs.claim(loop, out_dir)
     torch.manual_seed(loop.seed)
@@ -180,9 +188,11 @@ def run(settings, machine, argv):
     micro_steps, rows = share_out(loop, block_size, machine.world)
     tokens_per_step = micro_steps * rows * machine.world * block_size
     if machine.first:
-        print(f'{loop.arch}: {sum(p.numel() for p in model.parameters()):,} parameters; {tokens_per_step:,} tokens a step'
+        every, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or frozen) for frozen in (True, False))
+        print(f'{loop.arch}: {every:,} parameters' + f', of which {trained:,} are trained' * (trained < every) +
+              f'; {tokens_per_step:,} tokens a step'
               f' ({machine.world} rank{"s" * (machine.world > 1)} x {micro_steps} micro-step{"s" * (micro_steps > 1)} x '
-              f'{rows} windows of {block_size}); text: {text.meta["source"]["name"]}')
+              f'{rows} {text.unit} of {block_size}); {text.what}: {text.meta["source"]["name"]}')
         for mark, said in (('leaks', LEAKS), ('centered', CENTERED)):
             if getattr(model, mark, False):
                 print(said)
@@ -197,14 +207,15 @@ def run(settings, machine, argv):
     if loop.eval_only:
         losses = evaluate(fast, text, starts, block_size, loop.batch_size, machine)
         if machine.first:
-            print(f'val {losses["val_loss"]:.4f} (full window {losses["val_loss_full"]:.4f})')
+            print(text.told(losses))
         return
     net = fast
     if machine.world > 1:
         net = DistributedDataParallel(fast, device_ids=[machine.device] if machine.device.type == 'cuda' else None)
     optimizers = optim.build(model, loop.optimizer, loop.learning_rate, (loop.beta1, loop.beta2), loop.weight_decay)
     scaler, plateau = machine.scaler(), optim.Plateau(loop)
-    step, seconds, best = (content.get(k, d) for k, d in (('step', 0), ('seconds', 0.0), ('best', math.inf)))
+    begun = (('step', 0), ('seconds', 0.0), ('best', math.inf), ('stale', 0))       # stale: evaluations since the best
+    step, seconds, best, stale = (content.get(k, d) for k, d in begun)
     if loop.resume:
         for o, state in zip(optimizers, content['optimizers'], strict=True):
             o.load_state_dict(state)
@@ -217,8 +228,8 @@ def run(settings, machine, argv):
     resumed_at = content.get('step')
     evaluated, content = content.get('evaluated', resumed_at), None         # the step of the last evaluation
     described = {'arch': loop.arch, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(loop),
-                 'data': {k: text.meta[k] for k in ('fingerprint', 'source', 'tokenizer')}}
-    log = runs.open_run(loop, out_dir, described, resumed_at, list(logged())) if machine.first else None
+                 'data': {k: text.meta.get(k) for k in ('fingerprint', 'source', 'tokenizer')}}
+    log = runs.open_run(loop, out_dir, described, resumed_at, [*text.columns, *logged()]) if machine.first else None
 
     def save(name, **more):
         if machine.first:
@@ -268,7 +279,7 @@ def run(settings, machine, argv):
     while True:
         stop, seconds = machine.all_reduce([len(told), seconds], 'max')     # the ranks end on the same step
         progress = max(step / loop.max_iters if loop.max_iters else 0, seconds / loop.max_seconds if loop.max_seconds else 0)
-        done = progress >= 1
+        done = progress >= 1 or 0 < loop.stop_after <= stale
         if step % loop.log_interval == 0 or step % loop.eval_interval == 0 or done or stop:
             row = flush()
         due = step % loop.eval_interval == 0 and step != evaluated      # a run that goes on was evaluated before it was saved
@@ -277,22 +288,23 @@ def run(settings, machine, argv):
             row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine) | {'memory': machine.memory()} | logged()
             if not math.isfinite(row['val_loss']):
                 raise diverged('val', row['val_loss'], step)
+            stale = 0 if row['val_loss'] < best else stale + (step != evaluated)
             evaluated = step
             if row['val_loss'] < best:
                 best = row['val_loss']
                 save('best.pt')
             if due:
                 plateau.judge()
+            done = done or 0 < loop.stop_after <= stale
             if machine.first:
                 tqdm.write(f'step {step:6}  ' + (f'train {row["train_loss"]:.4f}  ' if 'train_loss' in row else '') +
-                           f'val {row["val_loss"]:.4f} (full window {row["val_loss_full"]:.4f})' +
-                           (f'  {row["tokens_per_second"]:,.0f} tokens/s' if 'train_loss' in row else ''))
+                           text.told(row) + (f'  {row["tokens_per_second"]:,.0f} tokens/s' if 'train_loss' in row else ''))
         if row and machine.first:
             log.write(step, **row)
             bar.set_postfix_str(f'loss {row["train_loss"]:.3f}' if 'train_loss' in row else '')
         if 'val_loss' in row or stop:
             save('ckpt.pt', optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict(),
-                 plateau=plateau.state_dict(), seconds=seconds, evaluated=evaluated)
+                 plateau=plateau.state_dict(), seconds=seconds, evaluated=evaluated, stale=stale)
         row = {}
         if done or stop:
             break
@@ -312,7 +324,7 @@ def run(settings, machine, argv):
             y[:, :-1] = -1
         if machine.device.type == 'cuda':
             x, y = x.pin_memory(), y.pin_memory()
-        x, y = (t.to(machine.device, non_blocking=True).view(micro_steps, rows, -1) for t in (x, y))
+        x, y = (t.to(machine.device, non_blocking=True).unflatten(0, (micro_steps, rows)) for t in (x, y))
         torch.manual_seed((loop.seed << 31) + (step << 10) + machine.rank)    # so does dropout
         mean_loss = 0.0
         for i in range(micro_steps):
@@ -344,7 +356,9 @@ def run(settings, machine, argv):
         print(f'stopped at step {step} and saved: to go on, run: {launcher} {again} --resume')
         return
     print(f'{step} steps, {step * tokens_per_step:,} tokens, {seconds:.0f} s; best val {best:.4f}; written to {out_dir}/')
-    if loop.sample_tokens and not getattr(model, 'centered', False):
+    if text.kind != 'text':
+        print(look_at_test(model, text, loop, out_dir, machine))
+    elif loop.sample_tokens and not getattr(model, 'centered', False):
         model.eval()
         ids = generate(model, torch.tensor([text.tokenizer.begin()]), loop.sample_tokens, temperature=0.8, top_k=50,
                        n_vocab=text.tokenizer.n_vocab, generator=torch.Generator().manual_seed(loop.seed))

@@ -67,12 +67,17 @@ def find(path):
     return path
 
 
+def is_ours(name):
+    """Is this a checkpoint or the folder of a run, and no file or folder in the hub's format?"""
+    path = Path(name)
+    return path.exists() and path.suffix != '.safetensors' and not list(path.glob('*.safetensors'))
+
+
 def load_model(path):
     """(model, checkpoint) of a run's folder or a file, in eval mode on the CPU."""
     path = find(path)
     content = load(path)
-    arch = config.load_arch(content['arch'])
-    model = arch.Model(config.build(arch, content['config']))
+    model = config.build_model(config.load_arch(content['arch']), content['config'])
     load_weights(model, content, path)
     return model.eval(), content
 

@@ -188,12 +188,22 @@ def build(arch, values):
         raise UserError(f"{arch.__name__}.py has no setting '{min(unknown)}', which the checkpoint or the data asks for: is it "
                         f'another version of the file?')
     for name, least in LEAST.items():
+        least = 0 if name == 'vocab_size' and 'outputs' in values else least    # the examples of a task may be numbers
         if values.get(name, least) < least:
             raise UserError(f'{arch.__name__}: {name}={values[name]} must be at least {least}')
     if values.get('dropout', 0) >= 1:
         raise UserError(f'{arch.__name__}: dropout={values["dropout"]} must be below 1')
     try:
         return arch.Config(**values)
+    except ValueError as e:
+        raise UserError(f'{arch.__name__}: {e}') from None
+
+
+def build_model(arch, values):
+    """The architecture's Model from a dict of its Config.  A ValueError becomes a UserError."""
+    built = build(arch, values)
+    try:
+        return arch.Model(built)
     except ValueError as e:
         raise UserError(f'{arch.__name__}: {e}') from None
 

@@ -1,6 +1,7 @@
 """
-Data sets on disk, data/<name>/: meta.json, and for text train.bin and val.bin, flat files of tokens. A large split may be
-in shards, train_0000.bin and so on, of which meta.json's 'shards' tells the lengths; they are read as one.
+Data sets on disk, data/<name>/: meta.json, for a task what harness/tasks.py tells of, and for text train.bin and val.bin, flat
+files of tokens. A large split may be in shards, train_0000.bin and so on, of which meta.json's 'shards' tells the lengths; they
+are read as one.
 
 A batch is a pure function of (seed, step): resuming replays nothing and skips nothing, evaluating changes nothing, and
 the windows of a step are the same however many processes share them.
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from harness import ROOT, UserError
 from harness.files import atomic
+from harness.tasks import KINDS, TaskData
 from harness.tokenizer import Tokenizer
 
 SCAN = 1 << 26      # tokens of a split that are looked at when it is opened
@@ -41,12 +44,14 @@ class Shards:
 
 class TextData:
     """The tokens of data/<name>, by memory map.  Raises UserError for files that are not what meta.json says."""
+    kind, what, unit, columns = 'text', 'text', 'windows', ()
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.meta = read_meta(self.folder)
         if self.meta.get('kind') != 'text':
-            raise UserError(f"{self.folder} holds data of kind '{self.meta.get('kind')}', not text")
+            raise UserError(f"{self.folder} holds a task (kind '{self.meta.get('kind')}'), and text is wanted: take another "
+                            f'dataset, such as shakespeare_char')
         try:
             self.vocab_size, self.fingerprint = self.meta['vocab_size'], self.meta['fingerprint']
             self.tokenizer = Tokenizer(self.meta['tokenizer'])
@@ -112,6 +117,27 @@ class TextData:
         n = len(self.tokens['val'])
         return np.linspace(0, n - block_size - 1, count or max(1, (n - 1) // block_size)).astype(np.int64)
 
+    def shape(self):
+        """What the data dictates of a model's Config."""
+        return {'vocab_size': self.vocab_size}
+
+    def score(self, logits, y):
+        """Sums over windows: loss in nats and tokens that the model holds likeliest, over all positions that it predicts, and
+        over the last of each window, which every architecture predicts; and the counts of both: (6,)."""
+        y = y[:, -logits.shape[1]:]
+        losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction='none')                   # (B, T or 1)
+        scores = torch.stack([losses, (logits.argmax(-1) == y).float()]).cpu().double()                 # (2, B, T or 1)
+        counts = torch.tensor([losses.numel(), len(losses)], dtype=torch.float64)
+        return torch.cat([scores.sum((1, 2)), scores[:, :, -1].sum(1), counts])
+
+    def total(self, parts):
+        loss, right, loss_full, right_full, n, n_full = torch.stack(parts).sum(0).tolist()
+        return {'val_loss': loss / n, 'val_loss_full': loss_full / n_full, 'accuracy': right / n,
+                'accuracy_full': right_full / n_full}
+
+    def told(self, row):
+        return f'val {row["val_loss"]:.4f} (full window {row["val_loss_full"]:.4f})'
+
     def need(self, block_size):
         for split, tokens in self.tokens.items():
             if len(tokens) <= block_size:
@@ -162,11 +188,23 @@ def read_meta(folder):
         raise UserError(f'there is no data set in {folder} (no meta.json)') from None
     except ValueError as e:
         raise UserError(f'{path} is not JSON ({e}): prepare the data again') from None
-    missing = {'kind', 'dtype', 'vocab_size', 'tokens', 'tokenizer', 'source', 'script', 'fingerprint'} \
-        - set(meta if isinstance(meta, dict) else ())
+    kind = meta.get('kind') if isinstance(meta, dict) else None
+    own = {'outputs', 'examples', 'standard'} if kind in KINDS else {'dtype', 'tokens', 'tokenizer'}
+    missing = {'kind', 'vocab_size', 'source', 'script', 'fingerprint', *own} - set(meta if isinstance(meta, dict) else ())
     if missing:
         raise UserError(f'{path} lacks {", ".join(sorted(missing))}: prepare the data again')
     return meta
+
+
+def open_data(name, leaking_split=False):
+    """data/<name>, made if it is not there: a TextData, or the TaskData of a task."""
+    folder = ensure(name)
+    meta = read_meta(folder)
+    if meta['kind'] not in KINDS:
+        return (LeakingText if leaking_split else TextData)(folder)
+    if leaking_split:
+        raise UserError(f'leaking_split: data/{name} is a task of {meta["kind"]}, and only windows of text overlap')
+    return TaskData(folder, meta)
 
 
 ANY_NAME = {'text', 'bpe', 'gutenberg'}      # scripts of prepare/ that make data sets of other names

@@ -69,6 +69,14 @@ class Machine:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
         return float('nan')
 
+    def gather(self, parts):
+        """A list of tensors on the CPU, and behind it those of the other ranks."""
+        if self.world == 1:
+            return parts
+        everyone = [None] * self.world
+        dist.all_gather_object(everyone, parts)
+        return [part for rank in everyone for part in rank]
+
     def all_reduce(self, values, op='sum'):
         """A list of numbers, summed or maximised over the ranks.  On the CPU, so no GPU waits for it."""
         if self.world == 1:

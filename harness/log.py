@@ -16,7 +16,7 @@ class Log:
     run has logged steps that are run again."""
 
     def __init__(self, out_dir, from_step, more=(), tensorboard=False, wandb_log=False, wandb_project='', settings=None):
-        """more: columns behind COLUMNS, those of the model."""
+        """more: columns behind COLUMNS, those of the data and the model."""
         self.columns = [*COLUMNS, *more]
         self.path = Path(out_dir) / 'metrics.csv'
         self.rows = []

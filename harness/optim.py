@@ -25,8 +25,8 @@ def groups(model):
     """{'matrix' | 'head' | 'conv' | 'rest': [(name, parameter), ...]} of the trainable parameters, each once.
 
     A module that holds the weight of a matrix product and is no Linear marks it with weight.matrix = True; where it gives the
-    logits, its out_features is the vocab_size, as a Linear's is."""
-    vocab_size = getattr(model.config, 'vocab_size', None)
+    logits, its out_features is the vocab_size, or the outputs of a task, as a Linear's is."""
+    answers = getattr(model.config, 'outputs', None) or getattr(model.config, 'vocab_size', None)
     kinds = {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -34,7 +34,7 @@ def groups(model):
             if getattr(p, 'no_weight_decay', False):
                 pass
             elif getattr(p, 'matrix', False) or (name == 'weight' and isinstance(module, nn.Linear)):
-                kind = 'head' if getattr(module, 'out_features', -1) == vocab_size else 'matrix'
+                kind = 'head' if getattr(module, 'out_features', -1) == answers else 'matrix'
             elif name == 'weight' and isinstance(module, _ConvNd):
                 kind = 'conv'
             if kinds.get(p, 'rest') == 'rest':          # a tied weight is an embedding and a head: it is the head

@@ -5,7 +5,9 @@ What a race has come to: tables, curves and a page, all from one record of plain
 
 record: {'command', 'date', 'machine', 'budget': [kind, amount], 'windows', 'notes', 'data': {'name', 'fingerprint', 'source'},
 'entrants': [{'name', 'arch', 'parameters', 'predicts', 'leaks', 'settings': {...}, 'runs': [...]}]}; a run has a 'seed' and
-either the figures of FIGURES, or why it has none: 'diverged' or 'failed'.
+either the figures of FIGURES, or why it has none: 'diverged' or 'failed'.  The record of a race on a task has 'task' too:
+{'kind', 'metric', 'guess': {metric: what guessing scores on the test split}}, an entrant what is 'trained' of its parameters,
+and a run the figures of the test split.
 """
 
 import base64
@@ -26,7 +28,9 @@ FIGURES = {     # of a run: title, format
     'steps': ('steps', ',.0f'), 'tokens': ('tokens', ',.0f'), 'seconds': ('seconds', ',.0f'),
     'tokens_per_second': ('tokens/s', ',.0f'), 'flops': ('FLOPs', '.3g'), 'memory': ('peak memory, MiB', ',.0f'),
     'train_loss': ('train loss', '.3f'), 'val_loss': ('val_loss', '.3f'), 'val_loss_full': ('val_loss_full', '.3f'),
-    'bits_per_character': ('bits/character', '.3f'), 'accuracy_full': ('accuracy', '.1%')}
+    'bits_per_character': ('bits/character', '.3f'), 'accuracy_full': ('accuracy', '.1%'), 'test_loss': ('test loss', '.3f'),
+    'accuracy': ('accuracy', '.1%'), 'error': ('error', '.3f'), 'auc': ('ROC-AUC', '.3f')}
+METRICS = {'accuracy': 'test accuracy', 'error': 'test error', 'auc': 'test ROC-AUC'}      # of tasks
 ENOUGH = 3      # seeds, below which no difference can be told from noise
 
 
@@ -37,7 +41,10 @@ def budget(record):
 
 
 def main_figure(record):
-    """The loss that all entrants can be judged by: over all positions if all of them learn to predict them, else the last."""
+    """What all entrants can be judged by: a task's metric; the loss over all positions if all of them learn to predict them,
+    else over the last."""
+    if 'task' in record:
+        return record['task']['metric']
     every = all(e['predicts'] == 'every' and not e['settings']['last_only'] for e in record['entrants'])
     return 'val_loss' if every else 'val_loss_full'
 
@@ -64,6 +71,11 @@ def difference(record, entrant, figure):
     return statistics.mean(d), p, len(seeds)
 
 
+def amount(figure, d, sign=''):
+    """A difference of two figures: points of per cent for an accuracy."""
+    return f'{100 * d:{sign}.1f} points' if figure == 'accuracy' else f'{d:{sign}.3f}'
+
+
 def verdicts(record):
     """For each rival, in a sentence, whether it learned more than the first."""
     spent = f'the same {budget(record)}'
@@ -71,6 +83,7 @@ def verdicts(record):
     if any(e['settings']['leaking_split'] for e in record['entrants']):
         said.append('THE SPLIT LEAKS: windows were split at random, and the text of the validation windows was trained on. '
                     'No loss in this table is evidence of anything but the leak.')
+    sign = -1 if figure == 'accuracy' else 1        # what is better
     for e in record['entrants'][1:]:
         found = difference(record, e, figure)
         if e['leaks']:
@@ -80,12 +93,12 @@ def verdicts(record):
             said.append(f'{e["name"]} cannot be compared with {first}: no seed of both has come to its end.')
             continue
         d, p, n = found
-        told = f'{figure} {"lower" if d < 0 else "higher"} by {abs(d):.3f}'
+        told = f'{METRICS.get(figure, figure)} {"lower" if d < 0 else "higher"} by {amount(figure, abs(d))}'
         if math.isnan(p):
             said.append(f'{e["name"]} against {first}: {told}, but {n} seed{"s are" if n > 1 else " is"} too few to tell that '
                         f'from noise.')
         elif p < 0.05:
-            said.append(f'{e["name"]} learns {"more" if d < 0 else "less"} than {first} from {spent}: {told} '
+            said.append(f'{e["name"]} learns {"more" if sign * d < 0 else "less"} than {first} from {spent}: {told} '
                         f'(p {p:.2g}, {n} seeds).')
         else:
             said.append(f'{e["name"]} and {first} learn the same from {spent}, as far as {n} seeds can tell: {told} '
@@ -99,7 +112,7 @@ def notes(record):
     for e in entrants:
         runs = e['runs']
         more = e['parameters'] / entrants[0]['parameters'] - 1
-        if abs(more) > 0.05:
+        if abs(more) > 0.05 and 'task' not in record:
             said.append(f'{e["name"]} has {more:+.0%} parameters: --match=parameters would make them equal.')
         if e['predicts'] == 'last' or e['settings']['last_only']:
             said.append(f'{e["name"]} learns from the last token of each window alone: one target in '
@@ -124,8 +137,41 @@ def difference_cell(record, entrant, figure):
     if found is None:
         return ''
     d, p, n = found
-    return f'{d:+.3f} ({n} seed{"s" * (n > 1)}: too few)' if math.isnan(p) else \
-        f'{d:+.3f} (p {p:.2g}{"" if p < 0.05 else ": noise"})'
+    told = amount(figure, d, '+')
+    return told + (f' ({n} seed{"s" * (n > 1)}: too few)' if math.isnan(p) else f' (p {p:.2g}{"" if p < 0.05 else ": noise"})')
+
+
+def task_table(record):
+    """(headers, rows) of what was learned of a task: what guessing scores comes last."""
+    task, found = record['task'], [k for k in METRICS if k in record['task']['guess']]
+    rows = [[e['name'], f'{e["trained"]:,}', f'{e["parameters"]:,}', *(cell(e, k) for k in ('steps', 'train_loss', 'val_loss')),
+             *(c for k in found for c in (cell(e, k), *([difference_cell(record, e, k)] if k == task['metric'] else [])))]
+            for e in record['entrants']]
+    guess = [c for k in found for c in (format(task['guess'][k], FIGURES[k][1]), *([''] if k == task['metric'] else []))]
+    return (['config', 'trained weights', 'of', 'steps', 'train loss', 'val_loss',
+             *(c for k in found for c in (METRICS[k], *(['difference'] if k == task['metric'] else [])))],
+            [*rows, ['guessing', *[''] * 5, *guess]])
+
+
+def kind_of(entrant):
+    """What a row of a table over several tasks is called, by its settings."""
+    s = entrant['settings']
+    name = s['mode'].upper() if 'mode' in s else s.get('network', entrant['arch']).upper()
+    name += ', shuffled' if s.get('shuffled') else ''
+    return f'V-{name}' if s.get('sees') == 'both' and s['mode'] in ('fpt', 'upt') else name
+
+
+def across(records):
+    """(headers, rows) of several tasks: a row for each kind of entrant, a column for each task, and what guessing scores."""
+    kinds = list(dict.fromkeys(kind_of(e) for r in records for e in r['entrants']))
+    headers = ['', *(f'{r["data"]["name"]}, {METRICS[r["task"]["metric"]].removeprefix("test ")}' for r in records)]
+    rows = []
+    for kind in kinds:
+        found = [[e for e in r['entrants'] if kind_of(e) == kind] for r in records]
+        rows.append([kind, *(f'{cell(es[0], r["task"]["metric"])} ({es[0]["trained"]:,})' if es else ''
+                             for r, es in zip(records, found, strict=True))])
+    tasks = [(r['task']['guess'], r['task']['metric']) for r in records]
+    return headers, [*rows, ['guessing', *(format(guess[metric], FIGURES[metric][1]) for guess, metric in tasks)]]
 
 
 def tables(record):
@@ -141,8 +187,9 @@ def tables(record):
                         cell(e, 'bits_per_character'), cell(e, 'accuracy_full')])
         cost.append([e['name'], *(cell(e, k) for k in ('steps', 'tokens', 'seconds', 'tokens_per_second', 'flops', 'memory'))])
     title = {k: v[0] for k, v in FIGURES.items()}
-    return ((['config', 'parameters', title['train_loss'], 'val_loss', 'difference', 'val_loss_full', 'difference',
-              title['bits_per_character'], title['accuracy_full']], learned),
+    headers = (['config', 'parameters', title['train_loss'], 'val_loss', 'difference', 'val_loss_full', 'difference',
+                title['bits_per_character'], title['accuracy_full']])
+    return (task_table(record) if 'task' in record else (headers, learned),
             (['config', *(title[k] for k in ('steps', 'tokens', 'seconds', 'tokens_per_second', 'flops', 'memory'))], cost))
 
 
@@ -184,11 +231,15 @@ def markdown(headers, rows):
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
+def judged_on(record):
+    return 'the test split' if 'task' in record else f'{record["windows"] or "all"} windows'
+
+
 def text(record):
     """All of it in Markdown."""
     d = record['data']
-    about = (f'{budget(record)} each; {d["source"]}, fingerprint {d["fingerprint"]}; judged on '
-             f'{record["windows"] or "all"} windows; {record["date"]}; {record["machine"]}')
+    about = (f'{budget(record)} each; {d["source"]}, fingerprint {d["fingerprint"]}; judged on {judged_on(record)}; '
+             f'{record["date"]}; {record["machine"]}')
     parts = [*(markdown(*t) for t in tables(record)), '\n'.join(f'- {s}' for s in verdicts(record) + notes(record)), about]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
@@ -208,34 +259,39 @@ def short(record):
         headers.append('accuracy')
         rows = [[*row, cell(e, 'accuracy_full')] for row, e in zip(rows, record['entrants'], strict=True)]
     seeds = len(record['entrants'][0]['runs'])
-    about = (f'{budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {record["windows"] or "all"} windows; {d["source"]}, '
+    about = (f'{budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {judged_on(record)}; {d["source"]}, '
              f'fingerprint {d["fingerprint"]}; {record["date"]}; {record["machine"]}')
+    if 'task' in record:
+        headers, rows = task_table(record)
     return f'{markdown(headers, rows)}\n\n<sub>{about}</sub>\n'
 
 
-MARK = re.compile(r'(<!-- (results/[\w.]+\.json) -->\n).*?(<!-- end -->)', re.S)
+MARK = re.compile(r'(<!-- (results/[\w.]+\.json(?: results/[\w.]+\.json)*) -->\n).*?(<!-- end -->)', re.S)
 
 
 def refreshed(readme, root):
-    """The text of README.md in which each table behind a mark is that of the record which the mark names."""
+    """The text of README.md in which each table behind a mark is that of the record which the mark names; of several tasks, one
+    table."""
     def table(found):
-        record = json.loads((root / found[2]).read_text(encoding='utf-8'))
-        return f'{found[1]}\n{short(record)}{found[3]}'
+        records = [json.loads((root / name).read_text(encoding='utf-8')) for name in found[2].split()]
+        return f'{found[1]}\n' + (short(*records) if len(records) == 1 else f'{markdown(*across(records))}\n') + found[3]
     return MARK.sub(table, readme)
 
 
 def write_csv(record, f):
-    keys = [f'{k}_{what}' for k in FIGURES for what in ('mean', 'std')]
-    keys += [f'{k}_{what}' for k in ('val_loss', 'val_loss_full') for what in ('difference', 'p')]
+    figures = [k for k in FIGURES if any(k in r for e in record['entrants'] for r in e['runs'])]
+    compared = [k for k in ('val_loss', 'val_loss_full', *METRICS) if k in figures]
+    keys = [f'{k}_{what}' for k in figures for what in ('mean', 'std')]
+    keys += [f'{k}_{what}' for k in compared for what in ('difference', 'p')]
     writer = csv.DictWriter(f, ['config', 'parameters', 'runs', *keys])
     writer.writeheader()
     for e in record['entrants']:
         row = {'config': e['name'], 'parameters': e['parameters'], 'runs': len(values(e, 'val_loss'))}
-        for k in FIGURES:
+        for k in figures:
             v = list(values(e, k).values())
             row |= {f'{k}_mean': statistics.mean(v)} if v else {}
             row |= {f'{k}_std': statistics.stdev(v)} if len(v) > 1 else {}
-        for k in ('val_loss', 'val_loss_full'):
+        for k in compared:
             if found := difference(record, e, k):
                 row |= {f'{k}_difference': found[0], f'{k}_p': found[1]}
         writer.writerow(row)
@@ -270,7 +326,7 @@ def band(runs, entrant, x, y):
 
 def draw(ax, record, curves, x, ink='black'):
     from matplotlib.ticker import EngFormatter
-    y, lowest, high = main_figure(record), [], []
+    y, lowest, high = 'val_loss' if 'task' in record else main_figure(record), [], []
     for i, e in enumerate(record['entrants']):
         found = band(curves[e['name']], e, x, y)
         if found is None or not len(found[0]):
@@ -283,7 +339,7 @@ def draw(ax, record, curves, x, ink='black'):
         high.append(mean[min(1, len(mean) - 1)])
     if lowest:          # the first steps fall so far that nothing else would be seen
         ax.set_ylim(min(lowest) - 0.02, max(high) + 0.05)
-    ax.set(xlabel=AXES[x], ylabel=f'{y}, nats')
+    ax.set(xlabel=AXES[x], ylabel=y if 'task' in record else f'{y}, nats')
     ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
     ax.grid(color=ink, alpha=0.2)
     ax.spines[['top', 'right']].set_visible(False)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 os.environ['OMP_NUM_THREADS'] = '1'     # of this process and of all that it starts
 
+import numpy as np
 import pytest
 import torch
 
-from harness import ROOT, UserError, data, files
+from harness import ROOT, UserError, data, files, tasks
 
 torch.set_num_threads(1)
 
@@ -63,10 +64,42 @@ def other_data(dataset):
     shutil.rmtree(folder)
 
 
+def task_splits(kind, seed=0, counts=(200, 60, 50)):
+    """Examples of a task that can be learned: 3 tokens of 4 numbers, and 4 classes, 4 bits or a number made of them."""
+    rng, splits = np.random.default_rng(seed), {}
+    for split, n in zip(('train', 'val', 'test'), counts, strict=True):
+        x = rng.integers(-3, 4, (n, 3, 4)).astype(np.int8)
+        y = {'classify': x.sum(1).argmax(1).astype(np.uint8), 'bits': (x.sum(1) > 0).astype(np.uint8),
+             'regress': x.sum((1, 2)).astype(np.float32)}[kind]
+        splits[split] = x, y
+    return splits
+
+
+OUTPUTS = {'classify': 4, 'bits': 4, 'regress': 1}
+
+
+@pytest.fixture(scope='session')
+def task_data():
+    """The folder of a small task: task_data(kind)."""
+    folders = {}
+
+    def folder(kind):
+        if kind not in folders:
+            name = f'tests_{kind}_{os.getpid()}'
+            tasks.write_task(name, kind, task_splits(kind), OUTPUTS[kind], {'name': f'a made-up {kind}'}, 'task.py',
+                             draw={'as': 'bits'})
+            folders[kind] = ROOT / 'data' / name
+        return folders[kind]
+    yield folder
+    for path in folders.values():
+        shutil.rmtree(path)
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty folder in which this process looks for data/ and prepare/."""
     monkeypatch.setattr(data, 'ROOT', tmp_path)
+    monkeypatch.setattr(tasks, 'ROOT', tmp_path)
     monkeypatch.setattr(files, 'DOWNLOADS', tmp_path / 'data' / 'downloads')
     return tmp_path
 

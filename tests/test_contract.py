@@ -21,7 +21,14 @@ VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 
                           {'network': 'tail_focus', 'features': 4}, {'network': 'dual_convolution'}, {'network': 'transformer'},
                           {'network': 'high_order_input_transformer', 'features': 4}, {'network': 'mamba'},
                           {'network': 'high_order_input_transformer', 'features': 1}, {'centered': True, 'features': 9}]}
-CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch, [])]]
+TASKS = [arch for arch in ARCHS if getattr(importlib.import_module(arch).Model, 'predicts', None) == 'task']
+CASES = [(arch, change) for arch in ARCHS if arch not in TASKS for change in [{}, *VARIANTS.get(arch, [])]]
+ANSWERS = [{}, {'kind': 'classify', 'outputs': 4}, {'kind': 'bits', 'outputs': 3}, {'kind': 'regress', 'outputs': 1}]
+TASK_VARIANTS = {'fpt': [*ANSWERS, {'mode': 'urt'}, {'vocab_size': 7, 'features': 0}, {'sees': 'both', 'readout': 'class'},
+                         {'sees': 'both', 'trained': 'output+norms'}],
+                 'vit': [*ANSWERS, {'readout': 'mean'}, {'bias': False}],
+                 'baselines': [*ANSWERS, {'network': 'nac', 'kind': 'regress', 'outputs': 1}, {'vocab_size': 7, 'features': 0}]}
+TASK_CASES = [(arch, change) for arch in TASKS for change in TASK_VARIANTS.get(arch, [{}])]
 
 
 @pytest.fixture(params=CASES, ids=lambda c: '-'.join([c[0], *map(str, c[1].values())]))
@@ -184,6 +191,96 @@ def test_step_goes_on_past_the_window(model):
     for i in range(x.shape[1]):
         logits, state = model.step(x[:, i:i + 1], state)
         assert logits.shape == (3, model.config.vocab_size) and logits.isfinite().all()
+
+
+# models that answer tasks --------------------------------------------------------------------------------------------------
+
+@pytest.fixture(params=TASK_CASES, ids=lambda c: '-'.join([c[0], *map(str, c[1].values())]))
+def answering(request):
+    arch, change = request.param
+    module = importlib.import_module(arch)
+    torch.manual_seed(0)
+    return module.Model(dataclasses.replace(module.Config.tiny(), **change)).eval()
+
+
+def examples(model, batch=6):
+    """x and y, as the data of a task would give them."""
+    c, generator = model.config, torch.Generator().manual_seed(1)
+    if getattr(c, 'vocab_size', 0):
+        x = torch.randint(c.vocab_size, (batch, c.block_size), generator=generator)
+    else:
+        x = torch.randn(batch, c.block_size, c.features, generator=generator)
+    if c.kind == 'classify':
+        return x, torch.randint(c.outputs, (batch,), generator=generator)
+    if c.kind == 'bits':
+        return x, torch.randint(2, (batch, c.outputs), generator=generator).float()
+    return x, torch.randn(batch, generator=generator)
+
+
+def expected_loss(logits, y, kind):
+    if kind == 'classify':
+        return -logits.log_softmax(-1)[range(len(y)), y].mean()
+    if kind == 'bits':
+        p = logits.sigmoid()
+        return -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    return (logits[:, 0] - y).square().mean()
+
+
+def test_answers_and_their_loss(answering):
+    x, y = examples(answering)
+    logits, loss = answering(x, y)
+    assert logits.shape == (6, answering.config.outputs) and loss.shape == ()
+    torch.testing.assert_close(loss, expected_loss(logits, y, answering.config.kind))
+    assert answering(x)[1] is None
+    if answering.config.kind == 'classify':
+        assert abs(loss.item() - math.log(answering.config.outputs)) < 0.5
+        torch.testing.assert_close(answering(x, torch.where(torch.arange(6) < 2, -1, y))[1],
+                                   expected_loss(logits[2:], y[2:], 'classify'))
+    assert sum(p.numel() for p in answering.parameters()) < 100_000
+
+
+def test_every_token_moves_the_answer(answering):
+    stir(answering)
+    x, _ = examples(answering)
+    whole = answering(x)[0]
+    for t in range(x.shape[1]):
+        changed = x.clone()
+        changed[:, t] = (x[:, t] + 1) % 7 if x.dtype == torch.int64 else x[:, t].flip(0)
+        assert not torch.allclose(answering(changed)[0], whole, atol=1e-6), t
+
+
+def test_what_is_trained_gets_a_gradient_and_nothing_else(answering):
+    stir(answering).train()
+    answering(*examples(answering))[1].backward()
+    for name, p in answering.named_parameters():
+        assert (p.grad is not None and bool(p.grad.abs().max() > 0)) == p.requires_grad, name
+
+
+def test_answers_after_saving(answering, tmp_path):
+    trained = [p for p in answering.parameters() if p.requires_grad]
+    for p in trained:
+        p.data += 0.1
+    checkpoint.save(tmp_path / 'ckpt.pt', {'arch': type(answering).__module__, 'config': dataclasses.asdict(answering.config),
+                                           'step': 1, 'model': answering.state_dict(), 'data': {}})
+    again, _ = checkpoint.load_model(tmp_path)
+    assert again.config == answering.config
+    assert torch.equal(again(examples(answering)[0])[0], answering(examples(answering)[0])[0])
+
+
+def test_a_step_lowers_the_loss_of_answers(answering):
+    x, y = examples(answering)
+    optimizer, = optim.build(answering, 'adamw', 1e-3, (0.9, 0.95), 0.1)
+    before = answering(x, y)[1]
+    before.backward()
+    optimizer.step()
+    assert answering(x, y)[1] < before
+
+
+def test_the_size_of_an_answering_model_without_its_weights(answering):
+    with torch.device('meta'):
+        empty = type(answering)(answering.config)
+    assert [p.shape for p in empty.parameters()] == [p.shape for p in answering.parameters()]
+    assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in answering.parameters()]
 
 
 @pytest.mark.parametrize('arch', ARCHS)

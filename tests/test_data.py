@@ -104,6 +104,9 @@ def test_the_windows_of_a_step_do_not_depend_on_the_number_of_ranks(dataset, tmp
         def all_reduce(self, values, op='sum'):
             return list(values)
 
+        def gather(self, parts):
+            return parts
+
     def alone(module, **_):
         module.no_sync = contextlib.nullcontext
         return module
@@ -188,7 +191,7 @@ DAMAGES = {     # what is done to the folder, and what the sentence must hold
     'not text': (lambda f: (f / 'meta.json').write_bytes(b'\xff\xfe{}'), r'meta\.json is not JSON'),
     'a list': (lambda f: (f / 'meta.json').write_text('[]'), r'meta\.json lacks dtype, fingerprint, kind'),
     'a number': (lambda f: (f / 'meta.json').write_text('3'), r'meta\.json lacks dtype, fingerprint, kind'),
-    'another kind': (lambda f: tell(f, kind='bits'), "kind 'bits', not text"),
+    'another kind': (lambda f: tell(f, kind='sound'), "a task .kind 'sound'., and text is wanted"),
     'counts of one half': (lambda f: tell(f, tokens={'train': 10801}), r'meta\.json is damaged .*val'),
     'counts in words': (lambda f: tell(f, tokens={'train': 'many', 'val': 'few'}), r'meta\.json is damaged'),
     'vocabulary in words': (lambda f: tell(f, vocab_size='all'), r'meta\.json is damaged'),

@@ -1,0 +1,20 @@
+# Digits, in patches of 4 x 4, by a GPT that has read nothing but Shakespeare, and stays frozen.
+#
+#   python train.py config/fpt_mnist.py
+#   python train.py config/fpt_mnist.py --trunk=gpt2 --trained=input+norms+output     # the seed's 59,146 trained weights
+#   python train.py config/fpt_mnist.py --trunk=vit                                   # the seed's V-FPT
+#
+# The trunk is trained first, by config/shakespeare_gpt.py, if out/shakespeare_gpt is not there.  Where a machine reaches a
+# package registry only, the digits are 5,000, and a run says so.
+arch = 'fpt'
+dataset = 'mnist'
+trunk = 'out/shakespeare_gpt'
+dropout = 0.1
+
+batch_size = 16
+max_iters = 3000
+optimizer = 'adamw'
+learning_rate = 3e-3
+min_lr = 0.0
+weight_decay = 0.0
+eval_interval = 250

@@ -1,0 +1,19 @@
+# The exclusive or of two patterns of 5 bits, by a GPT that has read nothing but Shakespeare, and stays frozen.
+#
+#   python train.py config/fpt_xor.py
+#   python train.py config/fpt_xor.py --mode=frt            # the same with a random trunk
+#   python train.py config/fpt_xor.py --trunk=gpt2          # the published GPT-2, from the hub
+#
+# The trunk is trained first, by config/shakespeare_gpt.py, if out/shakespeare_gpt is not there.
+arch = 'fpt'
+dataset = 'bit_xor'
+trunk = 'out/shakespeare_gpt'
+dropout = 0.0
+
+batch_size = 32
+max_iters = 1500
+optimizer = 'adamw'
+learning_rate = 3e-3
+min_lr = 0.0
+weight_decay = 0.0
+eval_interval = 250
