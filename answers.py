@@ -68,6 +68,7 @@ def draw_trained(model, title):
                 keys.append(key)
         trained, every = cells.get((row, rest), (0, 0))
         cells[row, rest] = (trained + p.numel() * p.requires_grad, every + p.numel())
+    rows.sort(key=lambda row: row not in ('input', 'cls', 'wpe'))       # as an example goes through them
     fig, ax = plt.subplots(figsize=(1.6 + 1.5 * len(columns), 1 + 0.36 * len(rows)), layout='constrained')
     for (row, column), (trained, every) in cells.items():
         i, j = rows.index(row), columns.index(column)
@@ -115,7 +116,7 @@ def draw_bits(right, task, title):
     ax.axhline(task.guess()['accuracy'], color='#d1495b', ls='--', lw=1.5, label='guessing')
     ax.set(xlabel='bit', ylabel='share of examples it is right in', ylim=(0, 1.02))
     ax.set_title(title, fontsize=10, parse_math=False)
-    ax.legend(frameon=False, loc='lower right')
+    ax.legend(loc='lower right')
     ax.spines[['top', 'right']].set_visible(False)
     return fig
 
