@@ -11,7 +11,7 @@ trunk = 'out/shakespeare_gpt'
 dropout = 0.0
 
 batch_size = 32
-max_iters = 1500
+max_iters = 3000
 optimizer = 'adamw'
 learning_rate = 1e-2
 min_lr = 0.0
