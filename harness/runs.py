@@ -23,13 +23,15 @@ def prepare(settings):
         script = ROOT / 'config' / f'{Path(folder).name}.py'
         if Path(folder).exists() or not script.is_file():
             continue
-        words = [sys.executable, str(ROOT / 'train.py'), str(script), f'--out_dir={folder}', '--sample_tokens=0']
+        words = [sys.executable, str(ROOT / 'train.py'), str(script), f'--out_dir={folder}.training', '--overwrite',
+                 '--sample_tokens=0']
         print(f'{folder} is missing: running python train.py config/{script.name} first', flush=True)
         torchruns = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'TORCHELASTIC_RESTART_COUNT', 'TORCHELASTIC_RUN_ID')
         alone = {k: v for k, v in os.environ.items() if k not in torchruns}
         if code := subprocess.run(words, env=alone).returncode:
             raise UserError(f'{folder} could not be trained (exit code {code}): the lines above say why; mend that, or take '
                             f'another')
+        os.rename(f'{folder}.training', folder)         # a trunk whose training was killed is not taken for a whole one
 
 
 def new_model(settings, text):
