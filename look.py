@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import answers
-from harness import CENTERED, ROOT, UserError, checkpoint, config, data, device
+from harness import CENTERED, UserError, checkpoint, config, data, device
 from harness.files import atomic
 from harness.tokenizer import Tokenizer
 from parts import PARTS, PiecewisePolynomial, links
@@ -275,14 +275,14 @@ def main(argv):
     if getattr(model, 'predicts', None) == 'task':
         if args.prompt is not None:
             raise UserError(f'--prompt: {args.run} answers a task, and looks at examples of its validation split')
-        task = data.open_data(content['loop']['dataset'])
+        task = data.open_data(content['loop']['dataset'], make=False)
         if task.fingerprint != content['data']['fingerprint']:
             raise UserError(f'data/{task.folder.name} is not what {args.run} was trained on: prepare it as it was')
         write(answers.pictures(model, path.resolve().parent.name, task), args, path)
         return
     tokenizer = Tokenizer(content['data']['tokenizer'])
     fingerprint, leaking, _ = content['data']['fingerprint'].partition('-leaking')
-    folder, text, T = ROOT / 'data' / content['loop']['dataset'], None, model.config.block_size
+    folder, text, T = data.local(content['loop']['dataset']), None, model.config.block_size
     if (folder / 'meta.json').exists() and data.read_meta(folder)['fingerprint'] == fingerprint:
         text = data.TextData(folder)
         if leaking:

@@ -196,9 +196,12 @@ def read_meta(folder):
     return meta
 
 
-def open_data(name, leaking_split=False):
-    """data/<name>, made if it is not there: a TextData, or the TaskData of a task."""
-    folder = ensure(name)
+def open_data(name, leaking_split=False, make=True):
+    """data/<name>: a TextData, or the TaskData of a task.  make: run prepare/<name>.py if it is not there, which only the
+    commands do that train; a checkpoint that is looked at may be a stranger's, and must not make anything run."""
+    folder = ensure(name) if make else local(name)
+    if not make and not (folder / 'meta.json').exists():
+        raise UserError(f'data/{name} is missing, which this checkpoint was trained on: run python prepare/{name}.py first')
     meta = read_meta(folder)
     if meta['kind'] not in KINDS:
         return (LeakingText if leaking_split else TextData)(folder)
@@ -210,8 +213,16 @@ def open_data(name, leaking_split=False):
 ANY_NAME = {'text', 'bpe', 'gutenberg'}      # scripts of prepare/ that make data sets of other names
 
 
+def local(name):
+    """data/<name>, which need not exist.  Raises UserError for a name that leads anywhere else: it may come from a stranger's
+    checkpoint, and prepare/<name>.py is run by it."""
+    check_name(name)
+    return ROOT / 'data' / name
+
+
 def ensure(name):
     """data/<name>, made by prepare/<name>.py if it is not there."""
+    check_name(name)
     folder, script = ROOT / 'data' / name, ROOT / 'prepare' / f'{name}.py'
     if not (folder / 'meta.json').exists():
         if name in ANY_NAME or not script.is_file():
@@ -230,7 +241,7 @@ def ensure(name):
 
 def check_name(name):
     """Raises UserError if data/<name> cannot be the folder of a data set."""
-    if not re.fullmatch(r'[A-Za-z0-9_]+', name):
+    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9_]+', name):
         raise UserError(f"'{name}' cannot name a data set: letters, digits and _ can")
 
 

@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from harness import ROOT, UserError, data
+from harness import UserError, data
 from harness.generate import reader, window
 from harness.report import markdown
 
@@ -83,7 +83,7 @@ def judge(ensemble, names, contents, count):
     names, contents: of the runs and their checkpoints.  Raises UserError if that text is not at hand."""
     dataset, trained_on = contents[0]['loop']['dataset'], [c['data']['fingerprint'] for c in contents]
     fingerprint, leaking, _ = trained_on[0].partition('-leaking')
-    folder = ROOT / 'data' / dataset
+    folder = data.local(dataset)
     if not (folder / 'meta.json').exists() or data.read_meta(folder)['fingerprint'] != fingerprint:
         raise UserError(f'--eval: data/{dataset} is not here, or is not what {names[0]} was trained on: prepare it, or name '
                         f'first a run whose data is here')

@@ -471,3 +471,27 @@ def test_export_into_what_is_no_folder(refused, finished, tmp_path):
     (tmp_path / 'file').write_text('mine')
     for folder in (tmp_path / 'file', tmp_path / 'file' / 'folder'):
         assert f'{folder} cannot be written' in refused('export.py', finished, folder)
+
+
+@pytest.mark.parametrize('name', ['/absolute', '../up', 'a/../../up', '..', '', 'a b'])
+def test_a_name_of_data_leads_nowhere_else(refused, dataset, tmp_path, monkeypatch, name):
+    """--dataset, or a checkpoint's, is joined to prepare/ and run: one that leaves the folder is refused, whoever says it."""
+    evil = tmp_path / 'absolute.py'
+    evil.write_text(f'open({str(tmp_path / "owned")!r}, "w")')
+    name = str(tmp_path / 'absolute') if name == '/absolute' else name
+    assert 'cannot name a data set' in refused('train.py', f'--dataset={name}', '--max_iters=1', f'--out_dir={tmp_path / "run"}')
+    assert not (tmp_path / 'owned').exists()
+
+
+def test_a_checkpoint_that_is_looked_at_runs_nothing(refused, task_data, tmp_path):
+    """look.py on a checkpoint of a task names what to prepare, and prepares nothing; its data set's name leads nowhere else."""
+    task = task_data('bits').name
+    train.main(['--arch=vit', f'--dataset={task}', f'--out_dir={tmp_path / "run"}', '--max_iters=1', '--n_layer=1',
+                '--n_embd=16', '--n_head=2', '--eval_windows=8', '--device=cpu'])
+    content = checkpoint.load(tmp_path / 'run' / 'best.pt')
+    (tmp_path / 'evil.py').write_text(f'open({str(tmp_path / "owned")!r}, "w")')
+    for name, said in ((str(tmp_path / 'evil'), 'cannot name a data set'), ('digit_addition_classes_not_here', 'is missing')):
+        content['loop']['dataset'] = name
+        checkpoint.save(tmp_path / 'run' / 'best.pt', {k: v for k, v in content.items() if k != 'format'})
+        assert said in refused('look.py', tmp_path / 'run')
+    assert not (tmp_path / 'owned').exists()
