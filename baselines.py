@@ -1,12 +1,12 @@
 """
-What a frozen transformer has to beat: an LSTM, and a neural accumulator, which can do nothing but add.
+Baselines for a frozen pretrained transformer: an LSTM, and a neural accumulator, which can only add.
 
-- lstm: Hochreiter and Schmidhuber 1997, by torch; the answer is read from the state after the last token
-- nac: Trask et al. 2018, "Neural Arithmetic Logic Units" (arXiv 1808.00508), section 3: each token becomes a number, and the
-  numbers are added with weights that are drawn to -1, 0 and 1
-- the third baseline, a transformer trained from scratch, is fpt.py with mode=urt
+- lstm: Hochreiter and Schmidhuber 1997, as in torch; the answer is read from the state after the last token
+- nac: Trask et al. 2018, "Neural Arithmetic Logic Units" (arXiv 1808.00508), section 3: each token is mapped to a number, and
+  the numbers are summed with weights that are biased towards -1, 0 and 1
+- a third baseline, a transformer trained from scratch, is fpt.py with mode=urt
 
-B batch   T tokens   D numbers a token   V vocabulary   C channels (n_embd)   O outputs
+B batch   T tokens   D features per token   V vocabulary   C channels (n_embd)   O outputs
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from vit import check_kind, task_loss
 @dataclass
 class Config:
     block_size: int = 10        # tokens of an example
-    vocab_size: int = 0         # tokens that exist, or 0: a token is made of numbers
-    features: int = 16          # numbers a token, or 0: an example is made of tokens of the vocabulary
-    outputs: int = 10           # classes, bits, or 1 for a number
-    kind: str = 'classify'      # what is wanted: classify, bits or regress
-    network: str = 'lstm'       # lstm, or nac (for a number)
+    vocab_size: int = 0         # size of the vocabulary, or 0 if a token is a vector of features
+    features: int = 16          # features per token, or 0 if tokens come from a vocabulary
+    outputs: int = 10           # classes, bits, or 1 for regression
+    kind: str = 'classify'      # type of task: classify, bits or regress
+    network: str = 'lstm'       # lstm, or nac (regression only)
     n_layer: int = 2            # layers of the lstm
     n_embd: int = 128           # channels
     dropout: float = 0.0        # between the layers of the lstm
@@ -36,13 +36,13 @@ class Config:
     def __post_init__(self):
         check_kind(self.kind)
         if self.network not in ('lstm', 'nac'):
-            raise ValueError(f"network='{self.network}' is unknown: lstm and nac are")
+            raise ValueError(f"unknown network='{self.network}': choose lstm or nac")
         if self.network == 'nac' and self.kind != 'regress':
-            raise ValueError(f'network=nac gives a number, and this task wants kind={self.kind}: take network=lstm')
+            raise ValueError(f'network=nac is for kind=regress, and this task has kind={self.kind}: use network=lstm')
 
 
 class NAC(nn.Module):
-    """(B, T) -> (B, O): sums, with weights tanh(w) sigmoid(m) between -1 and 1, flattest at -1, 0 and 1."""
+    """(B, T) -> (B, O): sums with weights tanh(w) sigmoid(m) in (-1, 1), which saturate at -1, 0 and 1."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -69,7 +69,7 @@ class Model(nn.Module):
             self.output = NAC(config.block_size, config.outputs)
 
     def forward(self, x, y=None):
-        """x: (B, T) int64 or (B, T, D) float.  y: classes (B,), bits (B, O) or numbers (B,), see vit.task_loss().
+        """x: (B, T) int64 or (B, T, D) float.  y: see vit.task_loss().
         Returns logits (B, O) and the mean loss (None without y)."""
         h = self.input(x)                                                                   # (B, T, C)
         if self.config.network == 'lstm':

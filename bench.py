@@ -1,152 +1,197 @@
 """
-Speed, as ratios of medians taken in turn in one process, since machines are noisy:
+Speed, as ratios of medians that are measured in turn in one process, because machines are noisy:
 
     python bench.py train config/shakespeare_gpt.py config/shakespeare_pacing.py [--rounds=50] [--name=value ...]
     python bench.py scan [--rounds=3]
     python bench.py links [--rounds=5]
     python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
 
-train: whole training steps (forward, backward, clipping, optimizer) of each config, against the first one's.  A config in
-quotes may have settings of its own behind it; --out=FILE.json keeps the figures.
-scan: Mamba's, forward and backward, against the plain loop that it stands for.
-links: a layer of piecewise polynomials, forward and backward, against gathering the weights that are in use; and the memory.
-generate: the time to the first token, tokens per second by step() and by reading the window anew, and whether a token
-costs more as the text grows; with untrained weights (sample.py --benchmark does the same with those of a run).
+train: whole training steps (forward, backward, clipping, optimizer) of each config, compared with the first one.  A config in
+quotes may have its own settings; --out=FILE.json writes a record.
+scan: Mamba's scan, forward and backward, against the plain loop.
+links: a layer of piecewise polynomials, forward and backward, against a plain gather of the weights in use; and the memory.
+generate: the time to the first token, tokens per second with step() and without, and whether a token costs more as the text
+grows; with untrained weights (sample.py --benchmark does the same with a trained run).
 """
 
+import contextlib
 import datetime
 import functools
 import itertools
 import json
+import os
 import shlex
 import statistics
-import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import trange
 
-import mamba
-from harness import UserError, config, device, optim, report
+from harness import UserError, command, config, device
+from harness.arch import build
 from harness.files import atomic
 from harness.generate import benchmark, describe
-from piecewise import PiecewisePolynomial
-from train import Loop
+from harness.log import markdown
+from race import tables
+from race.entrants import split_words
+from train import TrainConfig, Trainer
 
 
-def take(flags, name, default):
-    """Remove --name=value from flags.  Returns its value, of the type of the default."""
-    for flag in [f for f in flags if f.startswith(f'--{name}=')]:
-        flags.remove(flag)
-        default = config.coerce(name, config.Raw(flag.split('=', 1)[1]), type(default))
-    return default
+def arguments(argv):
+    """The options of one of the four commands; .settings: --name=value of all configs."""
+    parser = config.Arguments(description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='train | scan | links | generate')
+    options = {'train': ('rounds', 50), 'scan': ('rounds', 3), 'links': ('rounds', 5), 'generate': ('tokens', 250)}
+    for name, (option, default) in options.items():
+        sub = commands.add_parser(name)
+        sub.add_argument(f'--{option}', type=int, default=default, help=f'default {default}')
+        if name in ('train', 'generate'):
+            sub.add_argument('configs', nargs='*', help='config files; in quotes, with settings of their own behind them')
+        if name == 'train':
+            sub.add_argument('--out', help='a record of the result, such as results/speed.json')
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command in ('scan', 'links'):
+        raise UserError(f'bench.py {args.command} has no option {rest[0]}: it only has --rounds')
+    args.settings = [w for w in rest if w.startswith('--')]
+    if late := [w for w in rest if not w.startswith('--')]:         # configs behind a setting
+        args.configs += late
+    if getattr(args, 'configs', None) == []:
+        raise UserError(f'name at least one config: python bench.py {args.command} config/shakespeare_gpt.py')
+    option = options[args.command][0]
+    if getattr(args, option) < 1:
+        raise UserError(f'--{option}={getattr(args, option)} must be at least 1')
+    if getattr(args, 'out', None) and (Path(args.out).is_dir() or not Path(args.out).absolute().parent.is_dir()):
+        raise UserError(f'--out={args.out} cannot be written: name a file in a folder that exists')
+    return args
 
 
-def bench_train(words):
-    files, flags = [w for w in words if not w.startswith('--')], [w for w in words if w.startswith('--')]
-    rounds, out = take(flags, 'rounds', 50), take(flags, 'out', '')
-    if not files:
-        raise UserError('name at least one config: python bench.py train config/shakespeare_gpt.py config/...')
-    runs = []
-    for file in files:
-        words = shlex.split(file)
-        s = config.load([*words, *flags], Loop)
-        machine = device.setup(s.loop.device, s.loop.dtype, compile=False)
-        torch.manual_seed(s.loop.seed)
-        model = s.arch.Model(config.build(s.arch, {'vocab_size': 65} | s.model)).to(machine.device)
-        optimizers = optim.build(model, s.loop.optimizer, s.loop.learning_rate, (s.loop.beta1, s.loop.beta2),
-                                 s.loop.weight_decay)
-        rows, T, memory = s.loop.batch_size, model.config.block_size, getattr(model, 'memory', 0)
-        x = torch.randint(model.config.vocab_size, (rows, memory + T + 1), device=machine.device)
+def load(text, settings):
+    """(Settings, words) of a config with its own settings; those of all configs come last."""
+    words = split_words(text)
+    return config.load([*words, *settings], TrainConfig), words
 
-        def step(model=model, x=x, T=T, optimizers=optimizers, machine=machine):
-            with machine.autocast():
-                loss = model(x[:, :-1], x[:, -T:])[1]
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for o in optimizers:
-                o.step()
-                o.zero_grad()
-            if x.is_cuda:
+
+class RandomText:
+    """Random tokens in the place of a data set, the same at every step, for Trainer.step."""
+
+    def train_indices(self, count, block_size, seed, step):
+        return np.arange(count)
+
+    def train_batch(self, indices, model, cfg, step):
+        c, generator = model.config, torch.Generator().manual_seed(0)
+        x = torch.randint(c.vocab_size, (len(indices), model.memory + c.block_size + 1), generator=generator)
+        return x[:, :-1], x[:, -c.block_size:]
+
+
+def bench_train(args):
+    rows, steps = [], []
+    for text in args.configs:
+        s, words = load(text, args.settings)
+        machine = device.setup(s.train.device, s.train.dtype, compile=False)
+        torch.manual_seed(s.train.seed)
+        model = build(s.arch, {'vocab_size': 65} | s.model)
+        trainer = Trainer(s.train, model, RandomText(), machine)
+
+        def step(trainer=trainer, machine=machine):
+            trainer.step(0, trainer.cfg.learning_rate)
+            if machine.device.type == 'cuda':
                 torch.cuda.synchronize()
-        runs.append(({'name': ' '.join([s.name, *(w.lstrip('-') for w in words[1:])]), 'windows': rows,
-                      'parameters': sum(p.numel() for p in model.parameters()), 'block_size': T}, step))
-    times = race([step for _, step in runs], rounds)
-    record = {'command': shlex.join(['python', 'bench.py', 'train', *files, *flags, f'--rounds={rounds}']),
-              'date': datetime.date.today().isoformat(), 'machine': machine.describe(),
-              'speeds': [run | {'seconds': statistics.median(t)} for (run, _), t in zip(runs, times, strict=True)]}
-    print(report.markdown(*report.speeds(record)))
-    if out:
-        with atomic(out, 'w') as f:
-            json.dump(record, f, indent=1)
+        rows.append({'name': ' '.join([s.name, *(w.lstrip('-') for w in words[1:])]), 'windows': trainer.examples,
+                     'parameters': sum(p.numel() for p in model.parameters()), 'block_size': model.config.block_size})
+        steps.append(step)
+    times = in_turn(steps, args.rounds)
+    words = ['python', 'bench.py', 'train', *args.configs, *args.settings, f'--rounds={args.rounds}']
+    record = {'command': shlex.join(words), 'date': datetime.date.today().isoformat(), 'machine': machine.describe(),
+              'speeds': [row | {'seconds': statistics.median(t)} for row, t in zip(rows, times, strict=True)]}
+    print(markdown(*tables.speeds(record)))
+    if args.out:
+        try:
+            with atomic(args.out, 'w') as f:
+                json.dump(record, f, indent=1)
+        except OSError as e:
+            raise UserError(f'--out={args.out} cannot be written ({e.strerror}): choose another file') from None
 
 
-def bench_generate(words):
-    files, flags = [w for w in words if not w.startswith('--')], [w for w in words if w.startswith('--')]
-    tokens = take(flags, 'tokens', 250)
-    if not files:
-        raise UserError('name at least one config: python bench.py generate config/shakespeare_gpt.py ...')
-    for file in files:
-        s = config.load([*shlex.split(file), *flags], Loop)
-        torch.manual_seed(s.loop.seed)
-        model = s.arch.Model(config.build(s.arch, {'vocab_size': 65} | s.model)).eval()
-        model.to(device.pick_device(s.loop.device, 0, 1))
-        print(f'{s.name}: {describe(benchmark(model, torch.zeros(1, 1, dtype=torch.long), tokens))}', flush=True)
+def bench_generate(args):
+    for text in args.configs:
+        s, _ = load(text, args.settings)
+        torch.manual_seed(s.train.seed)
+        model = build(s.arch, {'vocab_size': 65} | s.model).eval()
+        model.to(device.pick_device(s.train.device, 0, 1))
+        print(f'{s.name}: {describe(benchmark(model, torch.zeros(1, 1, dtype=torch.long), args.tokens))}', flush=True)
 
 
-def bench_scan(flags):
-    rounds = take(flags, 'rounds', 3)
+def bench_scan(args):
+    import mamba
     for B, T in ((8, 256), (4, 1024)):
         E, N = 128, 16
-        made = torch.randn(B, T, E), torch.rand(B, T, E) / 10, -torch.rand(E, N) * 16, *torch.randn(2, B, T, N)
-        inputs = [v.requires_grad_() for v in made]
+        tensors = torch.randn(B, T, E), torch.rand(B, T, E) / 10, -torch.rand(E, N) * 16, *torch.randn(2, B, T, N)
+        inputs = [v.requires_grad_() for v in tensors]
 
         def both_ways(scan, inputs=inputs):
             torch.autograd.grad(scan(*inputs)[0].sum(), inputs)
-        times = race([lambda f=f: both_ways(f) for f in (mamba.scan_plain, mamba.scan)], rounds)
+        times = in_turn([lambda f=f: both_ways(f) for f in (mamba.scan_plain, mamba.scan)], args.rounds)
         plain, fast = map(statistics.median, times)
         print(f'B {B}, T {T}, E {E}, N {N}: plain {plain * 1e3:,.0f} ms, fast {fast * 1e3:.1f} ms, x {plain / fast:.0f}')
 
 
 def gathered(layer, weight, x):
-    """What PiecewisePolynomial computes, plainly: for every sample and every link the n weights in use are gathered, and summed
-    by the basis.  weight: (O, I, P)."""
+    """PiecewisePolynomial in its plain form: for every sample and every edge, the n weights in use times the basis, summed.
+
+    x: (B, I).  weight: (O, I, P).  Returns (B, O)."""
     first, values = layer.basis(x)                                                  # (B, I), (B, I, n)
     where = first[..., None] + torch.arange(layer.n)                                # (B, I, n)
     inputs = torch.arange(layer.in_features)[:, None]
     return (weight[:, inputs, where] * values).sum((-1, -2)).T                      # (O, B, I, n) -> (B, O)
 
 
-def bench_links(flags):
-    rounds = take(flags, 'rounds', 5)
-    for inputs, outputs, n, segments, behind in ((16, 250, 2, 128, False), (16, 250, 2, 128, True), (250, 250, 3, 2, True)):
+def bench_links(args):
+    from piecewise import PiecewisePolynomial
+    for inputs, outputs, n, segments, hidden in ((16, 250, 2, 128, False), (16, 250, 2, 128, True), (250, 250, 3, 2, True)):
         layer = PiecewisePolynomial(inputs, outputs, n, segments)
         weight = layer.weight.detach().view(inputs, layer.P, outputs).permute(2, 0, 1).contiguous().requires_grad_()
-        x = (2 * torch.rand(1000, inputs) - 1).requires_grad_(behind)       # a first layer's input is data, without a gradient
+        x = (2 * torch.rand(1000, inputs) - 1).requires_grad_(hidden)       # the input of a first layer has no gradient
         torch.testing.assert_close(layer(x), gathered(layer, weight, x), atol=1e-4, rtol=1e-4)
 
-        def once(layer, weight, x=x, behind=behind):
-            torch.autograd.grad(layer(x).sum(), [weight, x][:1 + behind])
+        def once(layer, weight, x=x, hidden=hidden):
+            torch.autograd.grad(layer(x).sum(), [weight, x][:1 + hidden])
         both = [functools.partial(once, functools.partial(gathered, layer, weight), weight),
                 functools.partial(once, layer, layer.weight)]
-        # ten calls one behind the other, as in a training, where that takes less than half a minute
-        plain, fast = map(statistics.median, race(both, rounds, calls=10 if layer.looks_up else 1))
+        # ten calls in a row, as in training, where that takes less than half a minute
+        plain, fast = map(statistics.median, in_turn(both, args.rounds, calls=10 if layer.sparse else 1))
         memory = [peak(f) / 2 ** 20 for f in both]
-        print(f'{inputs} -> {outputs}, n {n}, {segments} segments, batch 1000{", x has a gradient" * behind}: gathered '
-              f'{plain * 1e3:,.0f} ms and {memory[0]:,.0f} MiB, here {fast * 1e3:.1f} ms and {memory[1]:.1f} MiB: '
+        print(f'{inputs} -> {outputs}, n {n}, {segments} segments, batch 1000{", x has a gradient" * hidden}: gathered '
+              f'{plain * 1e3:,.0f} ms and {memory[0]:,.0f} MiB, ours {fast * 1e3:.1f} ms and {memory[1]:.1f} MiB: '
               f'x {plain / fast:.0f} the speed, 1/{memory[0] / memory[1]:.0f} of the memory')
 
 
+@contextlib.contextmanager
+def silenced():
+    """No output from C++ on stdout and stderr: the profiler prints lines of its own."""
+    kept = [os.dup(1), os.dup(2)]
+    with open(os.devnull, 'w') as null:
+        for number in (1, 2):
+            os.dup2(null.fileno(), number)
+        try:
+            yield
+        finally:
+            for number, old in zip((1, 2), kept, strict=True):
+                os.dup2(old, number)
+                os.close(old)
+
+
 def peak(function):
-    """The most bytes that torch held at once for a call, on a CPU, beyond what was there before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    """The most bytes that torch allocated during a call on a CPU, above what it held before."""
+    with silenced(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
     events = sorted((e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns())
     return max(itertools.accumulate(e.nbytes() for e in events))
 
 
-def race(functions, rounds, calls=1):
-    """Seconds a call of each, the mean of `calls`, `rounds` times in turn, after two rounds that are not counted."""
+def in_turn(functions, rounds, calls=1):
+    """Seconds per call of each function, the mean of `calls`, `rounds` times in turn, after two rounds of warm-up."""
     times = [[] for _ in functions]
     for i in trange(rounds + 2, leave=False, disable=None):
         for f, t in zip(functions, times, strict=True):
@@ -158,10 +203,10 @@ def race(functions, rounds, calls=1):
     return times
 
 
+def main(argv):
+    args = arguments(argv)
+    {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate}[args.command](args)
+
+
 if __name__ == '__main__':
-    words = sys.argv[1:]
-    kinds = {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate}
-    if not words or words[0] not in kinds:
-        print(__doc__)
-        sys.exit(0 if words and words[0] == '--help' else 1)
-    kinds[words[0]](words[1:])
+    command(main)

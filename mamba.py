@@ -1,14 +1,18 @@
 """
-Mamba: a state space model whose steps depend on what it reads.       (Gu and Dao 2023, arXiv 2312.00752; weight for weight)
+Mamba: a state space model whose dynamics depend on the input.      (Gu and Dao 2023, arXiv 2312.00752)
 
-- no attention: each channel carries a state of N numbers from token to token, so a token costs the same however long the text
-- selective: how much of the state is kept, and what is written to and read from it, is computed from the token
-- per block one branch (convolution of 4, scan) gated by another; no MLP, no positions
-- the scan in two forms that agree: scan_plain, to be read, and Scan, to be used; step() is the scan of few tokens
-- every projection is made by a factory, so that other layers than nn.Linear can take its place
+- no attention: each channel carries a state of N values from token to token, so the cost per token is constant
+- selective: the step size Delta and the matrices B and C are computed from the token, so the token decides how much of the
+  state is kept, what is written to it and what is read from it
+- a block is one gated branch: convolution, then scan; there is no MLP and there are no positions
+- the recurrence is defined in plain code (scan_plain); the fast form with its own backward is at the end of the file
+- from_pretrained() gives the published logits
+- the projections are made by a factory, so that another layer can replace nn.Linear (see highorder.py)
 
-B batch   T tokens in the window   C channels (n_embd)   E inner channels (expand * C)   N numbers of state a channel (d_state)
-R rank of the step size (dt_rank)   K kernel of the convolution (d_conv)   V vocabulary
+Names of the paper in code: Delta is dt, A is -exp(A_log), B and C are b and c.
+
+B batch   T tokens in the window   C channels (n_embd)   E inner channels (expand * C)   N state size per channel (d_state)
+R rank of the map to Delta (dt_rank)   K kernel size of the convolution (d_conv)   V vocabulary
 """
 
 import math
@@ -21,17 +25,17 @@ import torch.nn.functional as F
 
 @dataclass
 class Config:                   # mamba-130m: 1024, 50280, 24, 768
-    block_size: int = 256       # tokens in the window; what is trained on one length reads on beyond it
-    vocab_size: int = 65        # tokens that exist
+    block_size: int = 256       # tokens in the window; the model also runs on longer texts
+    vocab_size: int = 65        # size of the vocabulary
     n_layer: int = 4            # blocks
     n_embd: int = 128           # channels
-    d_state: int = 16           # numbers of state in each inner channel
-    d_conv: int = 4             # kernel of the convolution
-    expand: int = 2             # inner channels for each channel
+    d_state: int = 16           # size of the state of each inner channel
+    d_conv: int = 4             # kernel size of the convolution
+    expand: int = 2             # inner channels per channel
     dt_rank: int = 0            # rank of the map to the step sizes (0: n_embd / 16, rounded up)
-    dt_min: float = 0.001       # the step sizes begin between here ...
-    dt_max: float = 0.1         # ... and here
-    eps: float = 1e-5           # of RMSNorm
+    dt_min: float = 0.001       # smallest initial step size
+    dt_max: float = 0.1         # largest initial step size
+    eps: float = 1e-5           # epsilon of RMSNorm
 
     @classmethod
     def tiny(cls):
@@ -44,14 +48,27 @@ class Config:                   # mamba-130m: 1024, 50280, 24, 768
                              f'must be at least 1, and dt_min={self.dt_min} above 0 and at most dt_max={self.dt_max}')
 
 
-# the selective scan (section 3.2, algorithm 2) -------------------------------------------------------------------------------
+# the selective scan, in plain code (sections 2 and 3.2, algorithm 2) --------------------------------------------------------
 #
-#     h[t] = exp(dt[t] A) h[t - 1] + dt[t] x[t] b[t]          y[t] = h[t] c[t]
+# A state space model is a linear differential equation per channel, from an input x(t) to an output y(t) by a state h(t) of N:
 #
-# x, dt: (B, T, E).  A: (E, N).  b, c: (B, T, N).  h: (B, E, N).  All in float32: products of hundreds of factors near 1.
+#     h'(t) = A h(t) + B x(t)          y(t) = C h(t)
+#
+# Zero-order hold: x is constant during a step of length Delta.  Then the equation has an exact solution (equation 4),
+# h[t] = exp(Delta A) h[t-1] + (Delta A)^-1 (exp(Delta A) - 1) Delta B x[t].  Mamba's code keeps the first factor and takes the
+# second to first order, Delta B x[t].  A is diagonal, so each of the E x N states is a scalar with its own decay:
+#
+#     h[t] = exp(Delta[t] A) h[t-1] + Delta[t] B[t] x[t]          y[t] = C[t] h[t]
+#
+# Since A < 0, Delta acts as a gate: a large Delta forgets the state and writes the token, a small one keeps the state and
+# ignores the token.
+#
+# x, dt: (B, T, E).  A: (E, N).  b, c: (B, T, N).  h: (B, E, N).  All are at least float32: the decay over a text is a product
+# of hundreds of factors near 1.
 
 def scan_plain(x, dt, A, b, c, h=None):
-    """The recurrence as it is written.  Returns y (B, T, E) and the last h; gradients by autograd, slowly."""
+    """The recurrence as written above; gradients by autograd.  h: the initial state, zeros by default.
+    Returns y (B, T, E) and the last state (B, E, N)."""
     decay = torch.exp(dt[..., None] * A)                                            # (B, T, E, N)
     new = (dt * x)[..., None] * b[:, :, None]                                       # (B, T, E, N)
     h = torch.zeros_like(new[:, 0]) if h is None else h
@@ -62,10 +79,158 @@ def scan_plain(x, dt, A, b, c, h=None):
     return torch.stack(ys, dim=1), h
 
 
+@torch.compiler.disable         # unrolling T steps takes longer to compile than it saves
+def scan(x, dt, A, b, c, h=None):
+    """scan_plain in its fast form; no gradient flows through h or the last state."""
+    return Scan.apply(x, dt, A, b, c, h)
+
+
+def inverse_softplus(y):
+    """The x with log(1 + exp(x)) == y, for y > 0:  log(exp(y) - 1) = y + log(1 - exp(-y)), which does not overflow."""
+    return y + torch.log(-torch.expm1(-y))
+
+
+# the network ----------------------------------------------------------------------------------------------------------------
+
+class Mixer(nn.Module):
+    """(B, T, C) -> (B, T, C)   (section 3.4, figure 3)"""
+
+    def __init__(self, config, linear=nn.Linear):
+        super().__init__()
+        E, N, self.rank, self.d_state = config.expand * config.n_embd, config.d_state, config.dt_rank, config.d_state
+        self.in_proj = linear(config.n_embd, 2 * E, bias=False)
+        self.conv1d = nn.Conv1d(E, E, kernel_size=config.d_conv, groups=E)
+        self.x_proj = linear(E, self.rank + 2 * N, bias=False)
+        self.dt_proj = nn.Linear(self.rank, E)
+        # S4D-real (section 3.6): A = -1, -2, ..., -N in every channel, time constants from 1 / Delta to 1 / (N Delta) tokens.
+        # The logarithm keeps A negative in training, so that the state always decays.
+        self.A_log = nn.Parameter(torch.arange(1.0, N + 1).log().repeat(E, 1))
+        self.D = nn.Parameter(torch.ones(E))            # skip connection y + D x: the current token need not pass the state
+        self.out_proj = linear(E, config.n_embd, bias=False)
+        self.A_log.no_weight_decay = self.D.no_weight_decay = True
+        # the initial step size, softplus(bias), is log-uniform between dt_min and dt_max
+        dt = torch.exp(torch.empty(E).uniform_(math.log(config.dt_min), math.log(config.dt_max))).clamp(min=1e-4)
+        self.dt_proj.bias.data = inverse_softplus(dt)
+        nn.init.uniform_(self.dt_proj.weight, -self.rank ** -0.5, self.rank ** -0.5)
+
+    def forward(self, x, state=None):
+        """state: see Model.init_state; updated in place."""
+        x, gate = self.in_proj(x).chunk(2, dim=-1)                                  # each (B, T, E)
+        K = self.conv1d.kernel_size[0]
+        before = x.new_zeros(len(x), K - 1, x.shape[2]) if state is None else state['inputs'].to(x.dtype)
+        longer = torch.cat([before, x], dim=1)                                      # (B, K - 1 + T, E)
+        x = F.silu(self.conv1d(longer.mT).mT)                                       # (B, T, E)
+        dt, b, c = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            x, dt, b, c, weight, bias = (v.to(dtype) for v in (x, dt, b, c, self.dt_proj.weight, self.dt_proj.bias))
+            dt = F.softplus(F.linear(dt, weight, bias))                             # (B, T, E)
+            y, h = scan(x, dt, -torch.exp(self.A_log.to(dtype)), b, c, state and state['h'])
+            y = y + self.D * x
+        if state is not None:
+            state.update(inputs=longer[:, longer.shape[1] - K + 1:], h=h)
+        return self.out_proj(y.to(gate.dtype) * F.silu(gate))
+
+
+class Block(nn.Module):
+
+    def __init__(self, config, linear=nn.Linear):
+        super().__init__()
+        self.norm = nn.RMSNorm(config.n_embd, eps=config.eps)
+        self.mixer = Mixer(config, linear)
+
+    def forward(self, x, state=None):
+        return x + self.mixer(self.norm(x), state)
+
+
+class Model(nn.Module):
+    predicts = 'every'
+
+    def __init__(self, config: Config, linear=nn.Linear):
+        """linear: makes in_proj, x_proj and out_proj of every block; called as nn.Linear is."""
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList([Block(config, linear) for _ in range(config.n_layer)])
+        self.norm_f = nn.RMSNorm(config.n_embd, eps=config.eps)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
+        nn.init.normal_(self.wte.weight, std=0.02)
+        for block in self.layers:                       # n_layer branches add up in the residual stream
+            for p in block.mixer.out_proj.parameters():
+                if p.dim() > 1:
+                    p.data /= math.sqrt(config.n_layer)
+
+    def trunk(self, x, states=None):
+        """x: (B, T) tokens -> (B, T, C)"""
+        h = self.wte(x)                                                             # (B, T, C)
+        for i, block in enumerate(self.layers):
+            h = block(h, states and states[i])
+        return self.norm_f(h)
+
+    def forward(self, x, y=None):
+        """x: (B, T) int64.  y: (B, T), the token after each; -1 is not scored.
+        Returns logits (B, T, V) and the mean cross-entropy in nats (None without y)."""
+        logits = self.lm_head(self.trunk(x))                                        # (B, T, V)
+        if y is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
+
+    # published weights ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name, **settings):
+        """A model with published weights: any Mamba on the hub in transformers' format, such as state-spaces/mamba-130m-hf,
+        or a local folder or .safetensors file.  settings: fields of Config.  The tokenizer is GPT-NeoX's, not GPT-2's.
+        Raises ValueError if the weights are not a Mamba's, or contradict a setting."""
+        from harness import hub
+        described, weights = hub.load(name)
+        hub.check_config('mamba.py', described, model_type=['mamba'], hidden_act=['silu'], use_bias=[False],
+                         use_conv_bias=[True])
+        weights = {k.removeprefix('backbone.'): v.float() for k, v in weights.items()}
+        if not {'embeddings.weight', 'norm_f.weight', 'layers.0.mixer.A_log'} <= weights.keys():
+            raise ValueError('these are not the weights of a Mamba in the format of transformers')
+        vocab_size, n_embd = weights['embeddings.weight'].shape
+        E, d_state = weights['layers.0.mixer.A_log'].shape
+        published = {'vocab_size': vocab_size, 'n_embd': n_embd, 'd_state': d_state, 'expand': E // n_embd,
+                     'n_layer': len([k for k in weights if k.endswith('.A_log')]),
+                     'd_conv': weights['layers.0.mixer.conv1d.weight'].shape[-1],
+                     'dt_rank': weights['layers.0.mixer.dt_proj.weight'].shape[1],
+                     'eps': described.get('layer_norm_epsilon', 1e-5)}
+        model = cls(Config(**{'block_size': 1024} | hub.merge(published, settings)))
+        weights['wte.weight'] = weights.pop('embeddings.weight')
+        weights.setdefault('lm_head.weight', weights['wte.weight'])
+        return hub.fill(model, weights)
+
+    # generation -------------------------------------------------------------------------------------------------------------
+
+    def init_state(self, batch_size):
+        """The state of step() before the first token.  Per block: the last inputs of the convolution, and h of the scan."""
+        c, like = self.config, self.wte.weight
+        E, dtype = c.expand * c.n_embd, torch.promote_types(like.dtype, torch.float32)
+        return [{'inputs': like.new_zeros(batch_size, c.d_conv - 1, E),
+                 'h': like.new_zeros(batch_size, E, c.d_state, dtype=dtype)} for _ in self.layers]
+
+    def step(self, token, state):
+        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
+        The cost per token does not depend on the length of the text, and there is no limit to that length."""
+        return self.lm_head(self.trunk(token, state)[:, -1]), state
+
+
+# the fast form --------------------------------------------------------------------------------------------------------------
+#
+# With u[t] = dt[t] x[t] and a[t] = exp(dt[t] A): h[t] = a[t] h[t-1] + u[t] b[t], and y[t] = sum over N of c[t] h[t].
+# Let g[t] be the gradient of the loss with respect to h[t].  h[t] affects the loss through y[t] and h[t+1], so g obeys the same
+# recurrence backwards in time, and the other gradients follow from it:
+#
+#     g[t]  = dy[t] c[t] + a[t+1] g[t+1]
+#     dc[t] = sum over E of dy[t] h[t]        db[t] = sum over E of g[t] u[t]        du[t] = sum over N of g[t] b[t]
+#     gradient of dt[t] A:  p[t] = g[t] a[t] h[t-1]  (da[t] = g[t] h[t-1], and the derivative of exp is a[t])
+#     dA = sum over t of p[t] dt[t]           ddt[t] = sum over N of p[t] A + du[t] x[t]           dx[t] = du[t] dt[t]
+
 class Scan(torch.autograd.Function):
-    """The same recurrence, a token at a time on what fits into a processor's cache, (B, N, E).  Of the states, which are a slab
-    of (T, B, N, E), one copy is kept for the way back, which is the same recurrence from the other end; autograd would keep
-    several, and touch all of a slab for every token."""
+    """scan_plain, one token at a time on tensors of (B, N, E) that fit into a cache.  Of all tensors of (T, B, N, E) only the
+    states are kept for the backward pass; autograd would keep several."""
 
     @staticmethod
     def forward(ctx, x, dt, A, b, c, h=None):
@@ -91,7 +256,7 @@ class Scan(torch.autograd.Function):
         x, dt, A, b, c, states = ctx.saved_tensors
         dy, u = dy.transpose(0, 1).contiguous(), dt * x                             # (T, B, E)
         du, ddt, db, dc = torch.empty_like(x), torch.zeros_like(x), torch.empty_like(b), torch.empty_like(c)
-        g, decay, product, dA = x.new_zeros(4, *states.shape[1:])                   # (B, N, E); g: of the state
+        g, decay, product, dA = x.new_zeros(4, *states.shape[1:])                   # (B, N, E)
         for t in reversed(range(len(x))):
             g.addcmul_(dy[t][:, None], c[t][..., None])
             torch.bmm(b[t][:, None], g, out=du[t][:, None])
@@ -99,144 +264,7 @@ class Scan(torch.autograd.Function):
             torch.bmm(states[t], dy[t][..., None], out=dc[t][..., None])
             if t:
                 g *= torch.mul(dt[t][:, None], A, out=decay).exp_()
-                torch.mul(g, states[t - 1], out=product)                            # the gradient of dt A
+                torch.mul(g, states[t - 1], out=product)                            # the gradient of dt[t] A
                 dA.addcmul_(product, dt[t][:, None])
                 torch.sum(product.mul_(A), 1, out=ddt[t])
         return *(v.transpose(0, 1) for v in (du * dt, ddt + du * x)), dA.sum(0).T, db.transpose(0, 1), dc.transpose(0, 1), None
-
-
-@torch.compiler.disable         # a graph of T steps takes longer to compile than it saves
-def scan(x, dt, A, b, c, h=None):
-    """y (B, T, E) and the last state (B, E, N), through which no gradient flows; h: the state to begin with."""
-    return Scan.apply(x, dt, A, b, c, h)
-
-
-# the network ----------------------------------------------------------------------------------------------------------------
-
-class Mixer(nn.Module):
-    """(B, T, C) -> (B, T, C)   (section 3.4, figure 3)"""
-
-    def __init__(self, config, linear=nn.Linear):
-        super().__init__()
-        E, N, self.rank, self.d_state = config.expand * config.n_embd, config.d_state, config.dt_rank, config.d_state
-        self.in_proj = linear(config.n_embd, 2 * E, bias=False)
-        self.conv1d = nn.Conv1d(E, E, kernel_size=config.d_conv, groups=E)
-        self.x_proj = linear(E, self.rank + 2 * N, bias=False)
-        self.dt_proj = nn.Linear(self.rank, E)
-        self.A_log = nn.Parameter(torch.arange(1.0, N + 1).log().repeat(E, 1))      # S4D-real
-        self.D = nn.Parameter(torch.ones(E))
-        self.out_proj = linear(E, config.n_embd, bias=False)
-        self.A_log.no_weight_decay = self.D.no_weight_decay = True
-        # softplus(bias) is the step size, log-uniform between dt_min and dt_max at the start
-        dt = torch.exp(torch.empty(E).uniform_(math.log(config.dt_min), math.log(config.dt_max))).clamp(min=1e-4)
-        self.dt_proj.bias.data = dt + torch.log(-torch.expm1(-dt))
-        nn.init.uniform_(self.dt_proj.weight, -self.rank ** -0.5, self.rank ** -0.5)
-
-    def forward(self, x, state=None):
-        """state: what step() carries along (see Model.init_state); it is brought up to date."""
-        x, gate = self.in_proj(x).chunk(2, dim=-1)                                  # each (B, T, E)
-        K = self.conv1d.kernel_size[0]
-        before = x.new_zeros(len(x), K - 1, x.shape[2]) if state is None else state['inputs'].to(x.dtype)
-        longer = torch.cat([before, x], dim=1)                                      # (B, K - 1 + T, E)
-        x = F.silu(self.conv1d(longer.mT).mT)                                       # (B, T, E)
-        dt, b, c = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
-        with torch.autocast(x.device.type, enabled=False):
-            x, dt, b, c = x.float(), dt.float(), b.float(), c.float()
-            dt = F.softplus(self.dt_proj(dt))                                       # (B, T, E)
-            y, h = scan(x, dt, -torch.exp(self.A_log), b, c, state and state['h'])
-            y = y + self.D * x
-        if state is not None:
-            state.update(inputs=longer[:, longer.shape[1] - K + 1:], h=h)
-        return self.out_proj(y.to(gate.dtype) * F.silu(gate))
-
-
-class Block(nn.Module):
-
-    def __init__(self, config, linear=nn.Linear):
-        super().__init__()
-        self.norm = nn.RMSNorm(config.n_embd, eps=config.eps)
-        self.mixer = Mixer(config, linear)
-
-    def forward(self, x, state=None):
-        return x + self.mixer(self.norm(x), state)
-
-
-class Model(nn.Module):
-    predicts = 'every'
-
-    def __init__(self, config: Config, linear=nn.Linear):
-        """linear: a class that is called as nn.Linear is, and makes in_proj, x_proj and out_proj of every block."""
-        super().__init__()
-        self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.layers = nn.ModuleList([Block(config, linear) for _ in range(config.n_layer)])
-        self.norm_f = nn.RMSNorm(config.n_embd, eps=config.eps)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight
-        nn.init.normal_(self.wte.weight, std=0.02)
-        for block in self.layers:                       # as many branches add up in the residual stream
-            for p in block.mixer.out_proj.parameters():
-                if p.dim() > 1:
-                    p.data /= math.sqrt(config.n_layer)
-
-    def trunk(self, x, states=None):
-        """x: (B, T) tokens -> (B, T, C)"""
-        h = self.wte(x)                                                             # (B, T, C)
-        for i, block in enumerate(self.layers):
-            h = block(h, states and states[i])
-        return self.norm_f(h)
-
-    def forward(self, x, y=None):
-        """x: (B, T) int64.  y: (B, T), the token after each, -1 where it is not scored.
-        Returns logits (B, T, V) and the mean cross-entropy in nats (None without y)."""
-        logits = self.lm_head(self.trunk(x))                                        # (B, T, V)
-        if y is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
-
-    # published weights -----------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(cls, name, **settings):
-        """A model with published weights: any Mamba on the hub in transformers' format, such as state-spaces/mamba-130m-hf,
-        or a local .safetensors file or folder.  settings: names of Config.  Their tokens are GPT-NeoX's, not GPT-2's.
-        Raises ValueError if the weights are not a Mamba's, or a setting contradicts them."""
-        from harness import hub
-        described, weights = hub.load(name)
-        weights = {k.removeprefix('backbone.'): v.float() for k, v in weights.items()}
-        if not {'embeddings.weight', 'norm_f.weight', 'layers.0.mixer.A_log'} <= weights.keys():
-            raise ValueError('these are not the weights of a Mamba in the format of transformers')
-        if 'layers.0.mixer.in_proj.bias' in weights:
-            raise ValueError('this Mamba has biases in its projections, which mamba.py has not')
-        vocab_size, n_embd = weights['embeddings.weight'].shape
-        E, d_state = weights['layers.0.mixer.A_log'].shape
-        shape = {'vocab_size': vocab_size, 'n_embd': n_embd, 'd_state': d_state, 'expand': E // n_embd,
-                 'n_layer': len([k for k in weights if k.endswith('.A_log')]),
-                 'd_conv': weights['layers.0.mixer.conv1d.weight'].shape[-1],
-                 'dt_rank': weights['layers.0.mixer.dt_proj.weight'].shape[1],
-                 'eps': described.get('layer_norm_epsilon', 1e-5)}
-        if wrong := {k: v for k, v in settings.items() if shape.get(k, v) != v}:
-            raise ValueError(f'the published model has {({k: shape[k] for k in wrong})}, which cannot be set to {wrong}')
-        model = cls(Config(**{'block_size': 1024, **settings, **shape}))
-        weights['wte.weight'] = weights['lm_head.weight'] = weights.pop('embeddings.weight')
-        for key, value in model.state_dict().items():
-            if key not in weights:
-                raise ValueError(f'these weights lack {key}')
-            if weights[key].shape != value.shape:
-                raise ValueError(f'{key} is {tuple(weights[key].shape)}, and not {tuple(value.shape)}')
-            value.copy_(weights[key])
-        return model
-
-    # generation -------------------------------------------------------------------------------------------------------
-
-    def init_state(self, batch_size):
-        """What step() carries along for batch_size texts: per block the convolution's last inputs, and the state."""
-        c, like = self.config, self.wte.weight
-        E = c.expand * c.n_embd
-        return [{'inputs': like.new_zeros(batch_size, c.d_conv - 1, E), 'h': like.new_zeros(batch_size, E, c.d_state)}
-                for _ in self.layers]
-
-    def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and state.
-        Costs the same for every token, however long the text is: the window does not end."""
-        return self.lm_head(self.trunk(token, state)[:, -1]), state

@@ -1,13 +1,13 @@
 """
 GPT-2: the baseline that every rival is measured against.
 
-- Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", weight for weight: from_pretrained() gives
-  the published logits, to_hub() writes them back.
-- pre-norm, learned positions, the output tied to the token embedding
-- attention by scaled_dot_product_attention, which is flash attention where the hardware has it
-- a key-value cache in step(), with a rule for what happens when the window is full
+- Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": from_pretrained() gives the published logits,
+  to_hub() writes the same format
+- pre-norm, learned positions, output layer tied to the token embedding
+- attention is defined in plain code (attention) and computed by torch's fused scaled_dot_product_attention
+- step() keeps a key-value cache, and re-reads half a window when the cache is full
 
-B batch   T tokens in the window   C channels (n_embd)   H heads   D channels a head (H * D == C)   V vocabulary
+B batch   T tokens in the window   C channels (n_embd)   H heads   D channels per head (H * D == C)   V vocabulary
 """
 
 import math
@@ -21,12 +21,12 @@ import torch.nn.functional as F
 @dataclass
 class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
     block_size: int = 64        # tokens in the window
-    vocab_size: int = 65        # tokens that exist
+    vocab_size: int = 65        # size of the vocabulary
     n_layer: int = 4            # blocks
-    n_head: int = 4             # attention heads a block
+    n_head: int = 4             # attention heads per block
     n_embd: int = 128           # channels
-    dropout: float = 0.0        # on embeddings, attention weights and both residual branches
-    bias: bool = True           # a bias in every Linear and LayerNorm (as GPT-2), or in none
+    dropout: float = 0.0        # on embeddings, attention weights and residual branches
+    bias: bool = True           # bias in every Linear and LayerNorm, as in GPT-2
     gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation, slower on a CPU
 
     @classmethod
@@ -35,14 +35,27 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}: each head takes an equal '
-                             f'share of the channels')
+            raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
         if self.gelu not in ('none', 'tanh'):
-            raise ValueError(f"gelu='{self.gelu}' is unknown: take 'none' (exact) or 'tanh' (GPT-2's)")
+            raise ValueError(f"unknown gelu='{self.gelu}': choose 'none' (exact) or 'tanh' (GPT-2's)")
+
+
+def attention(q, k, v, causal):
+    """softmax(Q K^T / sqrt(D)) V   (Vaswani et al. 2017, equation 1)
+
+    q: (B, H, T, D).  k, v: (B, H, S, D), S >= T: the queries are at the last T of the S positions.  Returns (B, H, T, D).
+    causal: a query sees the keys up to its own position.  SelfAttention uses torch's fused kernel, which gives the same result
+    without storing the (T, S) weights."""
+    T, S = q.shape[-2], k.shape[-2]
+    scores = q @ k.mT / math.sqrt(q.shape[-1])                                              # (B, H, T, S)
+    if causal:
+        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+        scores = scores.masked_fill(future, -math.inf)
+    return scores.softmax(-1) @ v
 
 
 class SelfAttention(nn.Module):
-    causal = True               # vit.py's sees both sides
+    causal = True               # False in vit.py
 
     def __init__(self, config):
         super().__init__()
@@ -52,8 +65,8 @@ class SelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, cache=None, past=0):
-        """x: (B, T, C).  cache: keys and values, each (B, H, block_size, D), of which the first `past` are filled;
-        the new ones are written behind them."""
+        """x: (B, T, C).  cache: keys and values, each (B, H, block_size, D), of which the first `past` are filled; those of x
+        are written after them."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)     # each (B, H, T, D)
         mask = None
@@ -61,7 +74,7 @@ class SelfAttention(nn.Module):
             keys, values = cache
             keys[:, :, past:past + T], values[:, :, past:past + T] = k, v
             k, v = keys[:, :, :past + T], values[:, :, :past + T]                           # (B, H, past + T, D)
-            if past and T > 1:      # query t sees the keys up to past + t; is_causal would align the two at their start
+            if past and T > 1:      # is_causal assumes that queries and keys begin at the same position
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and past == 0 and T > 1,
                                            dropout_p=self.dropout if self.training else 0.0)
@@ -99,7 +112,7 @@ class Block(nn.Module):
 
 class Model(nn.Module):
     predicts = 'every'
-    published_tokens = 'gpt2'   # the tokenizer of the weights that from_pretrained() loads
+    published_tokens = 'gpt2'   # the tokenizer of the published weights
 
     def __init__(self, config: Config):
         super().__init__()
@@ -128,49 +141,43 @@ class Model(nn.Module):
         return self.ln_f(h)
 
     def forward(self, x, y=None):
-        """x: (B, T) int64, T <= block_size.  y: (B, T), the token after each, -1 where it is not scored.
+        """x: (B, T) int64, T <= block_size.  y: (B, T), the token after each; -1 is not scored.
         Returns logits (B, T, V) and the mean cross-entropy in nats (None without y)."""
         logits = self.lm_head(self.trunk(x))                                                # (B, T, V)
         if y is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
 
-    # published weights -----------------------------------------------------------------------------------------------
+    # published weights ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(cls, name, **settings):
-        """A model with published weights: gpt2, -medium, -large, -xl, distilgpt2, any GPT-2 on the hub by its name, or a
-        local .safetensors file or folder.  settings: names of Config; a smaller block_size crops the positions.
-        Raises ValueError if the weights are not a GPT-2's, or a setting contradicts them."""
+        """A model with published weights: gpt2, -medium, -large, -xl, distilgpt2, the name of any GPT-2 on the hub, or a local
+        folder or .safetensors file.  settings: fields of Config; a smaller block_size crops the positions.
+        Raises ValueError if the weights are not a GPT-2's, or contradict a setting."""
         from harness import hub
-        published = {n: f'openai-community/{n}' for n in ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')}
-        described, weights = hub.load((published | {'distilgpt2': 'distilbert/distilgpt2'}).get(name, name))
+        short = {n: f'openai-community/{n}' for n in ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')}
+        described, weights = hub.load((short | {'distilgpt2': 'distilbert/distilgpt2'}).get(name, name))
+        hub.check_config('model.py', described, model_type=['gpt2'], scale_attn_weights=[True], layer_norm_epsilon=[1e-5],
+                         activation_function=['gelu_new', 'gelu_pytorch_tanh', 'gelu'], scale_attn_by_inverse_layer_idx=[False])
         weights = {k.removeprefix('transformer.'): v.float() for k, v in weights.items()}
         if not {'wte.weight', 'wpe.weight', 'h.0.attn.c_attn.weight'} <= weights.keys():
             raise ValueError('these are not the weights of a GPT-2')
         vocab_size, n_embd = weights['wte.weight'].shape
-        block_size = min(len(weights['wpe.weight']), settings.pop('block_size', 1 << 30))
-        shape = {'vocab_size': vocab_size, 'n_embd': n_embd, 'bias': True,
-                 'n_layer': len([k for k in weights if k.endswith('.ln_1.weight')]),
-                 'n_head': described.get('n_head', n_embd // 64),       # not to be seen in the weights
-                 'gelu': 'none' if described.get('activation_function') == 'gelu' else 'tanh'}
-        if wrong := {k: v for k, v in settings.items() if shape.get(k, v) != v}:
-            raise ValueError(f'the published model has {({k: shape[k] for k in wrong})}, which cannot be set to {wrong}')
-        model = cls(Config(block_size=block_size, **shape, **{k: v for k, v in settings.items() if k not in shape}))
+        block_size = min(len(weights['wpe.weight']), settings.get('block_size', math.inf))
+        n_head = described.get('n_head') or settings.get('n_head') or n_embd // 64         # the weights do not show it
+        published = {'vocab_size': vocab_size, 'n_embd': n_embd, 'n_head': n_head, 'bias': True,
+                     'n_layer': len([k for k in weights if k.endswith('.ln_1.weight')]),
+                     'gelu': 'none' if described.get('activation_function') == 'gelu' else 'tanh'}
+        model = cls(Config(**hub.merge(published, settings | {'block_size': block_size})))
         weights['wpe.weight'] = weights['wpe.weight'][:block_size]
-        own = model.state_dict()
-        weights['lm_head.weight'] = weights['wte.weight']
-        for key, value in own.items():
-            if key not in weights:
-                raise ValueError(f'these weights lack {key}')
-            new = weights[key].T if key in conv1d_weights(own) else weights[key]
-            if new.shape != value.shape:
-                raise ValueError(f'{key} is {tuple(new.shape)}, and not {tuple(value.shape)}')
-            value.copy_(new)
-        return model
+        weights.setdefault('lm_head.weight', weights['wte.weight'])
+        for key in conv1d_weights(weights):
+            weights[key] = weights[key].T
+        return hub.fill(model, weights, unused=['h.*.attn.bias', 'h.*.attn.masked_bias'])      # the causal masks
 
     def to_hub(self):
-        """(config, weights) in the format of the hub, which transformers' GPT2LMHeadModel loads."""
+        """(config.json as a dict, {name: tensor}) for transformers' GPT2LMHeadModel."""
         c, own = self.config, self.state_dict()
         weights = {f'transformer.{k}': (v.T if k in conv1d_weights(own) else v).contiguous() for k, v in own.items()
                    if k != 'lm_head.weight'}
@@ -183,30 +190,30 @@ class Model(nn.Module):
                 'activation_function': 'gelu' if c.gelu == 'none' else 'gelu_new', 'attn_pdrop': c.dropout,
                 'embd_pdrop': c.dropout, 'resid_pdrop': c.dropout, 'bos_token_id': None, 'eos_token_id': None}, weights
 
-    # generation -------------------------------------------------------------------------------------------------------
+    # generation -------------------------------------------------------------------------------------------------------------
 
     def init_state(self, batch_size):
-        """An empty key-value cache for batch_size texts: what step() carries along."""
+        """The state of step() before the first token: no tokens, and an empty key-value cache per block."""
         c, like = self.config, self.wpe.weight
         shape = (batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
         return {'tokens': torch.empty(batch_size, 0, dtype=torch.long, device=like.device),
                 'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.n_layer)]}
 
     def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and state.
+        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
 
-        Positions are learned and absolute, so a full window cannot be shifted by one without computing all of it anew.
-        When the cache is full, the latter half of the window is read again as if the text began there: between
-        block_size / 2 and block_size tokens are seen, and a token costs the same however long the text is."""
+        Positions are learned and absolute, so shifting a full window by one token would change every key and value.  When the
+        cache is full, the last half of the window is read again as if the text began there.  So the model sees between
+        block_size / 2 and block_size tokens, and the cost per token does not depend on the length of the text."""
         seen, size = state['tokens'], self.config.block_size
         if seen.shape[1] + token.shape[1] > size:
             token = torch.cat([seen, token], dim=1)[:, -min(size, max(size // 2, token.shape[1])):]
             seen = seen[:, :0]
         h = self.trunk(token, state['caches'], seen.shape[1])
         state = {'tokens': torch.cat([seen, token], dim=1), 'caches': state['caches']}
-        return self.lm_head(h[:, -1]), state        # the head is the largest matrix: one row of it, not n
+        return self.lm_head(h[:, -1]), state        # logits of the last token only: this is the largest matrix
 
 
 def conv1d_weights(names):
-    """The weights that GPT-2 keeps as (in, out), where a Linear has (out, in).  Some are square: no shape would tell."""
+    """The weights that GPT-2 stores as (in, out), where nn.Linear has (out, in); for square ones the shape does not show it."""
     return {n for n in names if n.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight'))}

@@ -1,394 +1,395 @@
 """
-Train any of the architectures, on one device or many:
+Train any architecture, on one device or many:
 
     python train.py                                                 # a small GPT on Shakespeare, by character
     python train.py config/shakespeare_pacing.py --max_iters=500
     torchrun --nproc_per_node=4 train.py config/gpt2_124M.py
     python train.py config/shakespeare_pacing.py --resume
 
-- A step is the same step on one process and on many: tokens_per_step is shared out, the windows depend on (seed, step).
-- A run that was stopped and resumed ends with the same weights, to the bit on a CPU, as one that was not.
-- Validation reads fixed windows, the same for every architecture.
+- A step is the same on one process and on many: its examples are a function of (seed, step), and the ranks split them.
+- A run that is stopped and resumed ends with the same weights as one that is not; on a CPU, bit for bit.
+- Validation uses fixed windows, the same for every architecture.
 """
 
 import contextlib
 import dataclasses
 import json
 import math
-import os
 import shlex
-import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from harness import CENTERED, LEAKS, UserError, checkpoint, config, data, device, optim, runs
+from harness import BIDIRECTIONAL, LEAKS, UserError, catch_signals, checkpoint, command, config, device, optim, runs
+from harness.data import open_data
 from harness.files import atomic
-from harness.generate import generate
+from harness.log import Heartbeat, Log
 
 
 @dataclass
-class Loop:
+class TrainConfig:
     arch: str = 'model'                     # the model file: model, pacing, or one of your own
-    dataset: str = 'shakespeare_char'       # data/<dataset>, made by prepare/<dataset>.py when missing
-    out_dir: str = ''                       # where the run is written (empty: out/<name of the config file>)
+    dataset: str = 'shakespeare_char'       # data/<dataset>; if it is missing, prepare/<dataset>.py makes it
+    out_dir: str = ''                       # the run folder (empty: out/<name of the config file>)
     init_from: str = 'scratch'              # scratch, a checkpoint or run folder, or a published model such as gpt2
-    last_only: bool = False                 # train on the token after each window alone, as PACING's seed did with its GPT
-    leaking_split: bool = False             # split windows, not text, at random, as it did: trains on the validation text
-    resume: bool = False                    # go on from out_dir/ckpt.pt
-    overwrite: bool = False                 # replace the run that out_dir holds
-    dry_run: bool = False                   # print parameters, groups and memory, and stop
-    eval_only: bool = False                 # print the validation loss, and stop
-    forget: float = 0.1                     # the share of steps in which a model with a memory does without it
-    # the budget: whichever ends first
+    last_only: bool = False                 # train only on the token after each window, as the original code of PACING does
+    leaking_split: bool = False             # split windows instead of text, as it does: trains on validation text
+    resume: bool = False                    # continue from out_dir/ckpt.pt
+    overwrite: bool = False                 # replace the run in out_dir
+    dry_run: bool = False                   # print parameters, optimizer groups and memory, and exit
+    eval_only: bool = False                 # print the validation loss, and exit
+    memory_dropout: float = 0.1             # fraction of steps in which a model with a memory trains without it
+    # the budget: the first limit that is reached ends the run
     max_iters: int = 2000                   # steps (0: no limit)
-    max_seconds: float = 0.0                # seconds of training, evaluation not counted (0: no limit)
-    batch_size: int = 12                    # windows that one device takes at once, at most
-    tokens_per_step: int = 0                # tokens in a step, over all devices and micro-steps (0: batch_size windows)
+    max_seconds: float = 0.0                # seconds of training, without evaluation (0: no limit)
+    batch_size: int = 12                    # most windows in a forward pass of one device
+    tokens_per_step: int = 0                # tokens per step, over all devices and micro-steps (0: batch_size windows)
     # the optimizer
-    optimizer: str = 'muon'                 # muon, adamw, lion, sgd, or sparse_lion: no gradient, no change
-    learning_rate: float = 4e-3             # at its highest
-    min_lr: float = 4e-4                    # at the end of the schedule; the least of plateau
+    optimizer: str = 'muon'                 # muon, adamw, lion, sgd, or sparse_lion (entries without a gradient do not change)
+    learning_rate: float = 4e-3             # maximum of the schedule
+    min_lr: float = 4e-4                    # end of cosine and trapezoid; minimum of plateau
     schedule: str = 'cosine'                # cosine, trapezoid, constant or plateau, after the warm-up
-    warmup_iters: int = 100                 # steps of linear warm-up
-    cooldown: float = 0.3                   # trapezoid: the share of the run in which the rate falls
-    patience: int = 10                      # plateau: evaluations without a lower training loss before the rate falls
-    factor: float = 0.5                     # plateau: what it is then multiplied by
+    warmup_iters: int | str = 'auto'        # steps of linear warm-up (auto: 100, but at most a tenth of the budget)
+    cooldown: float = 0.3                   # trapezoid: fraction of the run in which the rate decreases
+    patience: int = 10                      # plateau: evaluations without a lower training loss before the rate decreases
+    factor: float = 0.5                     # plateau: factor by which the rate decreases
     weight_decay: float = 0.1               # of the weights of matrix products and convolutions only
     beta1: float = 0.9                      # momentum
     beta2: float = 0.95                     # adamw, lion: decay of the second average
-    grad_clip: float = 1.0                  # largest norm of the gradient (0: no clipping)
-    # what is measured and logged
+    grad_clip: float = 1.0                  # maximum norm of the gradient (0: no clipping)
+    # evaluation and logging
     eval_interval: int = 250                # steps between evaluations, each of which writes a checkpoint
-    eval_windows: int = 1024                # windows of validation text, or examples of a task (0: all that fit side by side)
-    stop_after: int = 0                     # evaluations without a new lowest val_loss, after which a run ends (0: never)
+    eval_windows: int = 1024                # validation windows, or examples of a task (0: all that do not overlap)
+    stop_after: int = 0                     # stop after this many evaluations without a new minimum of val_loss (0: never)
     log_interval: int = 10                  # steps between rows of metrics.csv
-    sample_tokens: int = 300                # tokens to write when the run is over
-    tensorboard: bool = False               # log to TensorBoard too
-    wandb_log: bool = False                 # log to Weights & Biases too
-    wandb_project: str = 'nanorivals'       # its project
+    sample_interval: int = 0                # steps between samples during training (0: only at the end)
+    sample_tokens: int = 300                # tokens in a sample
+    tensorboard: bool = False               # also log to TensorBoard
+    wandb_log: bool = False                 # also log to Weights & Biases
+    wandb_project: str = 'nanorivals'       # project on Weights & Biases
     # the machine
     device: str = 'auto'                    # auto, cpu, mps, cuda or cuda:N
-    dtype: str = 'auto'                     # auto, float32, bfloat16 or float16: of matrix products
+    dtype: str = 'auto'                     # of matrix products: auto, float32, bfloat16 or float16
     compile: bool | str = 'auto'            # torch.compile: True, False, or auto (on CUDA only)
     seed: int = 1337                        # of the weights, the batches and dropout
 
     def __post_init__(self):
-        if self.schedule not in ('cosine', 'trapezoid', 'constant', 'plateau'):
-            raise UserError(f"schedule='{self.schedule}' is unknown: cosine, trapezoid, constant and plateau are")
-        if not (self.max_iters > 0 or self.max_seconds > 0):
+        at_least = dict.fromkeys(('batch_size', 'eval_interval', 'log_interval'), 1) | dict.fromkeys(
+            ('max_iters', 'max_seconds', 'tokens_per_step', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip',
+             'eval_windows', 'stop_after', 'sample_interval', 'sample_tokens', 'patience'), 0)
+        warmup = self.warmup_iters
+        for name, ok, expected in [
+            *((name, getattr(self, name) >= least, f'at least {least}') for name, least in at_least.items()),
+            ('schedule', self.schedule in optim.SCHEDULES, f'one of {", ".join(optim.SCHEDULES)}'),
+            ('optimizer', self.optimizer in optim.STATES, f'one of {", ".join(optim.STATES)}'),
+            ('warmup_iters', warmup == 'auto' or (isinstance(warmup, int) and warmup >= 0), "'auto' or a number of steps"),
+            ('beta1', 0 <= self.beta1 < 1, 'at least 0 and below 1'),
+            ('beta2', 0 <= self.beta2 < 1, 'at least 0 and below 1'),
+            ('seed', 0 <= self.seed < 2 ** 32, 'at least 0 and below 2 ** 32'),
+            ('memory_dropout', 0 <= self.memory_dropout <= 1, 'a fraction of the steps, from 0 to 1'),
+            ('cooldown', 0 < self.cooldown <= 1, 'a fraction of the run, above 0 and at most 1'),
+            ('factor', 0 < self.factor < 1, 'above 0 and below 1'),
+        ]:
+            if not ok:
+                raise UserError(f'{name}={getattr(self, name)!r} must be {expected}')
+        if not (self.max_iters or self.max_seconds):
             raise UserError('there is no budget: set max_iters or max_seconds above 0')
-        if self.optimizer not in optim.STATES:
-            raise UserError(f"optimizer='{self.optimizer}' is unknown: {', '.join(optim.STATES)} are")
-        for name in ('batch_size', 'eval_interval', 'log_interval'):
-            if getattr(self, name) < 1:
-                raise UserError(f'{name}={getattr(self, name)} must be at least 1')
-        for name in ('max_iters', 'max_seconds', 'tokens_per_step', 'learning_rate', 'min_lr', 'warmup_iters', 'seed',
-                     'weight_decay', 'grad_clip', 'eval_windows', 'stop_after', 'sample_tokens', 'beta1', 'beta2', 'patience'):
-            if getattr(self, name) < 0:
-                raise UserError(f'{name}={getattr(self, name)} must not be negative')
-        for name, limit in (('beta1', 1), ('beta2', 1), ('seed', 2 ** 32)):
-            if getattr(self, name) >= limit:
-                raise UserError(f'{name}={getattr(self, name)} must be below {"2 ** 32" if limit > 1 else 1}')
-        if not 0 <= self.forget <= 1:
-            raise UserError(f'forget={self.forget} must be a share of the steps, from 0 to 1')
-        if not 0 < self.cooldown <= 1:
-            raise UserError(f'cooldown={self.cooldown} must be a share of the run, above 0 and at most 1')
-        if not 0 < self.factor < 1:
-            raise UserError(f'factor={self.factor} must be above 0 and below 1: the rate is multiplied by it')
 
 
-def learning_rate(loop, step, progress, left=1.0):
-    """The rate of a step; progress: how much of the budget is spent, 0 to 1; left: the share that a plateau leaves of it."""
-    rate = loop.learning_rate
-    if loop.schedule == 'cosine':
-        rate = loop.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (rate - loop.min_lr)
-    elif loop.schedule == 'trapezoid':
-        rate = loop.min_lr + min(1.0, (1 - progress) / loop.cooldown) * (rate - loop.min_lr)
-    elif loop.schedule == 'plateau':
-        rate *= left
-    return rate * min(1.0, (step + 1) / max(1, loop.warmup_iters))
-
-
-def share_out(loop, block_size, world):
-    """(micro-steps, windows in each) for every rank, so that a step takes tokens_per_step tokens over all of them."""
-    total = loop.tokens_per_step or loop.batch_size * block_size
-    windows, left = divmod(total, block_size)
-    mine, uneven = divmod(windows, world)
-    if left or uneven or not mine:
-        unit = block_size * world
-        near = [n for n in (total // unit * unit, (total // unit + 1) * unit) if n]
-        raise UserError(f'tokens_per_step={total} cannot be shared equally by {world} rank{"s" * (world > 1)} of windows '
-                        f'of {block_size} tokens: take a multiple of {block_size} x {world} = {unit}, such as '
-                        f'{" or ".join(map(str, near))}')
-    if mine > loop.batch_size and mine % loop.batch_size:
+def split_batch(cfg, block_size, world):
+    """(micro-steps, windows in each) on every rank, so that a step over all ranks processes tokens_per_step tokens."""
+    total = cfg.tokens_per_step or cfg.batch_size * block_size
+    unit = block_size * world
+    mine, left = divmod(total, unit)
+    if left or not mine:
+        nearest = ' or '.join(str(n * unit) for n in (mine, mine + 1) if n)
+        raise UserError(f'tokens_per_step={total} cannot be split equally over {world} rank{"s" * (world > 1)} of windows of '
+                        f'{block_size} tokens: choose a multiple of {block_size} x {world} = {unit}, such as {nearest}')
+    if mine > cfg.batch_size and mine % cfg.batch_size:
         raise UserError(f'tokens_per_step={total} gives each of {world} ranks {mine} windows of {block_size} tokens, '
-                        f'which batch_size={loop.batch_size} does not divide: take a batch_size that divides {mine}')
-    micro_steps = max(1, mine // loop.batch_size)
+                        f'which batch_size={cfg.batch_size} does not divide: choose a batch_size that divides {mine}')
+    micro_steps = max(1, mine // cfg.batch_size)
     return micro_steps, mine // micro_steps
 
 
+class Trainer:
+    """One optimizer step of a model on its data.  compare.py and bench.py time and count this very step."""
+
+    def __init__(self, cfg, model, data, machine):
+        self.cfg, self.model, self.data, self.machine = cfg, model.to(machine.device), data, machine
+        self.micro_steps, self.rows = split_batch(cfg, model.config.block_size, machine.world)
+        self.examples = self.micro_steps * self.rows * machine.world
+        self.tokens = self.examples * model.config.block_size
+        # `model` holds the weights and is saved; `fast` is compiled; `net` also averages gradients over the ranks
+        self.fast = torch.compile(model) if machine.compile else model
+        self.net = self.fast if machine.world == 1 else DistributedDataParallel(
+            self.fast, device_ids=[machine.device] if machine.device.type == 'cuda' else None)
+        self.optimizers = optim.build(model, cfg.optimizer, cfg.learning_rate, (cfg.beta1, cfg.beta2), cfg.weight_decay)
+        self.scaler = machine.scaler()
+
+    def batch(self, step):
+        """This rank's examples of a step, on the device: tensors (micro_steps, rows, ...)."""
+        indices = self.data.train_indices(self.examples, self.model.config.block_size, self.cfg.seed, step)
+        mine = indices.reshape(self.micro_steps, self.machine.world, self.rows)[:, self.machine.rank].ravel()
+        tensors = self.data.train_batch(mine, self.model, self.cfg, step)
+        if self.machine.device.type == 'cuda':
+            tensors = [t.pin_memory() for t in tensors]
+        return [t.to(self.machine.device, non_blocking=True).unflatten(0, (self.micro_steps, self.rows)) for t in tensors]
+
+    def step(self, step, lr):
+        """One optimizer step at learning rate lr.  Returns (mean loss on this rank, gradient norm), still on the device."""
+        batch, mean_loss = self.batch(step), 0.0
+        torch.manual_seed((self.cfg.seed << 31) + (step << 10) + self.machine.rank)      # for dropout
+        for i in range(self.micro_steps):
+            last = i == self.micro_steps - 1    # gradients are averaged over the ranks once per step
+            with contextlib.nullcontext() if last or self.machine.world == 1 else self.net.no_sync():
+                with self.machine.autocast():
+                    loss = self.net(*(t[i] for t in batch))[1]
+                self.scaler.scale(loss / self.micro_steps).backward()
+            mean_loss += loss.detach() / self.micro_steps
+        for o in self.optimizers:
+            self.scaler.unscale_(o)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
+        for o in self.optimizers:
+            for group in o.param_groups:
+                group['lr'] = lr
+            self.scaler.step(o)
+            o.zero_grad(set_to_none=True)
+        self.scaler.update()
+        return mean_loss, norm
+
+    def state_dict(self):
+        return {'optimizers': [o.state_dict() for o in self.optimizers], 'scaler': self.scaler.state_dict()}
+
+    def load_state_dict(self, state, path):
+        optim.restore(self.optimizers, state['optimizers'], path)
+        self.scaler.load_state_dict(state['scaler'])
+
+
 @torch.no_grad()
-def evaluate(model, text, starts, block_size, batch_size, machine, split='val'):
-    """What the model's answers are worth: {'val_loss', ...}, see score() and total() of the data, TextData or TaskData.  Each
-    rank takes its share of the windows, or examples, `starts`."""
+def evaluate(model, data, indices, batch_size, machine, split='val'):
+    """The metrics of a model on examples of a split, {'val_loss': ..., ...}, over all ranks."""
     model.eval()
-    parts = []
-    mine = starts[machine.rank::machine.world]
+    parts, mine = [], indices[machine.rank::machine.world]
+    beat = Heartbeat(machine.is_main)
     for i in range(0, len(mine), batch_size):
-        rows = text.rows(split, mine[i:i + batch_size], block_size, getattr(model, 'memory', 0))
-        x, y = (t.to(machine.device) for t in rows)
+        batch = [t.to(machine.device) for t in data.batch(split, mine[i:i + batch_size], model)]
         with machine.autocast():
-            logits, _ = model(x)                                        # (B, T or 1, V), or (B, O) of a task
-        parts.append(text.score(logits, y))
+            output, _ = model(*batch)
+        parts.append(data.score(output, *batch))
+        beat(f'evaluated {min(i + batch_size, len(mine)):,} of {len(mine):,} {data.unit}')
     model.train()
-    return text.total(machine.gather(parts))
+    return data.total(machine.gather(parts))
 
 
-def look_at_test(model, text, loop, out_dir, machine):
-    """The best weights of a run that is over, judged on the test split: once, into test.json.  Returns what to say."""
-    content = checkpoint.load(out_dir / 'best.pt')
-    checkpoint.load_weights(model, content, out_dir / 'best.pt')
-    alone = dataclasses.replace(machine, rank=0, world=1)
-    examples = np.arange(len(text.splits['test'][0]))
-    found = evaluate(model, text, examples, model.config.block_size, loop.batch_size, alone, 'test')
-    found = {'test_loss' if k == 'val_loss' else k: v for k, v in found.items()}
-    with atomic(out_dir / 'test.json', 'w') as f:
-        json.dump({'step': content['step'], 'examples': len(examples), **found, 'guessing': text.guess('test')}, f, indent=1)
-    return text.told(found, 'test')
+@dataclass
+class Run:
+    """A training run in one process: what fit() works on."""
+    trainer: Trainer
+    out_dir: Path
+    indices: object                     # the validation examples
+    about: dict                         # architecture, settings and data, for config.json and the checkpoints
+    log: Log | None                     # on the main process only
+    progress: runs.Progress
+    plateau: optim.Plateau
+
+    def __post_init__(self):
+        self.cfg, self.data, self.machine = self.trainer.cfg, self.trainer.data, self.trainer.machine
+        self.pending = []               # (loss, gradient norm) of the steps since the last row of metrics.csv, on the device
+        self.since = self.progress.tokens, self.progress.seconds        # at that row
+        self.lr = 0.0
+
+    def spent(self):
+        """The fraction of the budget that is spent, 0 to 1."""
+        limits = (self.progress.step, self.cfg.max_iters), (self.progress.seconds, self.cfg.max_seconds)
+        return max(spent / limit for spent, limit in limits if limit)
+
+    def save(self, name, **more):
+        if self.machine.is_main:
+            checkpoint.save(self.out_dir / name, {**self.about, 'model': self.trainer.model.state_dict(), **more,
+                                                  **dataclasses.asdict(self.progress)})
+
+    def diverged(self, name, loss, step):
+        """The error that ends a run whose loss is not finite; its last row of metrics.csv shows that loss."""
+        if self.machine.is_main:
+            self.log.write(self.progress.step, tokens=self.progress.tokens, seconds=self.progress.seconds, **{name: loss})
+            self.log.close()
+        kept = f'{self.out_dir}/ckpt.pt holds the last good weights; ' * (self.out_dir / 'ckpt.pt').exists()
+        return UserError(f'{name} became {loss} at step {step}: {kept}try a smaller learning_rate')
+
+    def flush(self):
+        """The row of metrics.csv for the steps since the last row, averaged over the ranks; empty without steps."""
+        if not self.pending:
+            return {}
+        p = self.progress
+        losses, norms = torch.stack([torch.stack(pair) for pair in self.pending]).T.tolist()
+        losses = [v / self.machine.world for v in self.machine.all_reduce(losses)]
+        for i, value in enumerate(losses):
+            if not math.isfinite(value):
+                raise self.diverged('train_loss', value, p.step - len(losses) + i)
+        self.plateau.watch(losses)
+        (tokens, seconds), self.since = self.since, (p.tokens, p.seconds)
+        self.pending.clear()
+        return {'tokens': p.tokens, 'seconds': p.seconds, 'lr': self.lr, 'grad_norm': norms[-1],
+                'tokens_per_second': (p.tokens - tokens) / max(p.seconds - seconds, 1e-9),
+                'train_loss': sum(losses) / len(losses)}
+
+    def evaluate(self, row):
+        """Adds the validation metrics to the row, prints it, and saves the best weights."""
+        p, t = self.progress, self.trainer
+        row.update({'tokens': p.tokens, 'seconds': p.seconds} | row)
+        row.update(evaluate(t.fast, self.data, self.indices, self.cfg.batch_size, self.machine), memory=self.machine.memory(),
+                   **t.model.metrics())
+        if not math.isfinite(row['val_loss']):
+            raise self.diverged('val_loss', row['val_loss'], p.step)
+        p.stale = 0 if row['val_loss'] < p.best else p.stale + (p.step != p.evaluated)
+        p.evaluated = p.step
+        if row['val_loss'] < p.best:
+            p.best = row['val_loss']
+            self.save('best.pt')
+        if self.machine.is_main:
+            trained = [f'train {row["train_loss"]:.4f}'] if 'train_loss' in row else []
+            speed = [f'{row["tokens_per_second"]:,.0f} tokens/s'] if trained else []
+            tqdm.write('  '.join([f'step {p.step:6}', *trained, self.data.format_metrics(row), *speed]))
 
 
-def run(settings, machine, argv):
-    loop = settings.loop
-    out_dir = Path(loop.out_dir or f'out/{settings.name}')
+def fit(run, signals):
+    """Trains until the budget is spent or a signal arrives.  Returns whether a signal arrived."""
+    cfg, p, machine = run.cfg, run.progress, run.machine
+    bar = tqdm(total=cfg.max_iters or None, initial=p.step, unit='step', disable=None if machine.is_main else True,
+               dynamic_ncols=True, leave=False)
+    beat, start, latest = Heartbeat(machine.is_main), (run.spent(), p.seconds), 'no loss yet'
+    while True:
+        stop, p.seconds = machine.all_reduce([len(signals), p.seconds], 'max')      # so that all ranks stop at the same step
+        spent, row = run.spent(), {}
+        done = spent >= 1 or 0 < cfg.stop_after <= p.stale
+        due = p.step % cfg.eval_interval == 0 and p.step != p.evaluated     # a resumed run has evaluated its step
+        if p.step % cfg.log_interval == 0 or p.step % cfg.eval_interval == 0 or done or stop:
+            row = run.flush()
+            if row:
+                latest = f'loss {row["train_loss"]:.3f}, {row["tokens_per_second"]:,.0f} tokens/s'
+                bar.set_postfix_str(latest)
+        if (due or done) and not stop:
+            run.evaluate(row)
+            if due:
+                run.plateau.judge()
+            done = done or 0 < cfg.stop_after <= p.stale
+        if row and machine.is_main:
+            run.log.write(p.step, **row)
+        if 'val_loss' in row or stop:
+            run.save('ckpt.pt', **run.trainer.state_dict(), plateau=run.plateau.state_dict())
+        if done or stop:
+            bar.close()
+            return bool(stop)
+        if machine.is_main and cfg.sample_interval and p.step and p.step % cfg.sample_interval == 0:
+            run.data.show(run.trainer.model, cfg)
+        began = time.perf_counter()
+        run.lr = optim.learning_rate(cfg, p.step, spent, run.plateau.left)
+        run.pending.append(run.trainer.step(p.step, run.lr))
+        p.step += 1
+        p.tokens += run.trainer.tokens
+        p.seconds += time.perf_counter() - began
+        bar.update()
+        left = max(0, 1 - run.spent()) * (p.seconds - start[1]) / max(run.spent() - start[0], 1e-9)
+        beat(f'step {p.step}, {latest}, about {left / 60:.1f} minutes left')
+
+
+def finish(run, stopped, title, argv):
+    """After the last step, on the main process: the plot, then how to resume, or the test metrics and a sample."""
+    p, model, data = run.progress, run.trainer.model, run.data
+    run.log.plot(title)
+    run.log.close()
+    if stopped:
+        launcher = 'python' if run.machine.world == 1 else 'torchrun ...'
+        again = shlex.join(['train.py', *(a for a in argv if a not in ('--resume', '--overwrite'))])
+        print(f'stopped at step {p.step} and saved; to resume: {launcher} {again} --resume')
+        return
+    print(f'{p.step} steps, {p.tokens:,} tokens, {p.seconds:.0f} s; best val {p.best:.4f}; written to {run.out_dir}/')
+    if (indices := data.test_indices()) is not None:
+        content = checkpoint.load(run.out_dir / 'best.pt')
+        checkpoint.load_weights(model, content, run.out_dir / 'best.pt')
+        alone = dataclasses.replace(run.machine, world=1)       # the other ranks are done
+        metrics = evaluate(model, data, indices, run.cfg.batch_size, alone, 'test')
+        metrics = {'test_loss' if k == 'val_loss' else k: v for k, v in metrics.items()}
+        with atomic(run.out_dir / 'test.json', 'w') as f:
+            json.dump({'step': content['step'], 'examples': len(indices), **metrics, 'chance': data.chance('test')}, f,
+                      indent=1)
+        print(data.format_metrics(metrics, 'test'))
+    data.show(model, run.cfg)
+
+
+def describe(arch, model, trainer, data, cfg):
+    """Prints the size of the model and of a step, and the warnings about the loss."""
+    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or frozen) for frozen in (True, False))
+    world = trainer.machine.world
+    print(f'{arch}: {total:,} parameters' + f', of which {trained:,} are trained' * (trained < total) +
+          f'; {trainer.tokens:,} tokens per step ({world} rank{"s" * (world > 1)} x {trainer.micro_steps} '
+          f'micro-step{"s" * (trainer.micro_steps > 1)} x {trainer.rows} {data.unit} of {model.config.block_size}); '
+          f'{data.noun}: {data.meta["source"]["name"]}')
+    for applies, warning in ((model.leaks, LEAKS), (model.bidirectional, BIDIRECTIONAL), (cfg.leaking_split, runs.OVERLAP)):
+        if applies:
+            print(warning)
+    if cfg.dry_run:
+        print(optim.describe(model, cfg.optimizer, trainer.tokens))
+
+
+def train(settings, machine, argv):
+    """One run, from its settings to its last checkpoint."""
+    cfg = settings.train
+    out_dir = Path(cfg.out_dir or f'out/{settings.name}')
     if machine.local_rank == 0:
         runs.prepare(settings)
     machine.all_reduce([0])                             # the other ranks wait for the data
-    text = data.open_data(loop.dataset, loop.leaking_split)         # or the examples of a task
-    if not (loop.dry_run or loop.eval_only):
-        runs.claim(loop, out_dir)
-    torch.manual_seed(loop.seed)
-    content = {}
-    if loop.resume:
-        model, content = runs.resumed(settings, text, out_dir)
-    else:
-        model = runs.new_model(settings, text)
-    model.to(machine.device)
-    block_size = model.config.block_size
-    memory = getattr(model, 'memory', 0)                # tokens before the window that the model reads, too
-    logged = getattr(model, 'logged', dict)             # what it has to say beside its loss
-    starts = text.val_starts(loop.eval_windows, block_size)
-    micro_steps, rows = share_out(loop, block_size, machine.world)
-    tokens_per_step = micro_steps * rows * machine.world * block_size
-    if machine.first:
-        every, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or frozen) for frozen in (True, False))
-        print(f'{loop.arch}: {every:,} parameters' + f', of which {trained:,} are trained' * (trained < every) +
-              f'; {tokens_per_step:,} tokens a step'
-              f' ({machine.world} rank{"s" * (machine.world > 1)} x {micro_steps} micro-step{"s" * (micro_steps > 1)} x '
-              f'{rows} {text.unit} of {block_size}); {text.what}: {text.meta["source"]["name"]}')
-        for mark, said in (('leaks', LEAKS), ('centered', CENTERED)):
-            if getattr(model, mark, False):
-                print(said)
-        if loop.leaking_split:
-            print('leaking_split: the validation windows overlap those of training, so no loss of this run is evidence')
-    if loop.dry_run:
-        if machine.first:
-            print(optim.describe(model, loop.optimizer, tokens_per_step))
+    data = open_data(cfg.dataset, cfg.leaking_split)
+    if not (cfg.dry_run or cfg.eval_only):
+        runs.claim(cfg, out_dir)
+    torch.manual_seed(cfg.seed)
+    model, content = runs.resumed(settings, data, out_dir) if cfg.resume else (runs.new_model(settings, data), {})
+    indices = data.val_indices(cfg.eval_windows, model.config.block_size)
+    trainer = Trainer(cfg, model, data, machine)
+    if machine.is_main:
+        describe(settings.arch.name, model, trainer, data, cfg)
+    if cfg.dry_run:
         return
-    # `model` holds the weights and is what is saved; `fast` computes; `net` computes and shares gradients out
-    fast = torch.compile(model) if machine.compile else model
-    if loop.eval_only:
-        losses = evaluate(fast, text, starts, block_size, loop.batch_size, machine)
-        if machine.first:
-            print(text.told(losses))
+    if cfg.eval_only:
+        metrics = evaluate(trainer.fast, data, indices, cfg.batch_size, machine)
+        if machine.is_main:
+            print(data.format_metrics(metrics))
         return
-    net = fast
-    if machine.world > 1:
-        net = DistributedDataParallel(fast, device_ids=[machine.device] if machine.device.type == 'cuda' else None)
-    optimizers = optim.build(model, loop.optimizer, loop.learning_rate, (loop.beta1, loop.beta2), loop.weight_decay)
-    scaler, plateau = machine.scaler(), optim.Plateau(loop)
-    begun = (('step', 0), ('seconds', 0.0), ('best', math.inf), ('stale', 0))       # stale: evaluations since the best
-    step, seconds, best, stale = (content.get(k, d) for k, d in begun)
-    if loop.resume:
-        for o, state in zip(optimizers, content['optimizers'], strict=True):
-            o.load_state_dict(state)
-        scaler.load_state_dict(content['scaler'])
+    progress, plateau = runs.Progress(), optim.Plateau(cfg)
+    if cfg.resume:
+        progress = runs.Progress.load(content)
+        trainer.load_state_dict(content, out_dir / 'ckpt.pt')
         plateau.load_state_dict(content.get('plateau', {}))
-        changed = {k: v for k, v in dataclasses.asdict(loop).items()
-                   if content['loop'].get(k, v) != v and k not in ('resume', 'overwrite')}
-        if machine.first:
-            print(f'resumed at step {step}' + (f'; changed: {changed}' if changed else ''))
-    resumed_at = content.get('step')
-    evaluated, content = content.get('evaluated', resumed_at), None         # the step of the last evaluation
-    described = {'arch': loop.arch, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(loop),
-                 'data': {k: text.meta.get(k) for k in ('fingerprint', 'source', 'tokenizer')}}
-    log = runs.open_run(loop, out_dir, described, resumed_at, [*text.columns, *logged()]) if machine.first else None
-
-    def save(name, **more):
-        if machine.first:
-            checkpoint.save(out_dir / name, {**described, 'model': model.state_dict(), 'step': step, 'best': best, **more})
-
-    # one signal finishes the step and saves; a second one kills
-    told = []
-
-    def on_signal(number, frame):
-        told.append(number)
-        signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-
-    def diverged(which, loss, at):
-        if machine.first:
-            log.write(step, tokens=step * tokens_per_step, seconds=seconds, **{f'{which}_loss': loss})
-            log.close()
-        which = {'val': 'validation', 'train': 'training'}[which]
-        return UserError(f'the {which} loss became {loss} at step {at}: {out_dir}/ckpt.pt holds the last good weights; try a '
-                         f'smaller learning_rate')
-
-    pending = []                # (loss, gradient norm) of the steps since the last row, still on the device
-    since = (step, seconds)
-
-    def flush():
-        """The row of the steps since the last one.  Raises UserError at a loss that is not finite."""
-        nonlocal since
-        if not pending:
-            return {}
-        losses, norms = torch.stack([torch.stack(p) for p in pending]).T.tolist()
-        losses = [v / machine.world for v in machine.all_reduce(losses)]
-        for i, value in enumerate(losses):
-            if not math.isfinite(value):
-                raise diverged('train', value, step - len(losses) + i)
-        plateau.watch(losses)
-        row = {'tokens': step * tokens_per_step, 'seconds': seconds, 'lr': lr, 'grad_norm': norms[-1],
-               'tokens_per_second': (step - since[0]) * tokens_per_step / max(seconds - since[1], 1e-9),
-               'train_loss': sum(losses) / len(losses)}
-        pending.clear()
-        since = (step, seconds)
-        return row
-
-    bar = tqdm(total=loop.max_iters or None, initial=step, unit='step', disable=None if machine.first else True,
-               dynamic_ncols=True, leave=False)
-    lr, row = 0.0, {}
-    while True:
-        stop, seconds = machine.all_reduce([len(told), seconds], 'max')     # the ranks end on the same step
-        progress = max(step / loop.max_iters if loop.max_iters else 0, seconds / loop.max_seconds if loop.max_seconds else 0)
-        done = progress >= 1 or 0 < loop.stop_after <= stale
-        if step % loop.log_interval == 0 or step % loop.eval_interval == 0 or done or stop:
-            row = flush()
-        due = step % loop.eval_interval == 0 and step != evaluated      # a run that goes on was evaluated before it was saved
-        if (due or done) and not stop:
-            row = {'tokens': step * tokens_per_step, 'seconds': seconds} | row
-            row |= evaluate(fast, text, starts, block_size, loop.batch_size, machine) | {'memory': machine.memory()} | logged()
-            if not math.isfinite(row['val_loss']):
-                raise diverged('val', row['val_loss'], step)
-            stale = 0 if row['val_loss'] < best else stale + (step != evaluated)
-            evaluated = step
-            if row['val_loss'] < best:
-                best = row['val_loss']
-                save('best.pt')
-            if due:
-                plateau.judge()
-            done = done or 0 < loop.stop_after <= stale
-            if machine.first:
-                tqdm.write(f'step {step:6}  ' + (f'train {row["train_loss"]:.4f}  ' if 'train_loss' in row else '') +
-                           text.told(row) + (f'  {row["tokens_per_second"]:,.0f} tokens/s' if 'train_loss' in row else ''))
-        if row and machine.first:
-            log.write(step, **row)
-            bar.set_postfix_str(f'loss {row["train_loss"]:.3f}' if 'train_loss' in row else '')
-        if 'val_loss' in row or stop:
-            save('ckpt.pt', optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict(),
-                 plateau=plateau.state_dict(), seconds=seconds, evaluated=evaluated, stale=stale)
-        row = {}
-        if done or stop:
-            break
-
-        # ---- one step ------------------------------------------------------------------------------------------------
-        began = time.perf_counter()
-        lr = learning_rate(loop, step, progress, plateau.left)
-        for o in optimizers:
-            for group in o.param_groups:
-                group['lr'] = lr
-        where = text.batch_starts(micro_steps * machine.world * rows, block_size, loop.seed, step)
-        where = where.reshape(micro_steps, machine.world, rows)[:, machine.rank].ravel()
-        x, y = text.rows('train', where, block_size, memory)
-        if memory and np.random.default_rng((loop.seed, step, 1)).random() < loop.forget:
-            x[:, :memory] = -1              # on all ranks alike
-        if loop.last_only:
-            y[:, :-1] = -1
-        if machine.device.type == 'cuda':
-            x, y = x.pin_memory(), y.pin_memory()
-        x, y = (t.to(machine.device, non_blocking=True).unflatten(0, (micro_steps, rows)) for t in (x, y))
-        torch.manual_seed((loop.seed << 31) + (step << 10) + machine.rank)    # so does dropout
-        mean_loss = 0.0
-        for i in range(micro_steps):
-            last = i == micro_steps - 1     # gradients travel between the ranks once a step
-            with contextlib.nullcontext() if last or machine.world == 1 else net.no_sync():
-                with machine.autocast():
-                    _, loss = net(x[i], y[i])
-                scaler.scale(loss / micro_steps).backward()
-            mean_loss += loss.detach() / micro_steps
-        for o in optimizers:
-            scaler.unscale_(o)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), loop.grad_clip or math.inf)
-        for o in optimizers:
-            scaler.step(o)
-            o.zero_grad(set_to_none=True)
-        scaler.update()
-        pending.append((mean_loss, norm))
-        step += 1
-        seconds += time.perf_counter() - began
-        bar.update()
-    bar.close()
-    if not machine.first:
-        return
-    log.plot(f'{settings.name}: {loop.arch} on {text.meta["source"]["name"]}')
-    log.close()
-    if stop:
-        launcher = 'python' if machine.world == 1 else 'torchrun ...'
-        again = shlex.join(['train.py', *(a for a in argv if a not in ('--resume', '--overwrite'))])
-        print(f'stopped at step {step} and saved: to go on, run: {launcher} {again} --resume')
-        return
-    print(f'{step} steps, {step * tokens_per_step:,} tokens, {seconds:.0f} s; best val {best:.4f}; written to {out_dir}/')
-    if text.kind != 'text':
-        print(look_at_test(model, text, loop, out_dir, machine))
-    elif loop.sample_tokens and not getattr(model, 'centered', False):
-        model.eval()
-        ids = generate(model, torch.tensor([text.tokenizer.begin()]), loop.sample_tokens, temperature=0.8, top_k=50,
-                       n_vocab=text.tokenizer.n_vocab, generator=torch.Generator().manual_seed(loop.seed))
-        print('-' * 80)
-        for piece in text.tokenizer.stream(int(i[0]) for i in ids):
-            print(piece, end='', flush=True)
-        print()
+        if machine.is_main:
+            changed = runs.changed(content['loop'], cfg)
+            print(f'resumed at step {progress.step}' + (f'; changed: {changed}' if changed else ''))
+    # checkpoints store TrainConfig under 'loop', its name in the first version
+    about = {'arch': settings.arch.name, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(cfg),
+             'data': {k: data.meta.get(k) for k in ('fingerprint', 'source', 'tokenizer')}}
+    log = None
+    if machine.is_main:
+        log = runs.open_run(cfg, out_dir, about, content.get('step'), [*data.columns, *model.metrics()])
+    run = Run(trainer, out_dir, indices, about, log, progress, plateau)
+    del content                                         # frees a second copy of the weights
+    stopped = fit(run, catch_signals())
+    if machine.is_main:
+        finish(run, stopped, f'{settings.name}: {settings.arch.name} on {data.meta["source"]["name"]}', argv)
 
 
 def main(argv):
-    settings = config.load(argv, Loop)
-    machine = device.setup(settings.loop.device, settings.loop.dtype, settings.loop.compile)
-    if machine.first:
+    settings = config.load(argv, TrainConfig)
+    machine = device.setup(settings.train.device, settings.train.dtype, settings.train.compile)
+    if machine.is_main:
         print(machine)
-    try:
-        run(settings, machine, argv)
-    except RuntimeError as e:
-        # a collective that fails has lost another rank, whose own message says why
-        if machine.world == 1 or not any(s in str(e) for s in ('gloo', 'NCCL', 'Connection')):
-            raise
-        raise UserError(f'rank {machine.rank} stops, since another rank is gone ({str(e).splitlines()[0][:120]})') from None
-    if machine.world > 1:
-        machine.all_reduce([0])         # the first rank may still be writing
-        dist.destroy_process_group()
+    with machine.process_group():
+        train(settings, machine, argv)
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
-    if dist.is_torchelastic_launched():
-        # all is written and closed; Python's own way out aborts now and then in a thread of gloo's (seen with torch 2.13)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    command(main)
+    device.leave()

@@ -1,15 +1,15 @@
 """
-Vision Transformer: an image, cut into patches, read as a sentence; a classifier, and a trunk for fpt.py.
+Vision Transformer: an image is cut into patches, which a transformer reads as a sequence; a classifier, and a trunk for fpt.py.
 
-- Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words" (arXiv 2010.11929), weight for weight: from_pretrained() gives the
-  published features.
-- the blocks are GPT-2's, but attention sees both sides
-- the convolution that embeds patches is a Linear over their numbers: patches arrive flattened, (channel, row, column)
-- the answer is read from a class token in front of the patches, or from the mean over them
+- Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words" (arXiv 2010.11929): from_pretrained() gives the published features
+- the blocks of GPT-2, with attention in both directions
+- the convolution that embeds patches is a Linear layer: each patch arrives flattened, in the order (channel, row, column)
+- the answer is read from a class token in front of the patches, or from the mean over the patches
 
-B batch   T patches   D numbers a patch   C channels (n_embd)   O outputs
+B batch   T patches   D features per patch   C channels (n_embd)   O outputs
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -23,15 +23,15 @@ import model as gpt
 @dataclass
 class Config:                   # ViT-Base at 224 x 224: 196, 768, 12, 12, 768
     block_size: int = 64        # patches of an image
-    features: int = 16          # numbers a patch: channels x height x width
-    outputs: int = 10           # classes, bits, or 1 for a number
-    kind: str = 'classify'      # what is wanted: classify, bits or regress (see task_loss)
+    features: int = 16          # features per patch: channels x height x width
+    outputs: int = 10           # classes, bits, or 1 for regression
+    kind: str = 'classify'      # type of task: classify, bits or regress (see task_loss)
     n_layer: int = 4            # blocks
-    n_head: int = 4             # attention heads a block
+    n_head: int = 4             # attention heads per block
     n_embd: int = 128           # channels
-    dropout: float = 0.0        # on embeddings, attention weights and both residual branches
-    readout: str = 'class'      # where the answer is read: a 'class' token, or the 'mean' over the patches
-    bias: bool = True           # a bias in every Linear and LayerNorm, or in none
+    dropout: float = 0.0        # on embeddings, attention weights and residual branches
+    readout: str = 'class'      # read the answer from a 'class' token, or from the 'mean' over the patches
+    bias: bool = True           # bias in every Linear and LayerNorm of the blocks
     gelu: str = 'none'          # 'none' is exact, 'tanh' an approximation
 
     @classmethod
@@ -40,23 +40,22 @@ class Config:                   # ViT-Base at 224 x 224: 196, 768, 12, 12, 768
 
     def __post_init__(self):
         if self.features < 1:
-            raise ValueError('features=0: a Vision Transformer reads patches of numbers, and this task is made of tokens: take '
-                             'arch=fpt')
+            raise ValueError(f'features={self.features} must be at least 1: a ViT reads images, not tokens; use arch=fpt')
         if self.n_embd % self.n_head:
-            raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}: each head takes an equal share '
-                             f'of the channels')
+            raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
         if self.readout not in ('class', 'mean'):
-            raise ValueError(f"readout='{self.readout}' is unknown: class and mean are")
+            raise ValueError(f"unknown readout='{self.readout}': choose class or mean")
         check_kind(self.kind)
 
 
 def check_kind(kind):
     if kind not in ('classify', 'bits', 'regress'):
-        raise ValueError(f"kind='{kind}' is unknown: classify, bits and regress are")
+        raise ValueError(f"unknown kind='{kind}': choose classify, bits or regress")
 
 
 def task_loss(logits, y, kind):
-    """The mean loss of answers, logits (B, O).  y: classes (B,), -1 where it is not scored; bits (B, O); or numbers (B,)."""
+    """The mean loss of logits (B, O).  kind = classify: cross-entropy with classes y (B,), -1 is not scored; bits: binary
+    cross-entropy with y (B, O) in [0, 1]; regress: squared error of the first output, y (B,)."""
     if kind == 'classify':
         return F.cross_entropy(logits, y, ignore_index=-1)
     if kind == 'bits':
@@ -116,43 +115,40 @@ class Model(nn.Module):
         logits = self.output(h[:, 0] if self.cls is not None else h.mean(1))                # (B, O)
         return logits, None if y is None else task_loss(logits, y, self.config.kind)
 
-    # published weights -----------------------------------------------------------------------------------------------
+    # published weights ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(cls, name, **settings):
-        """A model with published weights: a ViT on the hub by its name, such as google/vit-base-patch16-224-in21k ('vit' for
-        short), or a local .safetensors file or folder.  settings: names of Config; the output layer is new.
-        Raises ValueError if the weights are not a ViT's, or a setting contradicts them."""
+        """A model with published weights: the name of a ViT on the hub, such as google/vit-base-patch16-224-in21k (in short
+        'vit'), or a local folder or .safetensors file.  settings: fields of Config; the output layer is initialised as usual.
+        Raises ValueError if the weights are not a ViT's, or contradict a setting."""
         from harness import hub
         described, weights = hub.load('google/vit-base-patch16-224-in21k' if name == 'vit' else name)
+        hub.check_config('vit.py', described, model_type=['vit'], hidden_act=['gelu'], layer_norm_eps=[1e-12], qkv_bias=[True])
         weights = {k.removeprefix('vit.'): v.float() for k, v in weights.items()}
-        if 'embeddings.patch_embeddings.projection.weight' not in weights:
+        kernel = weights.pop('embeddings.patch_embeddings.projection.weight', None)             # (C, channels, P, P)
+        positions = weights.pop('embeddings.position_embeddings', None)                         # (1, 1 + T, C)
+        if kernel is None or positions is None:
             raise ValueError('these are not the weights of a ViT')
-        kernel = weights['embeddings.patch_embeddings.projection.weight']                   # (C, channels, P, P)
-        n_embd, positions = len(kernel), weights['embeddings.position_embeddings'][0]       # (1 + T, C)
-        shape = {'block_size': len(positions) - 1, 'features': kernel[0].numel(), 'n_embd': n_embd, 'bias': True,
-                 'n_layer': len([k for k in weights if k.endswith('layernorm_before.weight')]),
-                 'n_head': described.get('num_attention_heads', n_embd // 64), 'gelu': 'none'}
-        if wrong := {k: v for k, v in settings.items() if shape.get(k, v) != v}:
-            raise ValueError(f'the published model has {({k: shape[k] for k in wrong})}, which cannot be set to {wrong}')
-        model = cls(Config(**shape, **{k: v for k, v in settings.items() if k not in shape}))
-        ours = {'input.weight': kernel.flatten(1), 'input.bias': weights['embeddings.patch_embeddings.projection.bias'],
-                'wpe.weight': positions if model.cls is not None else positions[1:],
-                'ln_f.weight': weights.get('layernorm.weight'), 'ln_f.bias': weights.get('layernorm.bias'),
-                **({'cls': weights['embeddings.cls_token']} if model.cls is not None else {})}
-        names = {'ln_1': 'layernorm_before', 'ln_2': 'layernorm_after', 'attn.c_proj': 'attention.output.dense',
-                 'mlp.c_fc': 'intermediate.dense', 'mlp.c_proj': 'output.dense'}
-        for i in range(model.config.n_layer):
-            theirs = f'encoder.layer.{i}.'
-            for kind in ('weight', 'bias'):
-                ours |= {f'h.{i}.{a}.{kind}': weights.get(f'{theirs}{b}.{kind}') for a, b in names.items()}
-                parts = [weights.get(f'{theirs}attention.attention.{part}.{kind}') for part in ('query', 'key', 'value')]
-                ours[f'h.{i}.attn.c_attn.{kind}'] = None if any(p is None for p in parts) else torch.cat(parts)
-        own = model.state_dict()
-        for key, new in ours.items():
-            if new is None:
-                raise ValueError(f'these weights lack what gives {key}')
-            if new.shape != own[key].shape:
-                raise ValueError(f'{key} is {tuple(new.shape)}, and not {tuple(own[key].shape)}')
-            own[key].copy_(new)
-        return model
+        n_embd, T = len(kernel), positions.shape[1] - 1
+        published = {'block_size': T, 'features': kernel[0].numel(), 'n_embd': n_embd, 'bias': True, 'gelu': 'none',
+                     'n_layer': len([k for k in weights if k.endswith('layernorm_before.weight')]),
+                     'n_head': described.get('num_attention_heads') or settings.get('n_head') or n_embd // 64}
+        model = cls(Config(**hub.merge(published, settings)))
+        weights['embeddings.patch_embeddings.projection.weight'] = kernel.flatten(1)
+        weights['embeddings.position_embeddings.weight'] = positions[0, 0 if model.cls is not None else 1:]
+        for i, kind in itertools.product(range(model.config.n_layer), ('weight', 'bias')):
+            parts = [weights.pop(f'encoder.layer.{i}.attention.attention.{part}.{kind}', None)
+                     for part in ('query', 'key', 'value')]
+            if all(p is not None for p in parts):
+                weights[f'h.{i}.attn.c_attn.{kind}'] = torch.cat(parts)
+        for theirs, ours in HUB_NAMES.items():
+            weights = {k.replace(theirs, ours): v for k, v in weights.items()}
+        unused = ['pooler.*', 'classifier.*', 'embeddings.mask_token', *(['cls'] if model.cls is None else [])]
+        return hub.fill(model, weights, new=['output.*'], unused=unused)
+
+
+HUB_NAMES = {'encoder.layer.': 'h.', 'layernorm_before': 'ln_1', 'layernorm_after': 'ln_2', 'layernorm.': 'ln_f.',
+             'attention.output.dense': 'attn.c_proj', 'intermediate.dense': 'mlp.c_fc', 'output.dense': 'mlp.c_proj',
+             'embeddings.patch_embeddings.projection': 'input', 'embeddings.cls_token': 'cls',
+             'embeddings.position_embeddings': 'wpe'}       # in this order: 'output.dense' is also in 'attention.output.dense'

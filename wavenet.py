@@ -1,20 +1,19 @@
 """
-WaveGPT: a GPT, and beside it a WaveNet that reads what came before the GPT's window.
-                                                                                         seed: "WaveGPT" (its README)
-The two are mixed by a trained alpha, which gives the figure of the seed's architecture:
+WaveGPT: a GPT on the window, mixed with a WaveNet that reads the tokens before the window.
+Original: the repository "WaveGPT" (described by its README; no link is known)
 
     tokens before the window -> embeddings -> WaveNet (B, 1, C) -----------+
                                                                            |  alpha * decoder + (1 - alpha) * wavenet
     tokens of the window     -> embeddings -> decoder (B, T, C) -----------+            -> LayerNorm -> logits
 
-What the WaveNet reads, `reads`:
+alpha is trained.  `reads` sets the input of the WaveNet:
 
-- 'memory' (default): the block_size tokens before the window, joined four by four until one summary is left, which every
-  position of the window sees. It is what the seed's README describes.
-- 'causal': the window itself, by what WaveNet is: causal convolutions of growing dilation, gated, with residual and skip
-  connections (van den Oord et al. 2016, arXiv 1609.03499, sections 2.1 to 2.4). An output for every position.
-- 'leak': the window itself, joined four by four. It is what the seed's code did: every position sees the tokens that it is
-  to predict. Kept to be looked at: its loss is not one of a language model.
+- 'memory' (default): the block_size tokens before the window, joined four by four until one summary vector is left, which is
+  added at every position of the window.  This is what the README of the original describes.
+- 'causal': the window itself, by a WaveNet as published: gated causal convolutions of growing dilation with residual and skip
+  connections (van den Oord et al. 2016, arXiv 1609.03499, sections 2.1 to 2.4).  One output per position.
+- 'leak': the window itself, joined four by four.  This is what the code of the original does: every position sees the tokens
+  that it predicts.  Kept to show the effect; its loss is not that of a language model.
 
 B batch   T tokens in the window   M tokens of memory before it (block_size)   C channels   V vocabulary   D dilation
 """
@@ -32,18 +31,18 @@ from model import Block
 @dataclass
 class Config:
     block_size: int = 64        # tokens in the window, and in the memory
-    vocab_size: int = 65        # tokens that exist
+    vocab_size: int = 65        # size of the vocabulary
     n_layer: int = 4            # blocks of the decoder
-    n_head: int = 4             # attention heads a block
+    n_head: int = 4             # attention heads per block
     n_embd: int = 128           # channels
-    dropout: float = 0.0        # on embeddings, attention weights and both residual branches
-    bias: bool = True           # a bias in every Linear and LayerNorm of the decoder
+    dropout: float = 0.0        # on embeddings, attention weights and residual branches
+    bias: bool = True           # bias in every Linear and LayerNorm of the decoder
     gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation
-    reads: str = 'memory'       # what the WaveNet reads: 'memory', 'causal', or 'leak'
-    join: int = 4               # memory, leak: neighbours that a layer of the WaveNet makes one
-    n_wave: int = 6             # causal: layers, of dilation 1, 2, 4, ...
-    alpha: float = 0.5          # the decoder's share in the mixture, at the start
-    alpha_per_channel: bool = False     # train one alpha for each channel
+    reads: str = 'memory'       # input of the WaveNet: 'memory', 'causal' or 'leak'
+    join: int = 4               # memory, leak: neighbours that one layer of the WaveNet joins
+    n_wave: int = 6             # causal: layers, with dilation 1, 2, 4, ...
+    alpha: float = 0.5          # initial weight of the decoder in the mixture
+    alpha_per_channel: bool = False     # train one alpha per channel
 
     @classmethod
     def tiny(cls):
@@ -51,18 +50,17 @@ class Config:
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}: each head takes an equal '
-                             f'share of the channels')
+            raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
         if self.reads not in ('memory', 'causal', 'leak'):
-            raise ValueError(f"reads='{self.reads}' is unknown: 'memory', 'causal' and 'leak' are")
+            raise ValueError(f"unknown reads='{self.reads}': choose 'memory', 'causal' or 'leak'")
         if self.join < 2 or self.n_wave < 1:
             raise ValueError(f'join={self.join} must be at least 2, and n_wave={self.n_wave} at least 1')
         if self.reads != 'causal' and self.join ** round(math.log(self.block_size, self.join)) != self.block_size:
-            raise ValueError(f'block_size={self.block_size} must be a power of join={self.join}, to end in one summary')
+            raise ValueError(f'block_size={self.block_size} must be a power of join={self.join}')
 
 
 class JoiningWaveNet(nn.Module):
-    """The seed's: each layer makes one of `join` neighbours, until one is left.  (B, M, C) -> (B, 1, C)"""
+    """The WaveNet of the original: each layer joins `join` neighbours into one, until one is left.  (B, M, C) -> (B, 1, C)"""
 
     def __init__(self, config):
         super().__init__()
@@ -75,24 +73,24 @@ class JoiningWaveNet(nn.Module):
     def forward(self, x):
         B, _, C = x.shape
         for norm, linear in zip(self.norms, self.linears, strict=True):
-            x = F.relu(linear(norm(x.reshape(B, -1, self.join * C))))               # a join-th of the length
+            x = F.relu(linear(norm(x.reshape(B, -1, self.join * C))))               # the length is divided by `join`
         return x
 
 
 class CausalWaveNet(nn.Module):
-    """Gated causal convolutions of two taps, the dilation doubling from layer to layer.  (B, T, C) -> (B, T, C)"""
+    """Gated causal convolutions of kernel size 2, whose dilation doubles with each layer.  (B, T, C) -> (B, T, C)"""
 
     def __init__(self, config):
         super().__init__()
         C = config.n_embd
         self.dilations = [2 ** i for i in range(config.n_wave)]
         self.gated = nn.ModuleList([nn.Conv1d(C, 2 * C, kernel_size=2, dilation=d) for d in self.dilations])
-        self.residual = nn.ModuleList([nn.Linear(C, C) for _ in self.dilations[1:]])    # nothing reads the last one's
+        self.residual = nn.ModuleList([nn.Linear(C, C) for _ in self.dilations[1:]])    # the last layer has only a skip
         self.skip = nn.ModuleList([nn.Linear(C, C) for _ in self.dilations])
         self.out = nn.Linear(C, C)
 
     def forward(self, x, seen=None):
-        """seen: for each layer its last D inputs (B, D, C), which step() carries along; brought up to date."""
+        """seen: for each layer its last D inputs (B, D, C), see Model.init_state; updated in place."""
         total = 0
         for i, d in enumerate(self.dilations):
             before = x.new_zeros(len(x), d, x.shape[2]) if seen is None else seen[i]
@@ -113,14 +111,14 @@ class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, self.leaks = config, config.reads == 'leak'
-        self.memory = config.block_size if config.reads == 'memory' else 0     # tokens before the window that x may begin with
+        self.memory = config.block_size if config.reads == 'memory' else 0
         C = config.n_embd
         self.wte = nn.Embedding(config.vocab_size, C)
         self.wpe = nn.Embedding(config.block_size, C)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.wavenet = (CausalWaveNet if config.reads == 'causal' else JoiningWaveNet)(config)
-        self.ln_decoder = nn.LayerNorm(C, bias=config.bias)     # GPT's last; also brings the two to one scale
+        self.ln_decoder = nn.LayerNorm(C, bias=config.bias)     # also gives decoder and WaveNet comparable scales
         self.alpha = nn.Parameter(torch.full((C if config.alpha_per_channel else 1,), config.alpha))
         self.alpha.no_weight_decay = True
         self.ln_f = nn.LayerNorm(C, bias=config.bias)
@@ -134,14 +132,13 @@ class Model(nn.Module):
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
         if self.leaks:
-            self.init_state = self.step = None      # the next token would change what the last ones have become
+            self.init_state = self.step = None      # the next token would change the logits of the earlier ones
 
-    def logged(self):
-        """What train.py logs beside the loss."""
+    def metrics(self):
         return {'alpha': self.alpha.mean().item()}
 
     def embed(self, x, past=0):
-        """(B, T) tokens at positions past ... -> (B, T, C)"""
+        """(B, T) tokens at positions past .. past + T - 1 -> (B, T, C)"""
         return self.wte(x) + self.wpe.weight[past:past + x.shape[1]]
 
     def decode(self, h, caches=None, past=0):
@@ -151,7 +148,7 @@ class Model(nn.Module):
         return self.ln_decoder(h)
 
     def summary(self, memory):
-        """(B, M) tokens -> (B, 1, C).  A text whose memory has a -1 in it has none: zeros, which leave the decoder alone."""
+        """(B, M) tokens -> (B, 1, C).  Zeros where a memory contains -1, which means that there is none."""
         known = (memory >= 0).all(1)[:, None, None]                                 # (B, 1, 1)
         return self.wavenet(self.embed(memory.clamp(min=0))) * known
 
@@ -159,8 +156,8 @@ class Model(nn.Module):
         return self.lm_head(self.ln_f(self.alpha * decoder + (1 - self.alpha) * wavenet))
 
     def forward(self, x, y=None):
-        """x: (B, T) int64, T <= block_size; or, if it reads a memory, (B, M + T): the tokens before the window, -1 where there
-        are none, and the window.  y: (B, T), the token after each of the window, -1 where it is not scored.
+        """x: (B, T) int64, T <= block_size, or with a memory (B, M + T): M tokens before the window, -1 where there are none,
+        and the window.  y: (B, T), the token after each of the window; -1 is not scored.
         Returns logits (B, T, V) and the mean cross-entropy in nats (None without y)."""
         M = self.memory if x.shape[1] > self.config.block_size else 0
         memory, x = x[:, :M], x[:, M:]
@@ -176,35 +173,35 @@ class Model(nn.Module):
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
 
-    # generation -------------------------------------------------------------------------------------------------------
+    # generation -------------------------------------------------------------------------------------------------------------
 
     def init_state(self, batch_size):
-        """What step() carries along: the keys and values of the window, and the summary of the one before, or the WaveNet's
-        last inputs."""
+        """The state of step() before the first token: the keys and values of the window, and the summary of the window before
+        it (reads = 'memory') or the last inputs of the WaveNet (reads = 'causal')."""
         c, like = self.config, self.wte.weight
         shape = (batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
         state = {'tokens': torch.empty(batch_size, 0, dtype=torch.long, device=like.device),
                  'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.n_layer)]}
-        return state | self.fresh(batch_size)
+        return state | self.wavenet_state(batch_size)
 
-    def fresh(self, batch_size):
+    def wavenet_state(self, batch_size):
         c, like = self.config, self.wte.weight
         if c.reads == 'memory':
             return {'summary': like.new_zeros(batch_size, 1, c.n_embd)}
         return {'seen': [like.new_zeros(batch_size, d, c.n_embd) for d in self.wavenet.dilations]}
 
     def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and state.
+        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
 
-        With a memory, a full window becomes the memory of the next, which begins empty: nothing is read twice, and the cost
-        of a token does not grow.  Without one, the latter half of a full window is read again, as in model.py."""
+        With a memory, a full window becomes the memory of the next window, which begins empty, so every token is read once.
+        Without one, the last half of a full window is read again, as in model.py."""
         seen, size = state['tokens'], self.config.block_size
         while self.memory and (room := size - seen.shape[1]) < token.shape[1]:
             state = state | {'summary': self.summary(torch.cat([seen, token[:, :room]], dim=1))}
             seen, token = seen[:, :0], token[:, room:]
         if seen.shape[1] + token.shape[1] > size:
             token = torch.cat([seen, token], dim=1)[:, -min(size, max(size // 2, token.shape[1])):]
-            seen, state = seen[:, :0], state | self.fresh(len(token))
+            seen, state = seen[:, :0], state | self.wavenet_state(len(token))
         h = self.embed(token, seen.shape[1])                                        # (B, n, C)
         wave = state['summary'] if self.memory else self.wavenet(h, state['seen'])
         h = self.decode(h, state['caches'], seen.shape[1])

@@ -1,4 +1,4 @@
-"""What the published GPT-2 scores on Shakespeare without having been trained on it: --init_from=gpt2-xl and so on."""
+"""The loss of the published GPT-2 on Shakespeare, without training on it; also with --init_from=gpt2-xl and the like."""
 
 arch = 'model'
 dataset = 'shakespeare_gpt2'

@@ -1,4 +1,4 @@
-"""Fine-tune the published GPT-2 on Shakespeare: a few steps at a low, constant rate."""
+"""Fine-tune the published GPT-2 on Shakespeare: a few steps at a low, constant learning rate."""
 
 arch = 'model'
 dataset = 'shakespeare_gpt2'

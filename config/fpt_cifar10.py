@@ -1,7 +1,10 @@
-# Colour images in patches of 4 x 4, by a frozen GPT-2; --dataset=cifar10_gray reads them grey, a pixel a token.
-#
-#   python train.py config/fpt_cifar10.py
-#   python train.py config/fpt_cifar10.py --dataset=cifar10_gray
+"""
+A frozen GPT-2 on colour images in patches of 4 x 4.  For a GPU.
+
+    python train.py config/fpt_cifar10.py
+    python train.py config/fpt_cifar10.py --dataset=cifar10_gray        # grey, one pixel a token
+"""
+
 arch = 'fpt'
 dataset = 'cifar10'
 trunk = 'gpt2'

@@ -1,6 +1,5 @@
-# Does a molecule, written as a SMILES, inhibit the enzyme CYP3A4?  By a frozen GPT-2.
-#
-#   python train.py config/fpt_cyp3a4.py
+"""A frozen GPT-2 on molecules: does one, written as a SMILES string, inhibit the enzyme CYP3A4?  For a GPU."""
+
 arch = 'fpt'
 dataset = 'cyp3a4'
 trunk = 'gpt2'

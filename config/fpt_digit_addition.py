@@ -1,6 +1,10 @@
-# The sum of ten digits, each a token, as a number; --dataset=digit_addition_classes has it as one of 91 classes.
-#
-#   python train.py config/fpt_digit_addition.py
+"""
+A frozen GPT on the sum of ten digits, one digit a token, predicted as a number.
+
+    python train.py config/fpt_digit_addition.py
+    python train.py config/fpt_digit_addition.py --dataset=digit_addition_classes       # as one of 91 classes
+"""
+
 arch = 'fpt'
 dataset = 'digit_addition'
 trunk = 'out/shakespeare_gpt'

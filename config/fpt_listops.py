@@ -1,8 +1,10 @@
-# Nested lists of digits and operators, such as [MAX 4 [MIN 2 3 ] 1 ]: the Long Range Arena's ListOps, 500 to 2,000 tokens.
-# On a CPU take --dataset=listops_short, of up to 60 tokens, which fit the positions of the small trunk.
-#
-#   python train.py config/fpt_listops.py --dataset=listops_short
-#   python train.py config/fpt_listops.py --trunk=gpt2
+"""
+A frozen GPT on nested lists of operators and digits, such as [MAX 4 [MIN 2 3 ] 1 ] (ListOps of the Long Range Arena).
+
+    python train.py config/fpt_listops.py --dataset=listops_short       # up to 60 tokens, which fit the small trunk
+    python train.py config/fpt_listops.py --trunk=gpt2                  # 500 to 2,000 tokens, for a GPU
+"""
+
 arch = 'fpt'
 dataset = 'listops'
 trunk = 'out/shakespeare_gpt'

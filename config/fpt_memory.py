@@ -1,10 +1,14 @@
-# Five patterns of 1,000 bits, then one of them with half of its bits masked: which was it?  Guessing scores 75 %.
-#
-# 1,000 bits want a trunk of 1,000 channels or so, such as gpt2; the small one, of 128, can hold patterns of 50:
-#
-#   python train.py config/fpt_memory.py --trunk=gpt2
-#   python prepare/bit_memory.py --bits=50 --examples=20000 --name=bit_memory_50
-#   python train.py config/fpt_memory.py --dataset=bit_memory_50
+"""
+A frozen GPT on bit memory: five patterns of bits, then one of them with half of its bits masked; recall it.
+
+Half of the bits are visible in the query, so chance is 75 %.  Patterns of 1,000 bits need a trunk about as wide, such as
+gpt2; the small one, of width 128, can hold 50:
+
+    python train.py config/fpt_memory.py --trunk=gpt2
+    python prepare/bit_memory.py --bits=50 --examples=20000 --name=bit_memory_50
+    python train.py config/fpt_memory.py --dataset=bit_memory_50
+"""
+
 arch = 'fpt'
 dataset = 'bit_memory'
 trunk = 'out/shakespeare_gpt'

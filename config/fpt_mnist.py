@@ -1,11 +1,13 @@
-# Digits, in patches of 4 x 4, by a GPT that has read nothing but Shakespeare, and stays frozen.
-#
-#   python train.py config/fpt_mnist.py
-#   python train.py config/fpt_mnist.py --trunk=gpt2 --trained=input+norms+output     # the seed's 59,146 trained weights
-#   python train.py config/fpt_mnist.py --trunk=vit                                   # the seed's V-FPT
-#
-# The trunk is trained first, by config/shakespeare_gpt.py, if out/shakespeare_gpt is not there.  Where a machine reaches a
-# package registry only, the digits are 5,000, and a run says so.
+"""
+A GPT that was trained on Shakespeare, frozen, classifies digits in patches of 4 x 4.
+
+The trunk is trained first, by config/shakespeare_gpt.py, if out/shakespeare_gpt is missing.
+
+    python train.py config/fpt_mnist.py
+    python train.py config/fpt_mnist.py --trunk=gpt2 --trained=input+norms+output     # the original's 59,146 trained weights
+    python train.py config/fpt_mnist.py --trunk=vit                                   # the original's V-FPT
+"""
+
 arch = 'fpt'
 dataset = 'mnist'
 trunk = 'out/shakespeare_gpt'

@@ -1,7 +1,10 @@
-# The sum of ten digits, each an image and a token, as one of 91 classes; --dataset=mnist_addition_number has it as a number.
-#
-#   python train.py config/fpt_mnist_addition.py
-#   python train.py config/fpt_mnist_addition.py --dataset=mnist_addition_number
+"""
+A frozen GPT on the sum of ten digits, one image a token, predicted as one of 91 classes.
+
+    python train.py config/fpt_mnist_addition.py
+    python train.py config/fpt_mnist_addition.py --dataset=mnist_addition_number        # as a number
+"""
+
 arch = 'fpt'
 dataset = 'mnist_addition'
 trunk = 'out/shakespeare_gpt'

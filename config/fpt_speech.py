@@ -1,6 +1,5 @@
-# A second of sound, one of 35 words, in tokens of 80 samples, by a frozen GPT-2.
-#
-#   python train.py config/fpt_speech.py
+"""A frozen GPT-2 on one-second recordings of 35 words, in tokens of 80 samples.  For a GPU."""
+
 arch = 'fpt'
 dataset = 'speech_commands'
 trunk = 'gpt2'

@@ -1,10 +1,13 @@
-# The exclusive or of two patterns of 5 bits, by a GPT that has read nothing but Shakespeare, and stays frozen.
-#
-#   python train.py config/fpt_xor.py
-#   python train.py config/fpt_xor.py --mode=frt            # the same with a random trunk
-#   python train.py config/fpt_xor.py --trunk=gpt2          # the published GPT-2, from the hub
-#
-# The trunk is trained first, by config/shakespeare_gpt.py, if out/shakespeare_gpt is not there.
+"""
+A GPT that was trained on Shakespeare, frozen, computes the exclusive or of two patterns of 5 bits.
+
+The trunk is trained first, by config/shakespeare_gpt.py, if out/shakespeare_gpt is missing.
+
+    python train.py config/fpt_xor.py
+    python train.py config/fpt_xor.py --mode=frt            # a random trunk
+    python train.py config/fpt_xor.py --trunk=gpt2          # the published GPT-2
+"""
+
 arch = 'fpt'
 dataset = 'bit_xor'
 trunk = 'out/shakespeare_gpt'

@@ -1,6 +1,9 @@
-# An LSTM on any task: what a frozen transformer has to beat.
-#
-#   python train.py config/lstm.py --dataset=mnist
+"""
+An LSTM on any task: a baseline for frozen transformers.
+
+    python train.py config/lstm.py --dataset=mnist
+"""
+
 arch = 'baselines'
 network = 'lstm'
 dataset = 'bit_xor'

@@ -1,7 +1,10 @@
-# A neural accumulator, which can do nothing but add, on the sum of ten digits.
-#
-#   python train.py config/nac.py
-#   python train.py config/nac.py --dataset=mnist_addition_number
+"""
+A neural accumulator, whose only operation is addition, on the sum of ten digits: a baseline for frozen transformers.
+
+    python train.py config/nac.py
+    python train.py config/nac.py --dataset=mnist_addition_number
+"""
+
 arch = 'baselines'
 network = 'nac'
 kind = 'regress'

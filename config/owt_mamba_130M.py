@@ -1,4 +1,4 @@
-"""Mamba at the size of the published mamba-130m, on GPT-2's tokens. The recipe of owt_gpt.py. For GPUs."""
+"""Mamba at the size of the published mamba-130m, with GPT-2's tokens and the recipe of owt_gpt.py.  For GPUs."""
 
 arch = 'mamba'
 dataset = 'openwebtext'

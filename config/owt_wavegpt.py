@@ -1,4 +1,4 @@
-"""WaveGPT at the size of GPT-2 small: a memory of the 1024 tokens before the window. The recipe of owt_gpt.py. For GPUs."""
+"""WaveGPT at the size of GPT-2 small, with a memory of 1024 tokens and the recipe of owt_gpt.py.  For GPUs."""
 
 arch = 'wavenet'
 dataset = 'openwebtext'

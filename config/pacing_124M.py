@@ -1,10 +1,9 @@
 """
-PACING at the size of GPT-2 small, within 0.5 %, in both ways of looking: --predicts=every (124.1 M) or last (124.9 M).
-For GPUs.
+PACING at the size of GPT-2 small, within 0.5 %: --predicts=every (124.1 M) or last (124.9 M).  For GPUs.
 
-The seed: predicts = 'last' over the 256 newest tokens (--block_size=256 --columns=16), depths (3, 3, 20, 3), and the
-recipe that stands in gpt2_124M.py. Of its 124.75 M parameters 12.6 M made rows of output that nothing read; here only the
-row that is needed is computed, and they are spent on six more blocks.
+Original (https://github.com/aveygo/WordsAreWorth16x16Pixels): predicts = 'last' over the 256 newest tokens (--block_size=256
+--columns=16), depths (3, 3, 20, 3), and the recipe in gpt2_124M.py.  Of its 124.75 M parameters, 12.6 M compute rows of
+output that are never read; here that row alone is computed, and six more blocks take their place.
 """
 
 arch = 'pacing'
@@ -12,7 +11,7 @@ dataset = 'shakespeare_gpt2'
 
 predicts = 'every'
 block_size = 1024
-columns = 32                            # a picture of 32 x 32 cells
+columns = 32                            # a grid of 32 x 32 tokens
 
 n_layer, n_embd = 18, 768               # predicts = 'every'
 

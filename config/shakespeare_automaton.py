@@ -1,6 +1,9 @@
-"""A cellular automaton of letters: each is predicted from five on either side of it. See sample.py --automaton."""
+"""
+A cellular automaton of characters: each is predicted from five on either side.  See sample.py --automaton.
 
-# The seed's: python examples/language_cellular_automata.py net.features=11 data.type=centered
+Original (https://github.com/jloveric/language-interpolation): python examples/language_cellular_automata.py net.features=11
+data.type=centered
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'

@@ -1,7 +1,9 @@
-"""Two high-order convolutions of stride 4 over 16 characters."""
+"""
+Two high-order convolutions of stride 4 over 16 characters.
 
-# The seed's: python examples/high_order_interpolation.py data.type=sequence net=conv max_epochs=100
-#   optimizer.lr=1e-4 batch_size=1000 data.add_channel_dimension=true
+Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
+net=conv max_epochs=100 optimizer.lr=1e-4 batch_size=1000 data.add_channel_dimension=true
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'

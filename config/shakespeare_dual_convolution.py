@@ -1,8 +1,10 @@
-"""One high-order convolution of two vectors, applied four times to make one of 16 characters."""
+"""
+One high-order convolution of two vectors, applied four times, reduces 16 characters to one vector.
 
-# The seed's: python examples/high_order_interpolation.py data.type=sequence net=dual_convolution max_epochs=100
-#   optimizer.lr=1e-5 batch_size=32 net.layer_type=continuous net.n=3 net.segments=16
-#   data.max_features=10 net.embedding_dimension=128 net.hidden_width=1024 net.normalize=maxabs initialize.type=linear
+Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
+net=dual_convolution max_epochs=100 optimizer.lr=1e-5 batch_size=32 net.layer_type=continuous net.n=3 net.segments=16
+data.max_features=10 net.embedding_dimension=128 net.hidden_width=1024 net.normalize=maxabs initialize.type=linear
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'

@@ -1,4 +1,4 @@
-"""GPT on Shakespeare by character: nanoGPT's CPU model and tokens, with a stronger optimizer. About 2 minutes on 2 cores."""
+"""GPT on Shakespeare by character: nanoGPT's CPU model and tokens, with Muon.  About 2 minutes on 2 cores."""
 
 arch = 'model'
 dataset = 'shakespeare_char'
@@ -9,5 +9,5 @@ bias = False
 
 batch_size = 12                         # 768 tokens a step
 max_iters = 2000
-learning_rate = 4e-3                    # Muon's; AdamW's 1e-3 is what nanoGPT took
+learning_rate = 4e-3                    # for Muon; nanoGPT uses AdamW at 1e-3
 min_lr = 4e-4

@@ -1,7 +1,9 @@
-"""An MLP of piecewise polynomials over the last 16 characters of Shakespeare; see shakespeare_gpt.py."""
+"""
+An MLP of edge functions (piecewise polynomials) over the last 16 characters of Shakespeare.
 
-# The seed's: python examples/high_order_interpolation.py data.type=sequence net=large_double_layer max_epochs=100
-#   net.hidden.width=250 optimizer.lr=1e-5
+Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
+net=large_double_layer max_epochs=100 net.hidden.width=250 optimizer.lr=1e-5
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'

@@ -1,14 +1,16 @@
-"""The same with ReLU behind a high-order input; with one value a character, as here, that is a plain MLP on one-hot input."""
+"""
+The ReLU counterpart of shakespeare_high_order.py: with one value per character, an MLP on one-hot input.
 
-# The seed's: python examples/high_order_interpolation.py data.type=sequence net=large_standard net.hidden.width=1000
-#   max_epochs=100 optimizer.lr=1e-4
+Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
+net=large_standard net.hidden.width=1000 max_epochs=100 optimizer.lr=1e-4
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'
 
 network = 'high_order_input'
 features = 16
-kind, input_n = 'discontinuous', 1     # a table of characters
+kind, input_n = 'discontinuous', 1     # a table with one value per character
 n_layer, n_embd = 2, 500               # 0.8 M parameters
 block_size = 64
 

@@ -1,8 +1,10 @@
-"""GPT-2 behind a high-order layer over the last 4 characters (the seed's reads one: --features=1)."""
+"""
+GPT-2 behind a high-order layer over the last 4 characters (the original reads one: --features=1).
 
-# The seed's: python examples/high_order_interpolation.py data.type=sequence net=transformer max_epochs=100
-#   optimizer.lr=1e-4 batch_size=16 net.layer_type=continuous net.n=3 data.max_features=20
-#   net.segments=2 net.model_type=high_order_input_transformer optimizer=lion
+Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
+net=transformer max_epochs=100 optimizer.lr=1e-4 batch_size=16 net.layer_type=continuous net.n=3 data.max_features=20
+net.segments=2 net.model_type=high_order_input_transformer optimizer=lion
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'

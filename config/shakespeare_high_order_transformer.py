@@ -1,8 +1,10 @@
-"""GPT-2 with piecewise polynomials for its queries, keys, values and outputs of attention."""
+"""
+GPT-2 with piecewise polynomials for the queries, keys, values and outputs of attention.
 
-# The seed's: python examples/high_order_interpolation.py data.type=sequence net=transformer max_epochs=100
-#   optimizer.lr=1e-3 batch_size=512 net.layer_type=continuous net.n=2
-#   data.max_features=10 optimizer.patience=20 initialize.type=linear
+Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
+net=transformer max_epochs=100 optimizer.lr=1e-3 batch_size=512 net.layer_type=continuous net.n=2 data.max_features=10
+optimizer.patience=20 initialize.type=linear
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'

@@ -1,7 +1,9 @@
-"""A bag of letters: the mean of 16 embeddings, and an MLP with ReLU."""
+"""
+A bag of characters: the mean of 16 embeddings, and an MLP with ReLU.
 
-# The seed's: python examples/high_order_interpolation.py data.type=sequence net=large_standard net.hidden.width=1000
-#   max_epochs=100 optimizer.lr=1e-4 net.model_type=low_order_mlp
+Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
+net=large_standard net.hidden.width=1000 max_epochs=100 optimizer.lr=1e-4 net.model_type=low_order_mlp
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'

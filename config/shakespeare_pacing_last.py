@@ -1,4 +1,8 @@
-"""PACING as its seed has it, small: an image of 64 x 64 pixels, one prediction a window. About 6 minutes on 2 cores."""
+"""
+PACING as in its original code, small: an image of 64 x 64 pixels, one prediction per window.
+
+About 9 minutes on 2 cores.
+"""
 
 arch = 'pacing'
 dataset = 'shakespeare_char'
@@ -10,7 +14,7 @@ patch_size = 8                          # ... of 3 x 8 x 8 pixels
 depths = (2, 2, 2)
 dims = (48, 96, 128)
 
-batch_size = 64                         # each window has one target, where predicts = 'every' has 64
+batch_size = 64                         # each window has one target, against 64 with predicts = 'every'
 max_iters = 2000
 learning_rate = 4e-3
 min_lr = 4e-4

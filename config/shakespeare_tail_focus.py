@@ -1,7 +1,9 @@
-"""256 characters, the older the coarser: 16 as they are, 16 pairs, 16 fours, 16 eights, 16 sixteens."""
+"""
+256 characters at a resolution that falls with distance: 16 characters, 16 pairs, 16 groups of 4, of 8 and of 16.
 
-# The seed's: python examples/high_order_interpolation.py data.type=sequence net=tail_focus max_epochs=100
-#   optimizer.lr=1e-3 batch_size=8000 data.add_channel_dimension=true
+Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
+net=tail_focus max_epochs=100 optimizer.lr=1e-3 batch_size=8000 data.add_channel_dimension=true
+"""
 
 arch = 'highorder'
 dataset = 'shakespeare_char'

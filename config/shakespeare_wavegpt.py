@@ -1,9 +1,9 @@
-"""WaveGPT on Shakespeare by character, at its seed's sizes: a memory of the 64 characters before the window."""
+"""WaveGPT on Shakespeare by character, at the sizes of its original, with a memory of the 64 characters before the window."""
 
 arch = 'wavenet'
 dataset = 'shakespeare_char'
 
-reads = 'memory'                        # what the seed's README describes; its code read the window itself
+reads = 'memory'                        # as the original README describes; its code reads the window itself
 n_layer, n_head, n_embd = 4, 4, 128
 block_size = 64
 join = 4                                # 64 -> 16 -> 4 -> 1

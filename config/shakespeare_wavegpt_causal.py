@@ -1,4 +1,4 @@
-"""GPT and a true WaveNet over the same window, mixed: gated causal convolutions of dilation 1 to 32."""
+"""A GPT and a causal WaveNet over the same window, mixed: gated convolutions of dilation 1 to 32."""
 
 arch = 'wavenet'
 dataset = 'shakespeare_char'

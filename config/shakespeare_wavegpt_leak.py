@@ -1,6 +1,7 @@
-"""What the seed's code trained: the WaveNet reads the window itself, so every position sees the tokens that it is to predict.
+"""
+WaveGPT as in its original code: the WaveNet reads the window itself, so every position sees its targets.
 
-The loss is not one of a language model. To be looked at: python look.py out/shakespeare_wavegpt_leak
+Its loss is not that of a language model.  See the leak by: python look.py out/shakespeare_wavegpt_leak
 """
 
 arch = 'wavenet'

@@ -1,6 +1,5 @@
-# A Vision Transformer, from scratch, on digits in patches of 4 x 4.
-#
-#   python train.py config/vit_mnist.py
+"""A Vision Transformer, from scratch, on digits in patches of 4 x 4."""
+
 arch = 'vit'
 dataset = 'mnist'
 

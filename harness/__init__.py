@@ -1,13 +1,50 @@
-"""What train.py, sample.py and the rest share. Nothing in here knows an architecture."""
+"""Code that the commands share.  It knows no architecture."""
 
+import os
+import signal
+import sys
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-LEAKS = 'this model sees the tokens that it is to predict: its loss is not that of a language model'
-CENTERED = 'this model sees both sides of a token: its loss is not that of a language model, and it cannot continue a text'
+LEAKS = 'this model sees the tokens that it predicts: its loss is not that of a language model'
+BIDIRECTIONAL = 'this model sees both sides of a token: its loss is not that of a language model, and it cannot continue a text'
 
 
 class UserError(SystemExit):
-    """Something that the user can mend: one sentence on stderr, exit code 1, no traceback."""
+    """An error that the user can fix: one sentence on stderr, exit code 1, no traceback."""
+
+
+def command(main, interrupted='stopped'):
+    """Runs main on the arguments of the command line.  A closed pipe (`| head`) ends it silently, Ctrl-C with a sentence."""
+    try:
+        try:
+            main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:         # Python flushes stdout again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        raise UserError(interrupted) from None
+
+
+def catch_signals():
+    """A list to which Ctrl-C and SIGTERM append, so that the caller can finish and save; a second signal kills the process."""
+    caught = []
+
+    def on_signal(number, frame):
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return caught
+
+
+def describe_exception(e, path):
+    """An exception in one line, with the number of the last line of the file `path` in its traceback."""
+    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).name == Path(path).name]
+    text = f'{type(e).__name__}: {e}'
+    if isinstance(e, SyntaxError) and not lines:
+        lines, text = [e.lineno], f'this is not Python: {e.msg}'
+    return ' '.join(f'line {(lines and lines[-1]) or "?"}: {text}'.split())

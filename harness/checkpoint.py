@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and plain data, whole or not there, and read without running anything."""
+"""Checkpoints: plain tensors and plain data, written atomically and read without executing code."""
 
 import pickle
 import zipfile
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from harness import UserError, config
+from harness import UserError
+from harness.arch import build, load_arch
 from harness.files import atomic
 
 FORMAT = 1
@@ -14,50 +15,49 @@ PARTS = {'format': int, 'arch': str, 'config': dict, 'model': dict, 'step': int,
 
 
 def save(path, content):
-    """Write a checkpoint under `path` when it is whole; until then the one before stays.
-
-    Raises UserError when the disk does not take it, or a weight is not finite (the last good one stays)."""
+    """Writes a checkpoint atomically.  Raises UserError, and keeps the previous checkpoint, if the disk is full or a weight is
+    not finite."""
     path = Path(path)
     bad = [n for n, t in content['model'].items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise UserError(f'at step {content["step"]} the weights of {bad[0]} are not finite: {path} was not '
-                        f'written, and the last good one stays; try a smaller learning_rate')
+                        f'written and still holds the last good ones; try a smaller learning_rate')
     try:
         with atomic(path) as f:
             torch.save({'format': FORMAT, **content}, f)
-    except (OSError, RuntimeError) as e:        # a disk that is full can end in torch's own error, after that of the disk
+    except (OSError, RuntimeError) as e:        # on a full disk, torch may raise its own error after the OSError
         reason = ' '.join(str(e if isinstance(e, OSError) else e.__context__ or e).split())[:150]
         raise UserError(f'{path} could not be written ({reason}): free some space or choose another --out_dir; '
-                        f'what was there before is untouched') from None
+                        f'the previous file is unchanged') from None
 
 
 def load(path):
-    """A checkpoint as a dict, on the CPU.  A pickle that would run code is refused, not run."""
+    """A checkpoint as a dict, on the CPU.  A pickle that would execute code is refused."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f'there is no checkpoint {path}: train.py writes best.pt and ckpt.pt into the folder of a run')
+        raise UserError(f'there is no checkpoint {path}: train.py writes best.pt and ckpt.pt into the run folder')
     try:
-        with zipfile.ZipFile(path) as archive:      # what torch.save writes; torch.load would not look at its checksums
+        with zipfile.ZipFile(path) as archive:      # torch.load does not verify checksums
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f'the checksum of {damaged} differs')
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f'{path} is not a checkpoint of plain tensors: it is a pickle that would run code, and was '
-                        f'not run') from None
-    except Exception as e:      # what a damaged file raises has no common base
-        raise UserError(f'{path} is truncated or not a checkpoint ({" ".join(str(e).split())[:100]}): take another '
-                        f'one, such as {"ckpt.pt" if path.name == "best.pt" else "best.pt"} beside it') from None
+        raise UserError(f'{path} is not a checkpoint of plain tensors: it is a pickle that would execute code, and was not '
+                        f'loaded') from None
+    except Exception as e:      # damaged files raise many types
+        raise UserError(f'{path} is truncated or not a checkpoint ({" ".join(str(e).split())[:100]}): use another '
+                        f'one, such as {"ckpt.pt" if path.name == "best.pt" else "best.pt"} in the same folder') from None
     parts = content if isinstance(content, dict) else {}
     wrong = [name for name, kind in PARTS.items() if not isinstance(parts.get(name), kind)]
     if wrong:
         raise UserError(f'{path} is not a checkpoint of nanorivals: it lacks {", ".join(wrong)}')
     if content['format'] != FORMAT:
-        raise UserError(f'{path} is of format {content["format"]}, this code reads {FORMAT}: take the code that wrote it')
+        raise UserError(f'{path} has format {content["format"]}, but this code reads {FORMAT}: use the code that wrote it')
     return content
 
 
 def find(path):
-    """The checkpoint that `path` means: a file, or a run's folder, where the best comes before the last."""
+    """The checkpoint file for `path`, a file or a run folder, in which best.pt is preferred to ckpt.pt."""
     path = Path(path)
     if path.is_dir():
         for name in ('best.pt', 'ckpt.pt'):
@@ -68,16 +68,16 @@ def find(path):
 
 
 def is_ours(name):
-    """Is this a checkpoint or the folder of a run, and no file or folder in the hub's format?"""
+    """Whether `name` is a checkpoint or a run folder, not a file or folder in the format of the hub."""
     path = Path(name)
     return path.exists() and path.suffix != '.safetensors' and not list(path.glob('*.safetensors'))
 
 
 def load_model(path):
-    """(model, checkpoint) of a run's folder or a file, in eval mode on the CPU."""
+    """(model, checkpoint) from a run folder or a file, in eval mode on the CPU."""
     path = find(path)
     content = load(path)
-    model = config.build_model(config.load_arch(content['arch']), content['config'])
+    model = build(load_arch(content['arch']), content['config'])
     load_weights(model, content, path)
     return model.eval(), content
 

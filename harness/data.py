@@ -1,15 +1,13 @@
 """
-Data sets on disk, data/<name>/: meta.json, for a task what harness/tasks.py tells of, and for text train.bin and val.bin, flat
-files of tokens. A large split may be in shards, train_0000.bin and so on, of which meta.json's 'shards' tells the lengths; they
-are read as one.
+Data sets on disk, data/<name>/: meta.json, and for a text train.bin and val.bin, flat files of tokens.  A large split may be in
+shards, train_0000.bin and so on, whose lengths are in meta.json's 'shards'; they are read as one sequence.  harness/tasks.py
+reads tasks; prepare/common.py writes both.
 
-A batch is a pure function of (seed, step): resuming replays nothing and skips nothing, evaluating changes nothing, and
-the windows of a step are the same however many processes share them.
+A batch is a pure function of (seed, step): resuming repeats nothing and skips nothing, evaluation changes nothing, and the
+windows of a step do not depend on the number of processes that share them.
 """
 
-import hashlib
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,15 +17,16 @@ import torch
 import torch.nn.functional as F
 
 from harness import ROOT, UserError
-from harness.files import atomic
+from harness.files import check_name
+from harness.generate import generate
 from harness.tasks import KINDS, TaskData
 from harness.tokenizer import Tokenizer
 
-SCAN = 1 << 26      # tokens of a split that are looked at when it is opened
+SCAN = 1 << 26      # tokens per split that are checked when it is opened
 
 
 class Shards:
-    """Arrays of tokens behind one another, read as one: len(), and slices [a:b], which may go from one into the next."""
+    """Arrays of tokens, read as their concatenation: len() and slices [a:b], which may cross from one array into the next."""
 
     def __init__(self, parts):
         self.parts, self.starts = parts, np.cumsum([0, *map(len, parts)])
@@ -35,23 +34,24 @@ class Shards:
     def __len__(self):
         return int(self.starts[-1])
 
-    def __getitem__(self, wanted):
-        start, stop, _ = wanted.indices(len(self))
+    def __getitem__(self, window):
+        start, stop, _ = window.indices(len(self))
         first, last = np.searchsorted(self.starts, start, 'right') - 1, np.searchsorted(self.starts, stop)
         pieces = [self.parts[i][max(start - self.starts[i], 0):stop - self.starts[i]] for i in range(first, last)]
         return np.concatenate(pieces) if pieces else self.parts[0][:0]
 
 
 class TextData:
-    """The tokens of data/<name>, by memory map.  Raises UserError for files that are not what meta.json says."""
-    kind, what, unit, columns = 'text', 'text', 'windows', ()
+    """The tokens of data/<name>, memory-mapped.  Raises UserError for files that do not match meta.json."""
+    kind = modality = noun = 'text'
+    unit, columns = 'windows', ()
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.meta = read_meta(self.folder)
         if self.meta.get('kind') != 'text':
-            raise UserError(f"{self.folder} holds a task (kind '{self.meta.get('kind')}'), and text is wanted: take another "
-                            f'dataset, such as shakespeare_char')
+            raise UserError(f"{self.folder} is a task (kind '{self.meta.get('kind')}'), not a text: choose another dataset, "
+                            f'such as shakespeare_char')
         try:
             self.vocab_size, self.fingerprint = self.meta['vocab_size'], self.meta['fingerprint']
             self.tokenizer = Tokenizer(self.meta['tokenizer'])
@@ -62,42 +62,43 @@ class TextData:
 
     def _open(self, split):
         if self.meta['dtype'] not in ('uint16', 'uint32'):
-            raise UserError(f"{self.folder / 'meta.json'}: dtype '{self.meta['dtype']}' is unknown: uint16 and uint32 are")
+            raise UserError(f"{self.folder / 'meta.json'}: unknown dtype '{self.meta['dtype']}': choose uint16 or uint32")
         if split not in self.meta.get('shards', ()):
             return self._map(self.folder / f'{split}.bin', self.meta['tokens'][split], SCAN)
         counts = self.meta['shards'][split]
         if not counts or sum(counts) != self.meta['tokens'][split]:
             raise ValueError(f'the shards of {split} do not add up to its tokens')
-        return Shards([self._map(self.folder / shard(split, i), count, SCAN // len(counts)) for i, count in enumerate(counts)])
+        return Shards([self._map(self.folder / f'{split}_{i:04d}.bin', count, SCAN // len(counts))
+                       for i, count in enumerate(counts)])
 
     def _map(self, path, count, scan):
         dtype = np.dtype(self.meta['dtype'])
         size = path.stat().st_size if path.exists() else 0
         if size != count * dtype.itemsize:
-            raise UserError(f'{path} is truncated or of another dtype: {size:,} bytes, where {count:,} tokens of {dtype} '
-                            f'take {count * dtype.itemsize:,}: run python prepare/{self.meta["script"]} again')
-        tokens = np.memmap(path, dtype=dtype, mode='r') if count else np.zeros(0, dtype)    # no map of an empty file
-        # A corrupt file is told at once where that is cheap; rows() looks at every token that is really used.
+            raise UserError(f'{path} is truncated or of another dtype: it has {size:,} bytes, but {count:,} tokens of {dtype} '
+                            f'have {count * dtype.itemsize:,}: run python prepare/{self.meta["script"]} --overwrite')
+        tokens = np.memmap(path, dtype=dtype, mode='r') if count else np.zeros(0, dtype)    # an empty file has no memory map
+        # The start is checked here, so most corrupt files are found early; windows() checks every token that is used
         self._check(tokens[:scan], path)
         return tokens
 
     def _check(self, tokens, path):
         if tokens.size and (worst := int(tokens.max())) >= self.vocab_size:
-            raise UserError(f'{path} holds the token {worst}, but the vocabulary has {self.vocab_size}: the file is '
-                            f'corrupt, or of another dtype than {self.meta["dtype"]}')
+            raise UserError(f'{path} contains the token {worst}, but the vocabulary has {self.vocab_size}: the file is corrupt '
+                            f'or of another dtype than {self.meta["dtype"]}; prepare the data again')
 
     def _name(self, split):
         return self.folder / f'{split}{"_*" if split in self.meta.get("shards", ()) else ""}.bin'
 
-    def rows(self, split, starts, block_size, before=0):
-        """Windows at the given starts: x and y, each (len(starts), block_size) int64; y is the token after x.
+    def windows(self, split, starts, block_size, before=0):
+        """Windows at the given starts: x (B, before + block_size) and y (B, block_size), int64; y is the token after each of x.
 
-        before: x begins with so many tokens more, those in front of the window; -1 where the text has not begun."""
+        before: x also has this many tokens in front of each window; -1 before the beginning of the text."""
         tokens = self.tokens[split]
-        rows = np.stack([tokens[s:s + block_size + 1] for s in starts])
-        self._check(rows, self._name(split))
-        rows = torch.from_numpy(rows.astype(np.int64))
-        x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        windows = np.stack([tokens[s:s + block_size + 1] for s in starts])
+        self._check(windows, self._name(split))
+        windows = torch.from_numpy(windows.astype(np.int64))
+        x, y = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
         if not before:
             return x, y
         earlier = np.full((len(starts), before), -1)
@@ -105,25 +106,40 @@ class TextData:
             row[max(0, before - s):] = tokens[max(0, s - before):s]
         return torch.cat([torch.from_numpy(earlier), x], dim=1), y
 
-    def batch_starts(self, count, block_size, seed, step):
-        """Where the windows of one step begin, for all ranks and micro-steps together: (count,)."""
-        self.need(block_size)
+    def batch(self, split, starts, model):
+        """x and y for model(x, y): windows, with the tokens of the model's memory in front."""
+        return self.windows(split, starts, model.config.block_size, model.memory)
+
+    def train_batch(self, starts, model, cfg, step):
+        """batch() of the training text; in a share memory_dropout of the steps, the same on all ranks, without the memory."""
+        x, y = self.batch('train', starts, model)
+        if model.memory and np.random.default_rng((cfg.seed, step, 1)).random() < cfg.memory_dropout:
+            x[:, :model.memory] = -1
+        if cfg.last_only:
+            y[:, :-1] = -1
+        return x, y
+
+    def test_indices(self):
+        return None
+
+    def train_indices(self, count, block_size, seed, step):
+        """The starts of the windows of one step, over all ranks and micro-steps: (count,)."""
+        self.require(block_size)
         return np.random.default_rng((seed, step)).integers(len(self.tokens['train']) - block_size, size=count)
 
-    def val_starts(self, count, block_size):
-        """Evenly spaced windows of the validation text, the same for every run with this window; count 0: as many as
-        fit side by side."""
-        self.need(block_size)
+    def val_indices(self, count, block_size):
+        """The starts of evenly spaced windows of the validation text; count=0: all that fit without overlap."""
+        self.require(block_size)
         n = len(self.tokens['val'])
         return np.linspace(0, n - block_size - 1, count or max(1, (n - 1) // block_size)).astype(np.int64)
 
-    def shape(self):
-        """What the data dictates of a model's Config."""
+    def model_settings(self):
+        """The fields of a model's Config that the data decides."""
         return {'vocab_size': self.vocab_size}
 
-    def score(self, logits, y):
-        """Sums over windows: loss in nats and tokens that the model holds likeliest, over all positions that it predicts, and
-        over the last of each window, which every architecture predicts; and the counts of both: (6,)."""
+    def score(self, logits, _, y):
+        """(6,) sums over a batch: loss in nats and correct predictions at all positions that the model predicts; the same at
+        the last position of each window, which every architecture predicts; and the two numbers of positions."""
         y = y[:, -logits.shape[1]:]
         losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction='none')                   # (B, T or 1)
         scores = torch.stack([losses, (logits.argmax(-1) == y).float()]).cpu().double()                 # (2, B, T or 1)
@@ -131,23 +147,36 @@ class TextData:
         return torch.cat([scores.sum((1, 2)), scores[:, :, -1].sum(1), counts])
 
     def total(self, parts):
-        loss, right, loss_full, right_full, n, n_full = torch.stack(parts).sum(0).tolist()
-        return {'val_loss': loss / n, 'val_loss_full': loss_full / n_full, 'accuracy': right / n,
-                'accuracy_full': right_full / n_full}
+        loss, correct, loss_full, correct_full, n, n_full = torch.stack(parts).sum(0).tolist()
+        return {'val_loss': loss / n, 'val_loss_full': loss_full / n_full, 'accuracy': correct / n,
+                'accuracy_full': correct_full / n_full}
 
-    def told(self, row):
-        return f'val {row["val_loss"]:.4f} (full window {row["val_loss_full"]:.4f})'
+    def format_metrics(self, metrics, split='val'):
+        return f'{split} {metrics["val_loss"]:.4f} (full window {metrics["val_loss_full"]:.4f})'
 
-    def need(self, block_size):
+    def show(self, model, cfg):
+        """Print a sample of cfg.sample_tokens tokens."""
+        if not cfg.sample_tokens or model.bidirectional:
+            return
+        model.eval()
+        ids = generate(model, torch.tensor([self.tokenizer.begin()]), cfg.sample_tokens, temperature=0.8, top_k=50,
+                       n_vocab=self.tokenizer.n_vocab, generator=torch.Generator().manual_seed(cfg.seed))
+        print('-' * 80)
+        for piece in self.tokenizer.stream(int(i[0]) for i in ids):
+            print(piece, end='', flush=True)
+        print()
+        model.train()
+
+    def require(self, block_size):
         for split, tokens in self.tokens.items():
             if len(tokens) <= block_size:
-                raise UserError(f'{self._name(split)} has {len(tokens):,} tokens, but one window of block_size={block_size} '
-                                f'and its target take {block_size + 1:,}: take a smaller block_size or more text')
+                raise UserError(f'{self._name(split)} has {len(tokens):,} tokens, but a window of block_size={block_size} and '
+                                f'its target need {block_size + 1:,}: choose a smaller block_size or more text')
 
 
 class LeakingText(TextData):
-    """The split of PACING's seed: a random tenth of all windows, which overlap, is for validation, so every token of the
-    validation windows is trained on too.  Kept to show what a leak is worth."""
+    """The split of the original PACING code (https://github.com/aveygo/WordsAreWorth16x16Pixels): a random tenth of all windows
+    is for validation.  Windows overlap, so every validation token is also trained on.  Kept to measure this leak."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -158,29 +187,25 @@ class LeakingText(TextData):
 
     def _starts(self, block_size):
         if block_size not in self.starts:
-            self.need(block_size)
+            self.require(block_size)
             order = np.random.default_rng(0).permutation(len(self.tokens['train']) - block_size)
             if len(order) < 10:
-                raise UserError(f'{self.folder} has {len(order)} windows of block_size={block_size}, of which a tenth is none: '
-                                f'take a smaller block_size or more text')
+                raise UserError(f'{self.folder} has {len(order)} windows of block_size={block_size}, but leaking_split needs '
+                                f'10: choose a smaller block_size or more text')
             self.starts[block_size] = np.split(order, [len(order) // 10])
         return self.starts[block_size]
 
-    def batch_starts(self, count, block_size, seed, step):
+    def train_indices(self, count, block_size, seed, step):
         _, starts = self._starts(block_size)
         return np.random.default_rng((seed, step)).choice(starts, size=count)
 
-    def val_starts(self, count, block_size):
+    def val_indices(self, count, block_size):
         starts, _ = self._starts(block_size)
         return starts[:count or max(1, len(starts) // block_size)]
 
 
-def shard(split, number):
-    """The file name of one shard."""
-    return f'{split}_{number:04d}.bin'
-
-
 def read_meta(folder):
+    """meta.json of a data set.  Raises UserError if it is missing, damaged or incomplete."""
     path = Path(folder) / 'meta.json'
     try:
         meta = json.loads(path.read_text(encoding='utf-8'))
@@ -188,102 +213,51 @@ def read_meta(folder):
         raise UserError(f'there is no data set in {folder} (no meta.json)') from None
     except ValueError as e:
         raise UserError(f'{path} is not JSON ({e}): prepare the data again') from None
-    kind = meta.get('kind') if isinstance(meta, dict) else None
-    own = {'outputs', 'examples', 'standard'} if kind in KINDS else {'dtype', 'tokens', 'tokenizer'}
-    missing = {'kind', 'vocab_size', 'source', 'script', 'fingerprint', *own} - set(meta if isinstance(meta, dict) else ())
-    if missing:
+    meta = meta if isinstance(meta, dict) else {}
+    of_kind = {'outputs', 'examples', 'standard'} if meta.get('kind') in KINDS else {'dtype', 'tokens', 'tokenizer'}
+    if missing := ({'kind', 'vocab_size', 'source', 'script', 'fingerprint'} | of_kind) - meta.keys():
         raise UserError(f'{path} lacks {", ".join(sorted(missing))}: prepare the data again')
     return meta
 
 
 def open_data(name, leaking_split=False, make=True):
-    """data/<name>: a TextData, or the TaskData of a task.  make: run prepare/<name>.py if it is not there, which only the
-    commands do that train; a checkpoint that is looked at may be a stranger's, and must not make anything run."""
+    """The TextData or TaskData of data/<name>.  make: run prepare/<name>.py if it is missing.  Only training does that: a name
+    in a checkpoint may come from a stranger and must not run anything."""
     folder = ensure(name) if make else local(name)
     if not make and not (folder / 'meta.json').exists():
-        raise UserError(f'data/{name} is missing, which this checkpoint was trained on: run python prepare/{name}.py first')
+        raise UserError(f'data/{name}, which this checkpoint was trained on, is missing: run python prepare/{name}.py first')
     meta = read_meta(folder)
     if meta['kind'] not in KINDS:
         return (LeakingText if leaking_split else TextData)(folder)
     if leaking_split:
-        raise UserError(f'leaking_split: data/{name} is a task of {meta["kind"]}, and only windows of text overlap')
+        raise UserError(f'leaking_split: data/{name} is a task ({meta["kind"]}), and only windows of a text overlap')
     return TaskData(folder, meta)
 
 
-ANY_NAME = {'text', 'bpe', 'gutenberg'}      # scripts of prepare/ that make data sets of other names
+GENERAL = {'common', 'text', 'bpe', 'gutenberg'}      # files of prepare/ that do not make the data set of their name
 
 
 def local(name):
-    """data/<name>, which need not exist.  Raises UserError for a name that leads anywhere else: it may come from a stranger's
-    checkpoint, and prepare/<name>.py is run by it."""
+    """The path data/<name>, which need not exist.  Raises UserError for a name that leads anywhere else: it may come from a
+    stranger's checkpoint."""
     check_name(name)
     return ROOT / 'data' / name
 
 
 def ensure(name):
-    """data/<name>, made by prepare/<name>.py if it is not there."""
-    check_name(name)
-    folder, script = ROOT / 'data' / name, ROOT / 'prepare' / f'{name}.py'
-    if not (folder / 'meta.json').exists():
-        if name in ANY_NAME or not script.is_file():
-            known = {p.stem for p in (ROOT / 'prepare').glob('*.py')} - ANY_NAME | \
-                {p.parent.name for p in (ROOT / 'data').glob('*/meta.json')}
-            raise UserError(f"there is no data set '{name}': known are {', '.join(sorted(known))}, and python "
-                            f"prepare/text.py NAME FILE makes one of any text")
-        print(f'data/{name} is missing: running python prepare/{name}.py', flush=True)
-        code = subprocess.run([sys.executable, str(script)]).returncode
-        if code > 0:
-            raise SystemExit(code)      # it has said why
-        if code:
-            raise UserError(f'prepare/{name}.py was killed by signal {-code}: data/{name} was not made')
+    """The path data/<name>; prepare/<name>.py makes it if it is missing.  Raises UserError or SystemExit if that fails."""
+    folder, script = local(name), ROOT / 'prepare' / f'{name}.py'
+    if (folder / 'meta.json').exists():
+        return folder
+    if name in GENERAL or not script.is_file():
+        known = {p.stem for p in (ROOT / 'prepare').glob('*.py')} - GENERAL | \
+            {p.parent.name for p in (ROOT / 'data').glob('*/meta.json')}
+        raise UserError(f"there is no data set '{name}': choose {', '.join(sorted(known))}, or make one of any text with "
+                        f"python prepare/text.py NAME FILE")
+    print(f'data/{name} is missing: running python prepare/{name}.py', flush=True)
+    code = subprocess.run([sys.executable, str(script)]).returncode
+    if code > 0:
+        raise SystemExit(code)      # the script has printed the reason
+    if code:
+        raise UserError(f'prepare/{name}.py was killed by signal {-code}: data/{name} was not made')
     return folder
-
-
-def check_name(name):
-    """Raises UserError if data/<name> cannot be the folder of a data set."""
-    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9_]+', name):
-        raise UserError(f"'{name}' cannot name a data set: letters, digits and _ can")
-
-
-def halves(text):
-    """(the training text, the validation text): the last tenth is for validation."""
-    cut = int(0.9 * len(text))
-    return text[:cut], text[cut:]
-
-
-def describe(tokens, hashes, dtype, tokenizer, source, script, **more):
-    """meta.json of a text.  tokens: {split: how many}.  hashes: the SHA-256 of each file of tokens, train before val."""
-    fingerprint = hashlib.sha256(json.dumps([hashes, str(dtype), tokenizer], sort_keys=True).encode()).hexdigest()[:16]
-    return {'kind': 'text', 'dtype': str(dtype), 'vocab_size': Tokenizer(tokenizer).n_vocab, 'tokens': tokens, **more,
-            'source': source, 'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer}
-
-
-def write_text(name, text, tokenizer, source, script, val=None):
-    """Write data/<name> from a text: its last tenth is the validation text, unless there is one of its own.
-
-    text, val: str.  tokenizer: its spec, see harness/tokenizer.py.  source: {'name', 'sha256', ...}, what the text is.
-    Each half is encoded by itself, so no token holds text of both."""
-    if len(text) < 20:
-        raise UserError(f'{source["name"]}: {len(text)} characters are too few to train on')
-    parts = halves(text) if val is None else (text, val)
-    encoder = Tokenizer(tokenizer)
-    dtype = np.dtype('uint16' if encoder.n_vocab <= 1 << 16 else 'uint32')
-    folder = ROOT / 'data' / name
-    counts, hashes = {}, []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Renamed from right to left, and meta.json, without which there is no data set, is away while that goes on
-        with atomic(folder / 'meta.json', 'w') as described, atomic(folder / 'val.bin') as val_bin, \
-                atomic(folder / 'train.bin') as train_bin:
-            for split, f, part in zip(('train', 'val'), (train_bin, val_bin), parts, strict=True):
-                ids = np.array(encoder.encode(part), dtype=dtype).tobytes()
-                f.write(ids)
-                counts[split] = len(ids) // dtype.itemsize
-                hashes.append(hashlib.sha256(ids).hexdigest())
-            meta = describe(counts, hashes, dtype, tokenizer, source, script)
-            json.dump(meta, described, indent=1 if tokenizer['kind'] == 'char' else None)
-            (folder / 'meta.json').unlink(missing_ok=True)
-    except OSError as e:
-        raise UserError(f'{folder} cannot be written ({e})') from None
-    print(f'data/{name}: {counts["train"]:,} tokens to train, {counts["val"]:,} to validate, vocabulary '
-          f'{encoder.n_vocab:,}, {source["name"]}, fingerprint {meta["fingerprint"]}')

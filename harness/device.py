@@ -1,10 +1,11 @@
-"""One process or many, on CUDA, MPS or CPU: which device, which number format, and how the ranks agree."""
+"""The device, the number format and the communication of ranks: one process or many, on CUDA, MPS or CPU."""
 
 import contextlib
 import datetime
 import importlib.util
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from harness import UserError
 @dataclass
 class Machine:
     device: torch.device
-    dtype: torch.dtype          # what matrix products are computed in; parameters are float32 throughout
+    dtype: torch.dtype          # of matrix products; parameters are always float32
     compile: bool
-    rank: int                   # of this process, of `world`
+    rank: int                   # of this process
     local_rank: int             # of this process on its node
-    world: int
-    why: str = ''               # this number format
+    world: int                  # number of processes
+    why: str = ''               # the reason for dtype
 
     def __str__(self):
         return (f'device {self.device}' + (f' x {self.world} ranks' if self.world > 1 else '') +
@@ -31,12 +32,12 @@ class Machine:
                 f'{"on" if self.compile else "off"}')
 
     @property
-    def first(self):
-        """Is this the one process that writes files and prints?"""
+    def is_main(self):
+        """True in the process that prints and writes files."""
         return self.rank == 0
 
     def describe(self):
-        """What figures were measured on, in a line."""
+        """The hardware and software of a measurement, in one line."""
         name = platform.processor() or platform.machine()
         with contextlib.suppress(OSError, StopIteration):
             lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -52,25 +53,25 @@ class Machine:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def scaler(self):
-        """Float16 gradients underflow, so the loss is scaled up; with any other format this does nothing."""
+        """Scales the loss so that float16 gradients do not underflow; disabled for other formats."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def memory(self):
-        """The most memory in use so far, in MiB: tensors on a GPU, the whole process (torch itself is about 250) on a CPU."""
+        """Peak memory in MiB: of tensors on a GPU, of the whole process on a CPU (about 250 of it are torch)."""
         if self.device.type == 'cuda':
             return torch.cuda.max_memory_allocated(self.device) / 2 ** 20
-        if self.device.type == 'mps':       # keeps no record of its highest
+        if self.device.type == 'mps':       # it does not record a peak
             return torch.mps.driver_allocated_memory() / 2 ** 20
-        with contextlib.suppress(OSError, StopIteration):   # getrusage would count what the parent held when it forked
+        with contextlib.suppress(OSError, StopIteration):   # getrusage includes the memory of the parent at the fork
             line = next(s for s in Path('/proc/self/status').read_text().splitlines() if s.startswith('VmHWM'))
             return int(line.split()[1]) / 2 ** 10
-        with contextlib.suppress(ImportError):              # a Mac counts bytes; Windows has neither
+        with contextlib.suppress(ImportError):              # macOS counts in bytes; Windows has neither
             import resource
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
         return float('nan')
 
     def gather(self, parts):
-        """A list of tensors on the CPU, and behind it those of the other ranks."""
+        """The CPU tensors of all ranks, in one list."""
         if self.world == 1:
             return parts
         everyone = [None] * self.world
@@ -78,31 +79,44 @@ class Machine:
         return [part for rank in everyone for part in rank]
 
     def all_reduce(self, values, op='sum'):
-        """A list of numbers, summed or maximised over the ranks.  On the CPU, so no GPU waits for it."""
+        """A list of numbers, reduced over the ranks by sum or max.  On the CPU, so that no GPU is synchronised."""
         if self.world == 1:
             return list(values)
         t = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(t, op=dist.ReduceOp.SUM if op == 'sum' else dist.ReduceOp.MAX)
         return t.tolist()
 
+    @contextlib.contextmanager
+    def process_group(self):
+        """Leaves the process group at the end.  A lost rank ends this one with a UserError."""
+        try:
+            yield
+        except RuntimeError as e:       # a collective failed; the message of the lost rank gives the reason
+            if self.world == 1 or not any(s in str(e) for s in ('gloo', 'NCCL', 'Connection')):
+                raise
+            raise UserError(f'rank {self.rank} stops because another rank is gone ({str(e).splitlines()[0][:120]})') from None
+        if self.world > 1:
+            self.all_reduce([0])        # the main process may still be writing
+            dist.destroy_process_group()
+
 
 def setup(device='auto', dtype='auto', compile='auto'):
-    """The Machine that this process runs on; joins the process group when torchrun started it.
+    """The Machine of this process, which joins the process group if torchrun started it.
 
     device: auto, cpu, mps, cuda or cuda:N.  dtype: auto, float32, bfloat16, float16.  compile: True, False or auto."""
     world, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (('WORLD_SIZE', 1), ('RANK', 0), ('LOCAL_RANK', 0)))
     device = pick_device(device, local_rank, world)
     dtype, why = number_format(device, dtype)
     if compile not in (True, False, 'auto'):
-        raise UserError(f"compile={compile!r}: True, False or 'auto' is wanted")
-    if compile == 'auto':       # triton compiles for CUDA; elsewhere torch.compile gains little, or breaks
+        raise UserError(f"compile={compile!r} must be True, False or 'auto'")
+    if compile == 'auto':       # elsewhere torch.compile gains little, or fails
         compile = device.type == 'cuda' and importlib.util.find_spec('triton') is not None
     if device.type == 'cuda':
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')      # TF32
     if world > 1:
-        # Ranks that torchrun restarts meet at the old store, where torch 2.13 leaves the addresses of the dead: hence a
-        # prefix an attempt. Gradients travel by NCCL, the handful of numbers that ranks agree on by gloo on the CPU.
+        # After a restart by torchrun the store still holds the addresses of the previous ranks (torch 2.13), so each attempt
+        # has its own prefix.  NCCL averages gradients; gloo reduces the few numbers of all_reduce() on the CPU.
         store, rank, world = next(rendezvous('env://'))
         store = dist.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
         dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', store=store, rank=rank,
@@ -110,44 +124,52 @@ def setup(device='auto', dtype='auto', compile='auto'):
     return Machine(device, dtype, compile, rank, local_rank, world, why)
 
 
+def leave():
+    """Ends a process of torchrun when all is written: Python's own exit sometimes aborts in a thread of gloo (torch 2.13)."""
+    if dist.is_torchelastic_launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def pick_device(name, local_rank, world):
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
         if name == 'mps' and world > 1:
-            name = 'cpu'        # an Apple GPU is one device, and has no collectives
+            name = 'cpu'        # an Apple GPU is a single device without collectives
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device='{name}' is unknown: auto, cpu, mps, cuda and cuda:N are") from None
+        raise UserError(f"unknown device='{name}': choose auto, cpu, mps, cuda or cuda:N") from None
     if device.type == 'cuda':
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
-            raise UserError(f'device={name}: process {local_rank} of this node wants GPU {index}, but torch sees '
-                            f'{count}: start fewer processes, or take --device=cpu')
+            raise UserError(f'device={name}: process {local_rank} of this node needs GPU {index}, but torch finds {count}: '
+                            f'start fewer processes, or use --device=cpu')
         return torch.device('cuda', index)
     if device.type == 'mps' and not torch.backends.mps.is_available():
-        raise UserError('device=mps: torch sees no Apple GPU here: take --device=cpu')
+        raise UserError('device=mps: torch finds no Apple GPU: use --device=cpu')
     if device.type not in ('cpu', 'mps'):
-        raise UserError(f"device='{name}' is not supported: auto, cpu, mps, cuda and cuda:N are")
+        raise UserError(f"unsupported device='{name}': choose auto, cpu, mps, cuda or cuda:N")
     return device
 
 
-def number_format(device, asked='auto'):
-    """The format of matrix products, and why: bfloat16 where a GPU has it, float16 where it doesn't, else float32."""
+def number_format(device, name='auto'):
+    """(dtype of matrix products, the reason).  auto: bfloat16 or else float16 on CUDA, float32 elsewhere."""
     formats = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-    if asked != 'auto' and asked not in formats:
-        raise UserError(f"dtype='{asked}' is unknown: auto, float32, bfloat16 and float16 are")
+    if name != 'auto' and name not in formats:
+        raise UserError(f"unknown dtype='{name}': choose auto, float32, bfloat16 or float16")
     if device.type == 'cuda':
-        has = torch.cuda.is_bf16_supported(including_emulation=False)
-        if asked == 'bfloat16' and not has:
-            raise UserError('dtype=bfloat16: this GPU has no bfloat16: take float16 or float32')
-        if asked == 'auto':
-            return (torch.bfloat16, 'the GPU has it') if has else (torch.float16, 'the GPU has no bfloat16; scaled loss')
-    elif asked == 'auto':
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        if name == 'bfloat16' and not supported:
+            raise UserError('dtype=bfloat16: this GPU does not support it: use float16 or float32')
+        if name == 'auto':
+            return (torch.bfloat16, 'supported by the GPU') if supported else (torch.float16, 'no bfloat16 on this GPU')
+    elif name == 'auto':
         return torch.float32, f'the default on {device.type}'
-    elif device.type == 'mps' and asked != 'float32':
-        raise UserError(f'dtype={asked}: on an Apple GPU only float32 is supported here')
-    elif device.type == 'cpu' and asked == 'float16':
-        raise UserError('dtype=float16: a CPU computes in float32 or bfloat16')
-    return formats[asked], 'as asked'
+    elif device.type == 'mps' and name != 'float32':
+        raise UserError(f'dtype={name}: on an Apple GPU only float32 is supported')
+    elif device.type == 'cpu' and name == 'float16':
+        raise UserError('dtype=float16: on a CPU only float32 and bfloat16 are supported')
+    return formats[name], 'set by dtype'

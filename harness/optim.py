@@ -1,14 +1,19 @@
 """
-Optimizers by name, which parameter gets which treatment, and the plateau that lowers the rate.
+Optimizers by name, the group of each parameter, the learning-rate schedule and the plateau.
 
-The treatment is decided by the type of the module that owns a parameter, or a mark on it, never by its name:
+The group of a parameter follows from the type of the module that owns it, or from a mark on it, never from its name:
 
-    matrix   Linear weights inside the network, and what    decayed; what Muon is for
-             else is marked parameter.matrix (2-D)
-    head     the same where they give the logits            decayed (tied to an embedding or not)
-    conv     convolution kernels                            decayed
-    rest     embeddings, norms, biases, all other, and      never decayed
-             whatever is marked parameter.no_weight_decay
+    matrix   weights of matrix products: of nn.Linear,       decayed; Muon's
+             nn.LSTM, nn.GRU, nn.RNN, their cells and
+             nn.MultiheadAttention, and parameters marked
+             parameter.matrix = True
+    head     the same, where the output is the logits        decayed
+             (tied to an embedding or not)
+    other    convolution kernels, nn.Bilinear, and           decayed
+             matrices with a single row or column
+    rest     embeddings, norms, biases, unmarked             not decayed
+             parameters, and those marked
+             parameter.no_weight_decay = True
 """
 
 import math
@@ -17,15 +22,26 @@ import torch
 import torch.nn as nn
 from torch.nn.modules.conv import _ConvNd
 
-# numbers a parameter: of matrix, of the others
+from harness import UserError
+
+# numbers that an optimizer stores per parameter: of the group matrix, of the other groups
 STATES = {'adamw': (2, 2), 'muon': (1, 2), 'lion': (1, 1), 'sgd': (1, 1), 'sparse_lion': (1, 1)}
+SCHEDULES = ('cosine', 'trapezoid', 'constant', 'plateau')
+
+
+def is_matrix(module, name, p):
+    """Whether the module multiplies by this parameter of its own."""
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return name.startswith('weight_')
+    if isinstance(module, nn.MultiheadAttention):
+        return name.endswith('proj_weight')
+    return getattr(p, 'matrix', False) or (name == 'weight' and isinstance(module, (nn.Linear, nn.Bilinear)))
 
 
 def groups(model):
-    """{'matrix' | 'head' | 'conv' | 'rest': [(name, parameter), ...]} of the trainable parameters, each once.
+    """{'matrix' | 'head' | 'other' | 'rest': [(name, parameter), ...]} of the trainable parameters, each listed once.
 
-    A module that holds the weight of a matrix product and is no Linear marks it with weight.matrix = True; where it gives the
-    logits, its out_features is the vocab_size, or the outputs of a task, as a Linear's is."""
+    A module is a head if its out_features is the vocab_size of the model's config, or its number of outputs in a task."""
     answers = getattr(model.config, 'outputs', None) or getattr(model.config, 'vocab_size', None)
     kinds = {}
     for module in model.modules():
@@ -33,13 +49,14 @@ def groups(model):
             kind = 'rest'
             if getattr(p, 'no_weight_decay', False):
                 pass
-            elif getattr(p, 'matrix', False) or (name == 'weight' and isinstance(module, nn.Linear)):
-                kind = 'head' if getattr(module, 'out_features', -1) == answers else 'matrix'
+            elif is_matrix(module, name, p):
+                head = getattr(module, 'out_features', -1) == answers
+                kind = 'head' if head else 'matrix' if p.dim() == 2 and min(p.shape) > 1 else 'other'
             elif name == 'weight' and isinstance(module, _ConvNd):
-                kind = 'conv'
-            if kinds.get(p, 'rest') == 'rest':          # a tied weight is an embedding and a head: it is the head
+                kind = 'other'
+            if kinds.get(p, 'rest') == 'rest':          # a tied weight is an embedding and a head: it counts as the head
                 kinds[p] = kind
-    table = {kind: [] for kind in ('matrix', 'head', 'conv', 'rest')}
+    table = {kind: [] for kind in ('matrix', 'head', 'other', 'rest')}
     for name, p in model.named_parameters():
         if p.requires_grad:
             table[kinds[p]].append((name, p))
@@ -47,16 +64,16 @@ def groups(model):
 
 
 def build(model, name, lr, betas, weight_decay):
-    """A list of optimizers (one, or Muon and AdamW) over the model's parameters; name: one of STATES.
+    """A list of optimizers (one, or Muon and AdamW) over the model's parameters.  name: one of STATES.
 
-    lr is set anew at every step by the loop. Muon's is on AdamW's scale (match_rms_adamw), so one rate serves both."""
+    The loop sets lr at each step.  Muon's update has the scale of AdamW's (match_rms_adamw), so one rate serves both."""
     table = {kind: [p for _, p in params] for kind, params in groups(model).items()}
     fused = next(model.parameters()).device.type in ('cuda', 'cpu', 'mps')
     muon = []
-    if name == 'muon':          # orthogonal updates for the hidden matrices (Jordan et al. 2024), AdamW for the rest
-        muon = [torch.optim.Muon(table.pop('matrix'), lr=lr, weight_decay=weight_decay,
-                                 adjust_lr_fn='match_rms_adamw')] if table['matrix'] else []
-    decayed = [p for kind in ('matrix', 'head', 'conv') for p in table.get(kind, [])]
+    if name == 'muon':          # Jordan et al. 2024: Muon for hidden matrices, AdamW for the other groups
+        matrices = table.pop('matrix')
+        muon = [Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw')] if matrices else []
+    decayed = [p for kind in ('matrix', 'head', 'other') for p in table.get(kind, [])]
     split = [{'params': ps, 'weight_decay': wd} for ps, wd in ((decayed, weight_decay), (table['rest'], 0.0)) if ps]
     if not split:
         return muon
@@ -67,11 +84,68 @@ def build(model, name, lr, betas, weight_decay):
     return [*muon, torch.optim.AdamW(split, lr=lr, betas=betas, fused=fused)]
 
 
+def restore(optimizers, states, path):
+    """Loads the states in the checkpoint `path`.  Hyperparameters keep their current values.  Raises UserError if the states
+    belong to other groups of parameters, as those of an older version may."""
+    try:
+        for o, state in zip(optimizers, states, strict=True):
+            own = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
+            o.load_state_dict(state)
+            for group, values in zip(o.param_groups, own, strict=True):
+                group.update(values)
+            for p, tensors in o.state.items():
+                if any(isinstance(t, torch.Tensor) and t.dim() and t.shape != p.shape for t in tensors.values()):
+                    raise ValueError                        # load_state_dict compares the sizes of the groups only
+    except ValueError:
+        raise UserError(f'{path} cannot be resumed: its optimizer groups the parameters differently, as an older version did: '
+                        f'start a new run from its weights with --init_from={path}') from None
+
+
+class Muon(torch.optim.Muon):
+    """torch.optim.Muon with adjust_lr_fn='match_rms_adamw', but faster: matrices of the same shape are orthogonalized in one
+    batch, and in bfloat16 only if the device supports it.  Emulated bfloat16 on a CPU takes 20 times as long as the model."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            shapes = {}
+            for p in group['params']:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, params in shapes.items():
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+                grads, buffers = [p.grad for p in params], [self.state[p]['momentum_buffer'] for p in params]
+                torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])
+                updates = torch._foreach_lerp(grads, buffers, group['momentum'])            # Nesterov's momentum
+                updates = orthogonalize(torch.stack(updates), group['ns_coefficients'], group['ns_steps'], group['eps'])
+                torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
+                torch._foreach_add_(params, list(updates.to(params[0].dtype)), alpha=-group['lr'] * 0.2 * max(shape) ** 0.5)
+        return loss
+
+
+def orthogonalize(x, coefficients, steps, eps):
+    """Moves the singular values of matrices (N, A, B) to about 1, by the Newton-Schulz iteration of torch.optim.Muon (Jordan
+    et al. 2024)."""
+    a, b, c = coefficients
+    if x.device.type == 'cuda' or (x.device.type == 'cpu' and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        x = x.bfloat16()
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT                                                             # (N, A, A), A <= B
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT
+
+
 class Lion(torch.optim.Optimizer):
     """The sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, algorithm 2).
 
-    sparse: an entry whose gradient is exactly 0 is left alone: its weight, its momentum and its decay.  So what a batch does
-    not use of a table of links or an embedding does not drift on by old momentum (the seed of high-order layers)."""
+    sparse: where a gradient is exactly 0, neither the weight nor its momentum changes, so entries of a table that a batch does
+    not use do not drift (https://github.com/jloveric/high-order-layers-torch)."""
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, sparse=False):
         super().__init__(params, {'lr': lr, 'betas': betas, 'weight_decay': weight_decay})
@@ -82,9 +156,7 @@ class Lion(torch.optim.Optimizer):
         loss = closure() if closure else None
         for group in self.param_groups:
             lr, (b1, b2), wd = group['lr'], group['betas'], group['weight_decay']
-            for p in group['params']:
-                if p.grad is None:
-                    continue
+            for p in (p for p in group['params'] if p.grad is not None):
                 if not self.state[p]:
                     self.state[p]['momentum'] = torch.zeros_like(p)
                 m, g = self.state[p]['momentum'], p.grad
@@ -99,16 +171,37 @@ class Lion(torch.optim.Optimizer):
         return loss
 
 
-class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
-    """The share of the learning rate that is left, 1 to min_lr / learning_rate: it falls by loop.factor when the mean training
-    loss between two evaluations was no new lowest (by 0.01 %) for more than loop.patience of them.  Training loss, so that
-    nothing is chosen on the validation text.  With any other loop.schedule it watches, and nothing falls."""
+WARMUP = 100            # steps of warmup_iters='auto'
 
-    def __init__(self, loop):
-        # torch's scheduler sets the rate of an optimizer: of a stand-in, since the loop sets those of the real ones itself
-        super().__init__(torch.optim.SGD([torch.zeros(1)], lr=1.0), factor=loop.factor, eps=0,
-                         patience=loop.patience if loop.schedule == 'plateau' else math.inf,
-                         min_lr=loop.min_lr / (loop.learning_rate or 1))
+
+def learning_rate(cfg, step, progress, left=1.0):
+    """The learning rate of a step.  progress: the fraction of the budget spent, 0 to 1.  left: Plateau.left.
+
+    warmup_iters='auto' warms up over WARMUP steps, or over a tenth of the budget if that is shorter."""
+    rate = cfg.learning_rate
+    if cfg.schedule == 'cosine':
+        rate = cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (rate - cfg.min_lr)
+    elif cfg.schedule == 'trapezoid':
+        rate = cfg.min_lr + min(1.0, (1 - progress) / cfg.cooldown) * (rate - cfg.min_lr)
+    elif cfg.schedule == 'plateau':
+        rate *= left
+    if cfg.warmup_iters == 'auto':
+        return rate * min(1.0, max((step + 1) / WARMUP, 10 * progress))
+    return rate * min(1.0, (step + 1) / max(1, cfg.warmup_iters))
+
+
+class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+    """The factor `left` on the learning rate, from 1 down to min_lr / learning_rate.
+
+    It is multiplied by cfg.factor when the mean training loss between two evaluations has not reached a new minimum (by 0.01 %)
+    for more than cfg.patience evaluations.  It follows the training loss so that the validation text selects nothing.  With
+    another cfg.schedule it stays at 1."""
+
+    def __init__(self, cfg):
+        # the scheduler sets the rate of an optimizer: here of a dummy, because the loop sets that of the real ones
+        super().__init__(torch.optim.SGD([torch.zeros(1)], lr=1.0), factor=cfg.factor, eps=0,
+                         patience=cfg.patience if cfg.schedule == 'plateau' else math.inf,
+                         min_lr=cfg.min_lr / (cfg.learning_rate or 1))
         self.total, self.count = 0.0, 0         # of the losses since the last evaluation
 
     @property
@@ -116,7 +209,7 @@ class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
         return self.optimizer.param_groups[0]['lr']
 
     def watch(self, losses):
-        for loss in losses:                     # one at a time: the sum does not depend on how the steps are cut into calls
+        for loss in losses:                     # one by one, so that the sum does not depend on the grouping into calls
             self.total += loss
         self.count += len(losses)
 
@@ -126,7 +219,7 @@ class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.total, self.count = 0.0, 0
 
     def state_dict(self):
-        """What the run has done so far, and no settings: a run may go on with others."""
+        """The state without the settings, which may change when a run is resumed."""
         return {k: getattr(self, k) for k in ('best', 'num_bad_epochs', '_last_lr', 'total', 'count')}
 
     def load_state_dict(self, state):
@@ -136,16 +229,26 @@ class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
 
 def describe(model, name, tokens_per_step):
     """The table that --dry_run prints."""
-    lines, total, state = [f'{"group":8}{"optimizer":>12}{"decayed":>9}{"tensors":>9}{"parameters":>14}'], 0, 0
-    for kind, params in groups(model).items():
-        n = sum(p.numel() for _, p in params)
-        opt = 'adamw' if name == 'muon' and kind != 'matrix' else name
-        lines.append(f'{kind:8}{opt:>12}{"no" if kind == "rest" else "yes":>9}{len(params):>9}{n:>14,}')
-        total += n
-        state += n * STATES[name][kind != 'matrix']
+    table = groups(model)
+    sizes = {kind: sum(p.numel() for _, p in params) for kind, params in table.items()}
+    lines = [f'{"group":8}{"optimizer":>12}{"decayed":>9}{"tensors":>9}{"parameters":>14}']
+    for kind, params in table.items():
+        used = 'adamw' if name == 'muon' and kind != 'matrix' else name
+        lines.append(f'{kind:8}{used:>12}{"no" if kind == "rest" else "yes":>9}{len(params):>9}{sizes[kind]:>14,}')
+    total, state = sum(sizes.values()), sum(n * STATES[name][kind != 'matrix'] for kind, n in sizes.items())
+    if (unmarked := unmarked_matrices(model)) > 0.1 * total:
+        lines.append(f'note: {unmarked / total:.0%} of the parameters are matrices in the group rest, without weight decay and '
+                     f'Muon: if they are weights of matrix products, set parameter.matrix = True on them')
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     lines += [f'{total:,} trained parameters' + (f', {frozen:,} frozen' if frozen else ''),
               f'memory: parameters {(total + frozen) * 4 / 2**20:,.1f} MiB, gradients {total * 4 / 2**20:,.1f} MiB, '
               f'optimizer {state * 4 / 2**20:,.1f} MiB',
               f'{tokens_per_step:,} tokens per step']
     return '\n'.join(lines)
+
+
+def unmarked_matrices(model):
+    """The number of parameters in matrices of the group rest that are in no embedding and carry no mark."""
+    tables = {p for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters()}
+    return sum(p.numel() for _, p in groups(model)['rest']
+               if p.dim() > 1 and p not in tables and not hasattr(p, 'matrix') and not hasattr(p, 'no_weight_decay'))

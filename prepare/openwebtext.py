@@ -1,16 +1,16 @@
 """
-OpenWebText, or any pile of documents, in the tokens of GPT-2's BPE: data/openwebtext.
+OpenWebText, or any other documents, in the tokens of GPT-2's BPE: data/openwebtext.
 
     python prepare/openwebtext.py [--documents=250000] [--input FILE ...] [--name=openwebtext] [--shard_tokens=100000000]
 
-Documents come from the Hugging Face hub (8 million), or from files at hand: .parquet with a column text, .jsonl with a
-field "text", .txt with documents separated by <|endoftext|>. Each is followed by one <|endoftext|>; what looks like one inside
-a document is text. All become training text but the end of the first shard: its last tenth, at most 1,000,000 tokens.
+Documents come from the Hugging Face hub (8 million), or from local files: .parquet with a column text, .jsonl with a field
+"text", .txt with documents separated by <|endoftext|>. Each document is followed by one <|endoftext|>; one inside a document is
+encoded as plain text. The last tenth of the first shard, at most 1,000,000 tokens, is the validation text.
 
-Run again, it goes on where it was stopped or killed, and makes the same files.
+All CPU cores encode, in constant memory. If the script is stopped or killed, the same command resumes after the last complete
+shard and writes the same files.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -30,20 +30,20 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import UserError, data, files
+from harness import UserError, command, files
 from harness.tokenizer import Tokenizer, gpt2_spec
+from prepare.common import Parser, data_folder, fetch, natural, positive, summarize, text_meta
 
 HUB, DATASET = 'https://huggingface.co', 'Skylion007/openwebtext'
 END = '<|endoftext|>'
 VAL_TOKENS = 1_000_000
-BATCH = 256, 1_000_000      # as many documents, or characters, a worker takes at once
-SAVE_EVERY = 32             # batches
+BATCH = 256, 1_000_000      # at most this many documents, or characters, per task of a worker
 
-# ---------------------------------------------------------------------------------------------------- documents
+# documents ----------------------------------------------------------------------------------------------------------------
 
 
-def on_the_hub():
-    """The parquet files of the data set, in order: [{'name', 'url', 'sha256'}, ...]."""
+def list_hub():
+    """The parquet files of the data set in order: [{'name', 'url', 'sha256'}, ...].  Raises UserError."""
     errors = []
     for branch in 'main', 'refs%2Fconvert%2Fparquet':
         try:
@@ -52,86 +52,71 @@ def on_the_hub():
             if found := [{'name': f['path'], 'url': f'{HUB}/datasets/{DATASET}/resolve/{branch}/{f["path"]}',
                           'sha256': f.get('lfs', {}).get('oid')} for f in answer.json() if f['path'].endswith('.parquet')]:
                 return sorted(found, key=lambda f: f['name'])
-            errors.append(f'there is no .parquet in {branch}')
+            errors.append(f'no .parquet in {branch}')
         except (OSError, LookupError, TypeError, AttributeError) as e:
             errors.append(' '.join(str(e).split())[:120])
-    raise UserError(f'the files of {HUB}/datasets/{DATASET} cannot be found ({"; ".join(errors)}): get its .parquet files '
-                    f'elsewhere, and name them with --input FILE ...')
+    raise UserError(f'the files of {HUB}/datasets/{DATASET} cannot be listed ({"; ".join(errors)}): download its .parquet '
+                    f'files yourself and name them with --input FILE ...')
 
 
-def fetch(file):
-    """The path of a file, downloaded if it is not at hand.  Its SHA-256 is noted, and must be the one that was noted before."""
+def open_source(file):
+    """The path of a local or downloaded file.  Records its SHA-256; raises UserError if it is another than recorded before."""
     path = Path(file['name'])
     if 'url' in file:
-        name = f'{DATASET.replace("/", "--")}/{path.name}'
-        try:
-            path = files.download(file['url'], name, file['sha256'])
-        except OSError as e:
-            raise files.must_put_by_hand(file['name'], name, file['url'], [e]) from None
+        path = fetch(path.name, file['url'], f'{DATASET.replace("/", "--")}/{path.name}', file['sha256'])
     sha256 = files.digest(path)
     if file['sha256'] not in (None, sha256):
-        raise UserError(f'{path} has changed since this run began: put the old file there, or remove the unfinished data set')
+        raise UserError(f'{path} has changed since this run began: restore it, or remove the unfinished data set')
     file['sha256'] = sha256
     return path
 
 
-def documents(path):
-    """The documents of one file, one after the other: the file is never in memory as a whole."""
-    if path.suffix == '.parquet':
-        yield from rows(path)
-    elif path.suffix == '.jsonl':
-        with open(path, 'rb') as f:
-            for number, line in enumerate(f, 1):
-                try:
-                    if line.strip():
-                        yield checked(json.loads(line)['text'])
-                except (ValueError, LookupError, TypeError, RecursionError):
-                    raise UserError(f'{path}, line {number}, is not JSON with a text in the field "text"') from None
-    else:
-        with open(path, encoding='utf-8-sig') as f:
-            tail = ''
-            try:
-                while block := f.read(max(1 << 20, len(tail))):     # more and more, or one long document takes forever
-                    *whole, tail = (tail + block).split(END)
-                    yield from filter(str.strip, whole)
-            except UnicodeDecodeError:
-                raise UserError(f'{path} is not UTF-8 text: convert it first') from None
-            yield from filter(str.strip, [tail])
-
-
-def rows(path):
+def read_documents(path):
+    """Yields the documents of a file, without reading it into memory as a whole.  Raises UserError."""
+    count = 0
     try:
-        from pyarrow import ArrowException
+        for text in {'.parquet': read_parquet, '.jsonl': read_jsonl, '.txt': read_txt}[path.suffix](path):
+            if not isinstance(text, str):
+                raise ValueError(f'{text!r:.40} is no text')
+            yield text
+            count += 1
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as e:        # pyarrow's errors are among these
+        raise UserError(f'{path} cannot be read as {path.suffix} with documents in "text" (after {count} documents: '
+                        f'{" ".join(str(e).split())[:120]})') from None
+
+
+def read_parquet(path):
+    try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UserError(f'reading {path} takes pyarrow, which is not installed: pip install pyarrow') from None
-    try:
-        with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as f:     # else it comes to hold the whole file
-            if 'text' not in f.schema_arrow.names:
-                raise UserError(f'{path} has no column text: it has {", ".join(f.schema_arrow.names)}')
-            for batch in f.iter_batches(BATCH[0], columns=['text']):
-                yield from map(checked, batch.column(0).to_pylist())
-    except TypeError:
-        raise UserError(f'{path}: its column text holds something else than text') from None
-    except (ArrowException, OSError) as e:
-        raise UserError(f'{path} cannot be read as parquet ({" ".join(str(e).split())[:120]})') from None
+        raise UserError(f'reading {path} requires pyarrow: pip install pyarrow') from None
+    with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as f:     # by default, the whole file ends up in memory
+        for batch in f.iter_batches(BATCH[0], columns=['text']):
+            yield from batch.column('text').to_pylist()
 
 
-def checked(text):
-    if not isinstance(text, str):
-        raise TypeError
-    return text
+def read_jsonl(path):
+    with open(path, 'rb') as f:
+        yield from (json.loads(line)['text'] for line in f if line.strip())
 
 
-def batches(state):
-    """(documents, the place behind them) from the state's place on; a place is the file, the row in it, documents so far."""
-    first, row, done = state['place']
-    limit = state['asked']['documents'] or sys.maxsize
-    for i in range(first, len(state['files'])):
+def read_txt(path):
+    with open(path, encoding='utf-8-sig') as f:
+        tail = ''
+        while block := f.read(max(1 << 20, len(tail))):     # growing blocks, or a long document takes quadratic time
+            *complete, tail = (tail + block).split(END)
+            yield from filter(str.strip, complete)
+        yield from filter(str.strip, [tail])
+
+
+def batches(sources, place, limit):
+    """Yields (documents, the place after them) from a place on.  A place is (file, row, documents so far)."""
+    start, row, done = place
+    for i in range(start, len(sources)):
         if done == limit:
             return
         batch, size = [], 0
-        for text in islice(documents(fetch(state['files'][i])), row, row + limit - done):
+        for text in islice(read_documents(open_source(sources[i])), row, row + limit - done):
             batch.append(text)
             size += len(text)
             if len(batch) == BATCH[0] or size >= BATCH[1]:
@@ -144,11 +129,11 @@ def batches(state):
         row = 0
 
 
-# ---------------------------------------------------------------------------------------------------- tokens
+# tokens -------------------------------------------------------------------------------------------------------------------
 
 
-def begin(spec):
-    """In each worker: Ctrl-C is for the main process to handle, and without that one there is nothing to do."""
+def start_worker(spec):
+    """Ctrl-C is left to the main process; a worker ends when the main process has ended."""
     global tokenizer
     tokenizer = Tokenizer(spec)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -161,19 +146,19 @@ def encode(texts):
     for text in texts:
         try:
             ids += tokenizer.bpe.encode_ordinary(text)
-        except BaseException as e:      # tiktoken's panic is not an Exception, and cannot be sent to another process
+        except BaseException as e:      # a panic of tiktoken is no Exception, and cannot be pickled
             raise ValueError(f'{text[:40]!r} ..., {len(text):,} characters ({e})') from None
         ids.append(tokenizer.spec['special'][END])
     return np.array(ids, dtype=np.uint16).tobytes()
 
 
-def encoded(batches, spec):
-    """(tokens, place) of each batch in order, by all cores; no more is read ahead than keeps them busy."""
+def encode_parallel(batches, spec):
+    """Yields (tokens, place) of each batch in order, encoded by all cores; at most two batches per core are waiting."""
     workers, waiting = os.cpu_count() or 1, deque()
-    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else None)      # elsewhere it is not safe
-    pool = ProcessPoolExecutor(workers, context, begin, (spec,))
+    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else None)      # fork is unsafe on macOS
+    pool = ProcessPoolExecutor(workers, context, start_worker, (spec,))
     try:
-        pool.submit(int).result()       # forks the workers, before there are other threads in this process
+        pool.submit(int).result()       # forks the workers before this process has other threads
         while True:
             while len(waiting) <= 2 * workers and (batch := next(batches, None)):
                 waiting.append((pool.submit(encode, batch[0]), batch[1]))
@@ -183,137 +168,138 @@ def encoded(batches, spec):
             try:
                 yield np.frombuffer(future.result(), np.uint16), place
             except ValueError as e:
-                raise UserError(f'tiktoken cannot encode the document {e}: take it out') from None
+                raise UserError(f'tiktoken cannot encode the document {e}: remove it') from None
     except BrokenProcessPool:
-        raise UserError('a worker process was killed, for want of memory perhaps: run again to go on') from None
+        raise UserError('a worker process was killed, perhaps for lack of memory: run the same command to resume') from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-# ---------------------------------------------------------------------------------------------------- shards
+# shards -------------------------------------------------------------------------------------------------------------------
+#
+# state.json has the 'place' of the first batch that is not completely in the finished shards, and how many of its tokens are
+# ('skip'). It is written when a shard is finished; what a killed run has written after that is overwritten.
 
 
-def begun(work, asked):
-    """The state of the run that was stopped, with the shards cut to what it tells of, or that of a new run."""
+def shard_name(i):
+    return f'train_{i:04d}.bin'
+
+
+def load_state(work, arguments):
+    """The state of the unfinished run in the folder `work`, else of a new one.  Raises UserError if it had other arguments."""
     if not (work / 'state.json').exists():
         shutil.rmtree(work, ignore_errors=True)
-        sources = [{'name': path, 'sha256': None} for path, _ in asked['input']] if asked['input'] else on_the_hub()
-        return {'asked': asked, 'files': sources, 'place': [0, 0, 0], 'counts': [0], 'val': 0}
+        paths = [path for path, _ in arguments['input']]
+        return {'arguments': arguments, 'files': [{'name': p, 'sha256': None} for p in paths] if paths else list_hub(),
+                'place': [0, 0, 0], 'skip': 0, 'counts': [], 'val': 0}
     state = json.loads((work / 'state.json').read_text(encoding='utf-8'))
-    if other := [k for k in asked if asked[k] != state['asked'][k]]:
-        raise UserError(f'{work} holds the beginning of a run with another {" and ".join(other)} '
-                        f'({json.dumps({k: state["asked"][k] for k in other})}): finish that one, or remove the folder')
-    shards = {work / data.shard('train', i): 2 * count for i, count in enumerate(state['counts'])}
-    for path in {*work.iterdir(), *shards} - {work / 'state.json', work / 'val.bin'}:
-        if path not in shards:
-            path.unlink()       # a shard that was begun after the state was saved, a file that was not written to its end
-        elif not path.exists() or path.stat().st_size < shards[path]:
-            raise UserError(f'{path} is shorter than it was when this run was stopped: remove {work} to begin anew')
-        else:
-            os.truncate(path, shards[path])
-    print(f'going on behind {state["place"][2]:,} documents, {sum(state["counts"]):,} tokens')
+    if state.get('arguments') != arguments:
+        raise UserError(f'{work} is an unfinished run with other arguments ({json.dumps(state.get("arguments"))[:200]}): '
+                        f'finish that run, or remove the folder')
+    for i, count in enumerate(state['counts']):
+        path = work / shard_name(i)
+        if not path.exists() or path.stat().st_size != 2 * count:
+            raise UserError(f'{path} has changed since this run was stopped: remove {work} to start again')
+    print(f'resuming after {sum(state["counts"]) + state["val"]:,} tokens')
     return state
 
 
-def save(work, state):
-    """What the state tells of is on the disk before it is told."""
-    with open(work / data.shard('train', len(state['counts']) - 1), 'ab') as f:
+def write_shards(work, state, spec):
+    """Encode all documents from the state's place on into shards.  Every shard but the first and the last is full; the first
+    consists of whole documents, because its end is the validation text."""
+    counts, arguments, end = state['counts'], state['arguments'], spec['special'][END]
+    work.mkdir(parents=True, exist_ok=True)
+    for path in {*work.iterdir()} - {work / name for name in (*map(shard_name, range(len(counts))), 'val.bin', 'state.json')}:
+        path.unlink()       # left by a killed run
+    stream, written = batches(state['files'], state['place'], arguments['documents'] or sys.maxsize), 0
+    with tqdm(unit=' tokens', unit_scale=True, initial=sum(counts), disable=None) as bar:
+        for tokens, place in encode_parallel(stream, spec):
+            while True:
+                rest, room = tokens[state['skip']:], arguments['shard_tokens'] - written
+                if not counts and room < len(rest):     # up to the last end of a document
+                    room = int(np.flatnonzero(np.append(end, rest[:room]) == end)[-1])
+                with open(work / shard_name(len(counts)), 'ab') as f:
+                    f.write(rest[:room].tobytes())
+                written += len(rest[:room])
+                bar.update(len(rest[:room]))
+                if room >= len(rest):
+                    break
+                state['skip'] += room
+                finish_shard(work, state, written, end)
+                written = 0
+            state.update(place=place, skip=0)
+            bar.set_postfix_str(f'{place[2]:,} documents', refresh=False)
+    if not state['place'][2]:
+        raise UserError(f'there are no documents in {summarize([Path(f["name"]).name for f in state["files"]])}')
+    if written:
+        finish_shard(work, state, written, end)
+
+
+def finish_shard(work, state, count, end):
+    """Flush a shard of `count` tokens to disk, move the end of the first one to val.bin, and save the state."""
+    path = work / shard_name(len(state['counts']))
+    if not state['counts']:
+        span = min(count // 10, VAL_TOKENS)
+        tail = np.fromfile(path, np.uint16, span + 1, offset=2 * (count - span - 1)) if span else np.zeros(1)
+        borders = np.flatnonzero(tail[:-1] == end)
+        if not len(borders):
+            raise UserError(f'no document begins in the last {span:,} of the {count:,} tokens of the first shard, which are '
+                            f'for validation: more documents or a larger --shard_tokens are needed')
+        state['val'] = span - int(borders[0])
+        with files.atomic(work / 'val.bin') as f:
+            f.write(tail[-state['val']:].tobytes())
+        count -= state['val']
+    with open(path, 'r+b') as f:
+        f.truncate(2 * count)
         os.fsync(f.fileno())
+    state['counts'].append(count)
     with files.atomic(work / 'state.json', 'w') as f:
         json.dump(state, f)
 
 
-def write(work, state, spec):
-    """Append all documents from the state's place on to the shards."""
-    counts, size, end = state['counts'], state['asked']['shard_tokens'], spec['special'][END]
-    with tqdm(unit=' tokens', unit_scale=True, initial=sum(counts), disable=None) as bar:
-        for number, (tokens, place) in enumerate(encoded(batches(state), spec), 1):
-            bar.set_postfix_str(f'{place[2]:,} documents', refresh=False)
-            bar.update(len(tokens))
-            while True:
-                room = size - counts[-1]
-                if len(counts) == 1 and room < len(tokens):     # its end is for validation: no document goes on behind it
-                    room = int(np.flatnonzero(np.append(end, tokens[:room]) == end)[-1])
-                work.mkdir(parents=True, exist_ok=True)
-                with open(work / data.shard('train', len(counts) - 1), 'ab') as f:
-                    f.write(tokens[:room].tobytes())
-                    counts[-1] += len(tokens[:room])
-                    if room >= len(tokens):
-                        break
-                    f.flush()
-                    os.fsync(f.fileno())
-                tqdm.write(f'{data.shard("train", len(counts) - 1)} is full: {sum(counts):,} tokens of {place[2]:,} documents')
-                counts.append(0)
-                tokens = tokens[room:]
-            state['place'] = place
-            if number % SAVE_EVERY == 0:
-                save(work, state)
-    if not state['place'][2]:
-        raise UserError(f'there are no documents in {", ".join(Path(f["name"]).name for f in state["files"])[:200]}')
-
-
-def finish(work, folder, state, spec):
-    """Take the validation text from the first shard, tell of all in meta.json, and give the folder its name."""
-    counts, first = state['counts'], work / data.shard('train', 0)
-    if not state['val']:
-        span = min(counts[0] // 10, VAL_TOKENS)
-        tail = np.fromfile(first, np.uint16, span + 1, offset=2 * (counts[0] - span - 1)) if span else np.zeros(0)
-        borders = np.flatnonzero(tail[:-1] == spec['special'][END])
-        if not len(borders):
-            raise UserError(f'no document begins in the {span:,} tokens at the end of the first shard, of {counts[0]:,}, that '
-                            f'are for validation: more documents or a larger --shard_tokens are needed')
-        state['val'] = span - int(borders[0])
-        with files.atomic(work / 'val.bin') as f:
-            f.write(tail[-state['val']:].tobytes())
-        counts[0] -= state['val']
-        save(work, state)
-        os.truncate(first, 2 * counts[0])       # at the next start, if this is not reached
-    read = [{'name': Path(f['name']).name, 'sha256': f['sha256']} for f in state['files'][:state['place'][0] + 1]]
-    many = f'{read[0]["name"]} and {len(read) - 1} more' if len(read) > 1 else read[0]['name']
-    source = {'name': f'{many if state["asked"]["input"] else "OpenWebText"}, {state["place"][2]:,} documents', 'files': read}
-    tokens = {'train': sum(counts), 'val': state['val']}
-    hashes = [files.digest(work / name) for name in [data.shard('train', i) for i in range(len(counts))] + ['val.bin']]
-    meta = data.describe(tokens, hashes, 'uint16', spec, source, Path(__file__).name, shards={'train': counts})
+def publish(work, folder, state, spec):
+    """Write meta.json and give the folder its name."""
+    names = [*map(shard_name, range(len(state['counts']))), 'val.bin']
+    sources = [{'name': Path(f['name']).name, 'sha256': f['sha256']} for f in state['files'][:state['place'][0] + 1]]
+    documents, local = state['place'][2], state['arguments']['input']
+    title = summarize([f['name'] for f in sources]) if local else 'OpenWebText'
+    tokens = {'train': sum(state['counts']), 'val': state['val']}
+    meta = text_meta(tokens, [files.digest(work / name) for name in names], 'uint16', spec,
+                     {'name': f'{title}, {documents:,} documents', 'files': sources}, Path(__file__).name,
+                     shards={'train': state['counts']})
     with files.atomic(work / 'meta.json', 'w') as f:
         json.dump(meta, f)
+    if folder.exists():
+        (folder / 'meta.json').unlink(missing_ok=True)      # a half-deleted folder is no data set
+        shutil.rmtree(folder)
     os.replace(work, folder)
     (folder / 'state.json').unlink()
-    print(f'data/{folder.name}: {tokens["train"]:,} tokens to train in {len(counts)} shards, {tokens["val"]:,} to validate, '
-          f'{source["name"]}{" (--documents=0 takes all)" if state["place"][2] == state["asked"]["documents"] else ""}, '
-          f'fingerprint {meta["fingerprint"]}')
+    more = ' (--documents=0 uses all)' if documents == state['arguments']['documents'] else ''
+    print(f'data/{folder.name}: {tokens["train"]:,} training tokens in {len(state["counts"])} shards, {tokens["val"]:,} '
+          f'validation tokens, {meta["source"]["name"]}{more}, fingerprint {meta["fingerprint"]}')
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--documents', type=int, default=250_000, help='how many to take, from the first on; 0: all')
-    parser.add_argument('--input', nargs='+', metavar='FILE', default=[], help='files at hand, instead of the download')
+def main(argv):
+    parser = Parser(__doc__)
+    parser.add_argument('--documents', type=natural, default=250_000, help='use only this many, from the start; 0: all')
+    parser.add_argument('--input', nargs='+', metavar='FILE', default=[], help='local files, instead of the download')
     parser.add_argument('--name', default='openwebtext', help='the data set becomes data/<name>')
-    parser.add_argument('--shard_tokens', type=int, default=100_000_000, help='tokens in a file')
+    parser.add_argument('--shard_tokens', type=positive, default=100_000_000, help='tokens per file')
     args = parser.parse_args(argv)
-    data.check_name(args.name)
-    if args.documents < 0 or args.shard_tokens < 1:
-        raise UserError('--documents takes 0 or more, --shard_tokens 1 or more')
-    for path in args.input:
-        if Path(path).suffix not in ('.parquet', '.jsonl', '.txt'):
-            raise UserError(f'--input {path}: documents are read from .parquet, .jsonl and .txt')
-        if not Path(path).is_file():
-            raise UserError(f'there is no file {path}')
-    folder = data.ROOT / 'data' / args.name
+    for path in map(Path, args.input):
+        if path.suffix not in ('.parquet', '.jsonl', '.txt') or not path.is_file():
+            raise UserError(f'--input {path} must be an existing .parquet, .jsonl or .txt file')
+    folder = data_folder(args.name)
     work = folder.with_name(f'{args.name}.unfinished')
-    if folder.exists():
-        raise UserError(f'{folder} is there already: remove it to make it anew')
-    asked = {'documents': args.documents, 'shard_tokens': args.shard_tokens,
-             'input': [[str(Path(p).resolve()), os.path.getsize(p)] for p in args.input]}
+    arguments = {'documents': args.documents, 'shard_tokens': args.shard_tokens,
+                 'input': [[str(Path(p).resolve()), os.path.getsize(p)] for p in args.input]}
     try:
-        state, spec = begun(work, asked), gpt2_spec()
-        if not state['val']:
-            write(work, state, spec)
-        finish(work, folder, state, spec)
-    except KeyboardInterrupt:
-        raise UserError('stopped: the same command goes on from where it was saved last') from None
+        state, spec = load_state(work, arguments), gpt2_spec()
+        write_shards(work, state, spec)
+        publish(work, folder, state, spec)
     except OSError as e:
-        raise UserError(f'{work} cannot be made ({e})') from None
+        raise UserError(f'{work} cannot be written ({e})') from None
 
 
 if __name__ == '__main__':
-    main()
+    command(main, 'stopped: run the same command to resume')

@@ -1,9 +1,9 @@
 """
-Shakespeare in the tokens of a byte pair encoding of its own, 1024 merges: data/shakespeare_bpe.
+Shakespeare in the tokens of a byte pair encoding of 1,024 merges, trained on it: data/shakespeare_bpe.
 
     python prepare/shakespeare_bpe.py [--input=FILE]
 
-The text is shakespeare_char.py's, with the same two sources.
+The text is that of shakespeare_char.py.
 """
 
 import sys
@@ -11,10 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import data
-from prepare.bpe import spec
-from prepare.shakespeare_char import argument, shakespeare
+from harness import command
+from prepare.bpe import train_tokenizer
+from prepare.shakespeare_char import make
 
 if __name__ == '__main__':
-    text, source = shakespeare(argument())
-    data.write_text('shakespeare_bpe', text, spec('shakespeare_bpe', text, 1024), source, Path(__file__).name)
+    command(lambda argv: make(argv, __doc__, __file__, lambda text: train_tokenizer('shakespeare_bpe', text, 1024)))

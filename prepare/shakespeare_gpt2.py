@@ -3,7 +3,7 @@ Shakespeare in the tokens of GPT-2's BPE: data/shakespeare_gpt2, for fine-tuning
 
     python prepare/shakespeare_gpt2.py [--input=FILE]
 
-The text is shakespeare_char.py's, with the same two sources.
+The text is that of shakespeare_char.py.
 """
 
 import sys
@@ -11,10 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import data
+from harness import command
 from harness.tokenizer import gpt2_spec
-from prepare.shakespeare_char import argument, shakespeare
+from prepare.shakespeare_char import make
 
 if __name__ == '__main__':
-    text, source = shakespeare(argument())
-    data.write_text('shakespeare_gpt2', text, gpt2_spec(), source, Path(__file__).name)
+    command(lambda argv: make(argv, __doc__, __file__, lambda text: gpt2_spec()))

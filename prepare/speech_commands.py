@@ -1,13 +1,13 @@
 """
-Speech Commands, a spoken word of 35: data/speech_commands, a second of sound as 100 tokens of 80 samples.
+Speech Commands, spoken words of 35 classes: data/speech_commands, one second of sound as 100 tokens of 80 samples.
 
     python prepare/speech_commands.py [--input=FILE.tar.gz | --input=FOLDER]
 
-- The archive is 2.3 GB, and what is made of it 1.7 GB; while it is made, twice as much more is needed on the disk.
-- Sound of any rate is resampled to 8,000 samples a second, through a low-pass filter, which keeps what is too high for that
-  from coming back as tones that nobody spoke. What is shorter than a second is silent at its end, what is longer is cut.
-- validation_list.txt and testing_list.txt of the archive say what is to validate and to test on: no voice is in two splits.
-- A folder is laid out as the archive is: WORD/NAME.wav, and the two lists. _background_noise_ is left out.
+- The archive has 2.3 GB and the data set 1.7 GB; while it is made, another 3.4 GB of disk space are needed.
+- Sound of any rate is resampled to 8,000 samples per second, with a low-pass filter against aliasing. Shorter sounds are padded
+  with silence at their end, longer ones are truncated.
+- The splits are those of the archive's validation_list.txt and testing_list.txt: no speaker is in two splits.
+- A folder has the layout of the archive: WORD/NAME.wav and the two lists. _background_noise_ is not used.
 """
 
 import io
@@ -18,77 +18,76 @@ import wave
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from scipy.signal import resample_poly
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import UserError, files
-from harness.config import Arguments
-from harness.tasks import write_task
+from harness import UserError, command, files
 from prepare.cifar10 import members
+from prepare.common import Parser, fetch, write_task
 
 URL = 'http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
 SHA256 = 'af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58'
 LISTS = 'validation_list.txt', 'testing_list.txt'
-RATE, TOKEN = 8000, 80      # samples a second, and in a token
-BLOCK = 1024                # seconds of sound that are copied at once
+RATE, TOKEN = 8000, 80      # samples per second and per token
+BLOCK = 1024                # seconds of sound in memory
 
 
-def wanted(name):
+def accept(name):
     return name.name in LISTS or (name.suffix == '.wav' and name.parent.name not in ('', '_background_noise_')
                                   and not name.name.startswith('.'))
 
 
-def inside(path):
-    """(name, content) of the WAV files and lists in an archive or a folder."""
+def contents(path):
+    """Yields (name, content) of the WAV files and lists in an archive or a folder."""
     if not Path(path).is_dir():
-        yield from members(path, wanted)
+        yield from members(path, accept)
         return
     for file in tqdm(sorted(Path(path).rglob('*')), unit=' files', leave=False, disable=None):
         name = PurePosixPath(file.relative_to(path).as_posix())
-        if wanted(name) and file.is_file():
+        if accept(name) and file.is_file():
             yield name, file.read_bytes()
 
 
 def second(content, name):
     """The first second of a WAV file, its channels averaged: (RATE,) int16.  Raises UserError."""
+    from scipy.signal import resample_poly  # here, because it is slow to import
     try:
         with wave.open(io.BytesIO(content)) as f:
             channels, width, rate, count = f.getparams()[:4]
             raw = np.frombuffer(f.readframes(count), np.uint8)
         if not count or len(raw) < count * channels * width:
-            raise ValueError('its sound is cut off')
+            raise ValueError('its sound is truncated')
         raw = raw.reshape(count, channels, width)
         wide = np.zeros((count, channels, 4), np.uint8)
-        wide[..., 4 - width:] = raw ^ 128 if width == 1 else raw        # samples of 8 bits are from 0 on
+        wide[..., 4 - width:] = raw ^ 128 if width == 1 else raw        # 8-bit samples are unsigned
         step = math.gcd(rate, RATE)
         sound = resample_poly(wide.view('<i4')[..., 0].mean(1) / 65536, RATE // step, rate // step)[:RATE]
     except (wave.Error, EOFError, RuntimeError, ValueError) as e:
-        raise UserError(f'{name} is not a WAV file with 8, 16, 24 or 32 bits a sample ({str(e) or "it is cut off"}): convert '
-                        f'it, or take it out') from None
+        raise UserError(f'{name} is not a WAV file with 8, 16, 24 or 32 bits per sample ({str(e) or "it is truncated"}): '
+                        f'convert or remove it') from None
     return np.pad(np.rint(sound).clip(-32768, 32767).astype(np.int16), (0, RATE - len(sound)))
 
 
 def make(path, source, folder):
-    """Write data/speech_commands; folder is an empty one.  No more than a block of the sound is in memory."""
+    """Write data/speech_commands with at most BLOCK seconds of sound in memory; folder: an empty one, for temporary files."""
     names, lists = [], {}
     with open(folder / 'all', 'wb') as f:
-        for name, content in inside(path):
+        for name, content in contents(path):
             if name.name in LISTS:
                 lists[name.name] = set(content.decode(errors='replace').split())
             else:
                 names.append((name.parent.name, name.name))
                 f.write(second(content, f'{path}, {name},').tobytes())
     if not names:
-        raise UserError(f'{path} holds no WORD/NAME.wav')
+        raise UserError(f'{path} contains no WORD/NAME.wav')
     if missing := [name for name in LISTS if name not in lists]:
-        raise UserError(f'{path} holds no {missing[0]}, which says WORD/NAME.wav, a line each, of what is not to train on')
+        raise UserError(f'{path} contains no {missing[0]}, which lists the files WORD/NAME.wav of a split, one per line')
     which = np.array([[f'{word}/{file}' in lists[name] for name in LISTS] for word, file in names]) @ [1, 2]
     words = sorted({word for word, _ in names})
     y = np.array([words.index(word) for word, _ in names])
 
-    # Where the lists stand in the archive is not said: only now can the splits be told apart
+    # The lists may be anywhere in the archive, so the sounds are sorted by split only now
     order = np.argsort(which, kind='stable')
     shape = len(names), RATE // TOKEN, TOKEN
     x = np.memmap(folder / 'all', np.int16, 'r', shape=shape)
@@ -102,17 +101,13 @@ def make(path, source, folder):
                Path(__file__).name, labels=words, draw={'as': 'wave', 'rate': RATE})
 
 
-def main(argv=None):
-    parser = Arguments(description=__doc__)
-    parser.add_argument('--input', metavar='FILE_OR_FOLDER', help='what is at hand, instead of the download')
+def main(argv):
+    parser = Parser(__doc__, name='speech_commands')
+    parser.add_argument('--input', metavar='FILE_OR_FOLDER', help='a local archive or folder, instead of the download')
     path = parser.parse_args(argv).input
     try:
         if path is None:
-            name = URL.rpartition('/')[2]
-            try:
-                path = files.download(URL, name, SHA256)
-            except OSError as e:
-                raise files.must_put_by_hand('Speech Commands', name, URL, [e]) from None
+            path = fetch('Speech Commands', URL, URL.rpartition('/')[2], SHA256)
             source = {'name': 'Speech Commands v2', 'sha256': SHA256}
         else:
             source = {'name': Path(path).name} | ({'sha256': files.digest(path)} if Path(path).is_file() else {})
@@ -121,9 +116,7 @@ def main(argv=None):
             make(path, source, Path(folder))
     except OSError as e:
         raise UserError(f'the sound cannot be read, or not be written to {files.DOWNLOADS} ({e})') from None
-    except KeyboardInterrupt:
-        raise UserError('stopped: the same command begins again, with what has been downloaded') from None
 
 
 if __name__ == '__main__':
-    main()
+    command(main, 'stopped: run the same command to start again; a download is resumed')

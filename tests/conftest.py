@@ -1,6 +1,7 @@
 """What the tests share: a tiny data set, scripts run here or in a process of their own, and what a folder holds."""
 
 import contextlib
+import http.server
 import io
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -20,7 +22,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness import ROOT, UserError, data, files, tasks
+from harness import ROOT, UserError, data, files
+from prepare import common
 
 torch.set_num_threads(1)
 
@@ -39,7 +42,7 @@ def handlers():
 
 def write_data(name, text, source):
     """data/<name>, by character.  Returns its folder."""
-    data.write_text(name, text, {'kind': 'char', 'chars': sorted(set(text))}, source, 'text.py')
+    common.write_text(name, text, common.char_tokenizer(text), source, 'text.py')
     return ROOT / 'data' / name
 
 
@@ -86,7 +89,7 @@ def task_data():
     def folder(kind):
         if kind not in folders:
             name = f'tests_{kind}_{os.getpid()}'
-            tasks.write_task(name, kind, task_splits(kind), OUTPUTS[kind], {'name': f'a made-up {kind}'}, 'task.py',
+            common.write_task(name, kind, task_splits(kind), OUTPUTS[kind], {'name': f'a made-up {kind}'}, 'task.py',
                              draw={'as': 'bits'})
             folders[kind] = ROOT / 'data' / name
         return folders[kind]
@@ -99,9 +102,47 @@ def task_data():
 def root(tmp_path, monkeypatch):
     """An empty folder in which this process looks for data/ and prepare/."""
     monkeypatch.setattr(data, 'ROOT', tmp_path)
-    monkeypatch.setattr(tasks, 'ROOT', tmp_path)
+    monkeypatch.setattr(common, 'ROOT', tmp_path)
     monkeypatch.setattr(files, 'DOWNLOADS', tmp_path / 'data' / 'downloads')
     return tmp_path
+
+
+@pytest.fixture
+def offline(root, monkeypatch):
+    """Nothing can be downloaded; what is in data/downloads is used."""
+    def download(url, name, expected=None):
+        if not (files.DOWNLOADS / name).exists():
+            raise OSError(f'no route to {url}')
+        return real(url, name, expected)
+
+    def from_registry(requirement, *args, **more):
+        raise OSError(f'pip could not download {requirement}')
+    real = files.download
+    monkeypatch.setattr(files, 'download', download)
+    monkeypatch.setattr(files, 'from_registry', from_registry)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start a web server on this machine: serve(do_GET) -> server, with .url and .log, the (path, Range) of each request."""
+    for name in ('no_proxy', 'NO_PROXY'):
+        monkeypatch.setenv(name, '*')
+    servers = []
+
+    def start(do_GET):
+        def handle(request):
+            request.server.log.append((request.path, request.headers['Range']))
+            do_GET(request)
+        handler = type('Handler', (http.server.BaseHTTPRequestHandler,), {'do_GET': handle, 'log_message': lambda *_: None})
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+        server.url, server.log = f'http://127.0.0.1:{server.server_port}', []
+        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True).start()
+        servers.append(server)
+        return server
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture
@@ -111,7 +152,7 @@ def tree(tmp_path):
     tree.mkdir()
     for path in ROOT.glob('*.py'):
         shutil.copy(path, tree)
-    for name in ('harness', 'prepare'):
+    for name in ('harness', 'prepare', 'race', 'views', 'extras'):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
     return tree
 
@@ -243,3 +284,14 @@ def byte_letters():
     plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != ' ']
     letters = {b: chr(b) for b in plain}
     return letters | {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - set(plain)))}
+
+
+@pytest.fixture(scope='session')
+def race_configs(dataset, tmp_path_factory):
+    """A folder with two configs of small networks, gpt.py and pic.py."""
+    folder = tmp_path_factory.mktemp('configs')
+    for name, lines in (('gpt', "arch = 'model'\nn_layer, n_head, n_embd = 1, 2, 16"),
+                        ('pic', "arch = 'pacing'\nn_layer, n_embd, columns = 1, 16, 4")):
+        (folder / f'{name}.py').write_text(f"{lines}\ndataset, device = '{dataset.name}', 'cpu'\n"
+                                           'block_size, batch_size, eval_windows, warmup_iters = 16, 4, 8, 2\n')
+    return folder

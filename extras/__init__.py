@@ -1,0 +1,1 @@
+"""Programs beside the project: a baseline of boosted trees, and the export of weights for transformers."""

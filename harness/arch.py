@@ -1,0 +1,225 @@
+"""
+The contract between a model file, a data set and the commands.
+
+A model file is NAME.py beside train.py.  It imports torch and nothing from harness/, and defines
+
+    Config          a dataclass; every field has a default and a comment.  Config.tiny() is what the tests build: under 100,000
+                    parameters
+    Model(config)   an nn.Module that keeps its config as self.config.  forward(x, y=None) returns (output, loss); the loss is
+                    None without y
+
+and, if it needs them, these functions:
+
+    needs(settings)             the run folders that the model is built from, such as a pretrained trunk; train.py trains the
+                                missing ones.  settings: a dict of names of Config
+    pictures(model, x, labels)  yields (name, matplotlib figure) for look.py.  x: (1, T) tokens; labels: their text
+    label(settings)             a short name for a table of several tasks
+
+ModelContract lists the other names that a command may use, and the default for a Model that does not define one.  No command
+probes a model for anything else.  DataContract is the same for data sets: a new modality is a new kind of data, and no line of
+train.py changes.  A model marks its parameters for the optimizer (harness/optim.py):
+
+    parameter.no_weight_decay = True    never decayed (a gain, a bias, Mamba's A_log)
+    parameter.matrix = True             the weight of a matrix product whose module is no nn.Linear
+"""
+
+import dataclasses
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from harness import ROOT, UserError, describe_exception
+
+
+class ModelContract:
+    """The optional attributes and methods of a Model, with their defaults.
+
+    A text model reads x: (B, T) int64 tokens and is scored on y: (B, T), the next token at each position; positions where y is
+    -1 are not scored."""
+
+    predicts: str = 'every'
+    """'every': logits (B, T, V), a prediction at each position.  'last': logits (B, 1, V), only the token after the window.
+    'task': one answer per example."""
+
+    modality: str | None = None
+    """The kind of data it is trained on, see DataContract.modality.  None: 'task' if predicts is 'task', else 'text'."""
+
+    memory: int = 0
+    """Number of tokens before the window that x may start with: x is then (B, memory + T), with -1 before the start of the
+    text."""
+
+    leaks: bool = False
+    """True if a prediction depends on its own target, so that the loss is not that of a language model."""
+
+    bidirectional: bool = False
+    """True if a prediction depends on tokens on both sides, so that the model cannot continue a text.  Requires infill()."""
+
+    published_tokens: str | None = None
+    """The tokenizer of the weights that from_pretrained() loads, such as 'gpt2'."""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log beside the loss: columns of metrics.csv."""
+        return {}
+
+    init_state: Callable | None = None
+    """init_state(batch_size) -> state: the state of an empty text, for step()."""
+
+    step: Callable | None = None
+    """step(token (B, n), state) -> (logits (B, V), state): reads n more tokens at a cost that does not grow with the text.
+    None: generation recomputes the window for each token."""
+
+    infill: Callable | None = None
+    """infill(x (B, T)) -> logits (B, T, V): each token given its neighbours on both sides; -1 in x is an unknown token."""
+
+    refined: Callable | None = None
+    """refined(config) -> Model: the same function with another config.  Raises ValueError if there is none."""
+
+    from_pretrained: Callable | None = None
+    """Class method from_pretrained(name, **settings) -> Model with published weights.  Raises ValueError if they do not fit."""
+
+    to_hub: Callable | None = None
+    """to_hub() -> (config.json as a dict, {name: tensor}): the weights in the format of transformers."""
+
+
+class DataContract(Protocol):
+    """The attributes and methods of a data set.  harness/data.py implements text, harness/tasks.py tasks."""
+
+    modality: str           # the models that can be trained on it: ModelContract.modality
+    noun: str               # the kind of data, for messages: 'text', 'task'
+    unit: str               # the elements of a batch: 'windows', 'examples'
+    columns: tuple          # its columns of metrics.csv, beside the losses
+    meta: dict              # meta.json
+    fingerprint: str        # a hash of the content: runs on data with different fingerprints are never compared
+
+    def model_settings(self) -> dict:
+        """The fields of a Config that the data determines, such as vocab_size."""
+
+    def require(self, block_size: int) -> None:
+        """Raises UserError if the data cannot fill one window or example of this size."""
+
+    def train_indices(self, count: int, block_size: int, seed: int, step: int) -> np.ndarray:
+        """The examples of one step, over all ranks and micro-steps: a pure function of the arguments."""
+
+    def val_indices(self, count: int, block_size: int) -> np.ndarray:
+        """A fixed, evenly spaced selection of validation examples; 0: all of them."""
+
+    def test_indices(self) -> np.ndarray | None:
+        """All examples of the test split, or None if there is no test split."""
+
+    def batch(self, split: str, indices: np.ndarray, model: nn.Module) -> tuple[torch.Tensor, ...]:
+        """The examples as CPU tensors, the arguments of model(*batch)."""
+
+    def train_batch(self, indices: np.ndarray, model: nn.Module, cfg: Any, step: int) -> tuple[torch.Tensor, ...]:
+        """batch() of the training split with the randomness of training: a pure function of the arguments."""
+
+    def score(self, output: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
+        """The contribution of one batch to the metrics; evaluate() collects them from all ranks."""
+
+    def total(self, parts: list[torch.Tensor]) -> dict[str, float]:
+        """The metrics, {'val_loss': ..., ...}, from the scores of all batches."""
+
+    def chance(self, split: str = 'val') -> dict[str, float]:
+        """The metrics of the best constant answer.  Required only with a test split."""
+
+    def format_metrics(self, metrics: dict, split: str = 'val') -> str:
+        """The metrics of total() in one line."""
+
+    def show(self, model: nn.Module, cfg: Any) -> None:
+        """Prints a sample of the model's output, if it generates any."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model file that follows the contract."""
+    name: str
+    Config: type
+    Model: type
+    needs: Callable = lambda settings: []
+    pictures: Callable = lambda model, x, labels: ()
+    label: Callable | None = None
+
+
+def contract_names():
+    return [name for name in vars(ModelContract) if not name.startswith('_')]
+
+
+def complete(model):
+    """Gives the class of a model, or a Model class, the default of ModelContract for each name that it does not define.
+    Returns its argument."""
+    cls = model if isinstance(model, type) else type(model)
+    for name in contract_names():
+        if not hasattr(cls, name):
+            setattr(cls, name, vars(ModelContract)[name])
+    cls.modality = cls.modality or ('task' if cls.predicts == 'task' else 'text')
+    return model
+
+
+def load_arch(name):
+    """The Architecture in NAME.py beside train.py.  Raises UserError if there is no such file or it breaks the contract."""
+    if not re.fullmatch(r'[A-Za-z_]\w*', name) or not (ROOT / f'{name}.py').is_file():
+        known = sorted(p.stem for p in ROOT.glob('*.py') if p.is_file() and b'class Model(' in p.read_bytes())
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f'choose from {", ".join(known)}'
+        raise UserError(f"unknown architecture '{name}': there is no {name}.py beside train.py; {hint}")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as e:
+        raise UserError(f'{name}.py cannot be imported: {describe_exception(e, f"{name}.py")}') from None
+    Config, Model = getattr(module, 'Config', None), getattr(module, 'Model', None)
+    missing = []
+    if not dataclasses.is_dataclass(Config):
+        missing.append('a dataclass Config')
+    elif not hasattr(Config, 'tiny'):
+        missing.append('Config.tiny()')
+    if not (isinstance(Model, type) and issubclass(Model, nn.Module) and Model.forward is not nn.Module.forward):
+        missing.append('a class Model with forward(x, y=None)')
+    if missing:
+        raise UserError(f"{name}.py is not an architecture: it lacks {' and '.join(missing)} (see docs/architectures.md)")
+    optional = {k: getattr(module, k) for k in ('needs', 'pictures', 'label') if hasattr(module, k)}
+    return Architecture(name, Config, complete(Model), **optional)
+
+
+# the smallest values of settings that several architectures share
+LEAST = {'block_size': 1, 'vocab_size': 1, 'n_layer': 0, 'n_head': 1, 'n_embd': 1, 'dropout': 0}
+
+
+def build_config(arch, values):
+    """arch.Config(**values).  Raises UserError for an unknown name, and for a value that the Config refuses by ValueError."""
+    unknown = values.keys() - {f.name for f in dataclasses.fields(arch.Config)}
+    if unknown:
+        raise UserError(f"{arch.name}.py has no setting '{min(unknown)}', which the checkpoint or the data set needs: use the "
+                        f'version of the file that has it')
+    for name, least in LEAST.items():
+        least = 0 if name == 'vocab_size' and 'outputs' in values else least    # the examples of a task may be features
+        if values.get(name, least) < least:
+            raise UserError(f'{arch.name}: {name}={values[name]} must be at least {least}')
+    if values.get('dropout', 0) >= 1:
+        raise UserError(f'{arch.name}: dropout={values["dropout"]} must be below 1')
+    try:
+        return arch.Config(**values)
+    except ValueError as e:
+        raise UserError(f'{arch.name}: {e}') from None
+
+
+def build(arch, values):
+    """The Model of an architecture, from the values of its Config.  Raises UserError."""
+    config = build_config(arch, values)
+    try:
+        model = arch.Model(config)
+    except ValueError as e:
+        raise UserError(f'{arch.name}: {e}') from None
+    parts = {name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))}
+    if taken := parts.intersection(contract_names()):
+        raise UserError(f"{arch.name}.py: '{min(taken)}' is a name of the contract (harness/arch.py): rename that layer or "
+                        f'parameter')
+    return model

@@ -1,0 +1,238 @@
+"""
+What the prepare scripts share: options, splits, and writing data/<name>.  harness/data.py and harness/tasks.py read what is
+written here.  No torch is needed to make a data set, so --help is fast.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from harness import ROOT, UserError, files
+from harness.files import atomic, check_name
+from harness.tokenizer import Tokenizer
+
+SPLITS = ('train', 'val', 'test')
+DRAWS = 20      # per example, before distinct() gives up
+
+
+# options ------------------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser with --overwrite.  Errors are one sentence; an existing data/<name> is refused without --overwrite."""
+
+    def __init__(self, doc, name=None):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self.add_argument('--overwrite', action='store_true', help='replace the data set if it exists')
+        self.set_defaults(name=name)
+
+    def error(self, message):
+        raise UserError(f'{message}; {self.prog} --help lists the options')
+
+    def parse_args(self, argv=None):
+        args = super().parse_args(argv)
+        if args.name is not None:
+            check_new(args.name, args.overwrite)
+        return args
+
+
+def task_parser(doc, script, examples=None):
+    """A Parser with --name, by default that of the script, --seed and, if they have a default, --examples."""
+    parser = Parser(doc)
+    parser.add_argument('--name', default=Path(script).stem, help='the data set becomes data/<name>')
+    parser.add_argument('--seed', type=natural, default=0, help='random seed')
+    if examples:
+        parser.add_argument('--examples', type=positive, default=examples,
+                            help='training examples; the validation and the test split have a tenth as many each')
+    return parser
+
+
+def data_folder(name):
+    return ROOT / 'data' / name
+
+
+def check_new(name, overwrite):
+    """Raises UserError if data/<name> exists and may not be replaced."""
+    check_name(name)
+    if not overwrite and (data_folder(name) / 'meta.json').exists():
+        raise UserError(f'data/{name} already exists: choose another name, or add --overwrite to replace it')
+
+
+def natural(text):
+    """An argument that is 0, 1, 2, ..."""
+    if not re.fullmatch('[0-9]{1,18}', text):
+        raise argparse.ArgumentTypeError(f"'{text}' must be an integer of at least 0")
+    return int(text)
+
+
+def positive(text):
+    """An argument that is 1, 2, 3, ..."""
+    if not re.fullmatch('0*[1-9][0-9]{,17}', text):
+        raise argparse.ArgumentTypeError(f"'{text}' must be an integer of at least 1")
+    return int(text)
+
+
+def fetch(what, url, name, expected=None):
+    """The path of a download, see files.download().  Raises UserError if it cannot be had."""
+    try:
+        return files.download(url, name, expected)
+    except OSError as e:
+        raise files.must_put_by_hand(what, name, url, [e]) from None
+
+
+# texts --------------------------------------------------------------------------------------------------------------------
+
+
+def split_text(text):
+    """(training text, validation text): the validation text is the last tenth."""
+    cut = int(0.9 * len(text))
+    return text[:cut], text[cut:]
+
+
+def truncate(text, name, characters):
+    """(the first characters of a text, its name with a note that says so); characters=None: all."""
+    if characters is None or characters >= len(text):
+        return text, name
+    return text[:characters], f'{name}, first {characters:,} characters'
+
+
+def summarize(names):
+    """One name for several."""
+    return names[0] if len(names) == 1 else f'{names[0]} and {len(names) - 1} more'
+
+
+def char_tokenizer(*texts):
+    """The specification of a tokenizer whose vocabulary is the characters of the texts."""
+    return {'kind': 'char', 'chars': sorted(set().union(*texts))}
+
+
+def text_meta(tokens, hashes, dtype, tokenizer, source, script, **more):
+    """meta.json of a text.  tokens: {split: count}.  hashes: the SHA-256 of each file of tokens, train before val."""
+    fingerprint = hashlib.sha256(json.dumps([hashes, str(dtype), tokenizer], sort_keys=True).encode()).hexdigest()[:16]
+    return {'kind': 'text', 'dtype': str(dtype), 'vocab_size': Tokenizer(tokenizer).n_vocab, 'tokens': tokens, **more,
+            'source': source, 'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer}
+
+
+def write_text(name, text, tokenizer, source, script, val=None):
+    """Write data/<name> from a text; its last tenth is the validation text, unless val is given.
+
+    text, val: str.  tokenizer: its specification, see harness/tokenizer.py.  source: {'name', 'sha256', ...}, where the text is
+    from.  The two parts are encoded separately, so no token contains text of both.  Raises UserError."""
+    if len(text) < 20:
+        raise UserError(f'{source["name"]} has {len(text)} characters: at least 20 are needed')
+    parts = split_text(text) if val is None else (text, val)
+    encoder = Tokenizer(tokenizer)
+    dtype = np.dtype('uint16' if encoder.n_vocab <= 1 << 16 else 'uint32')
+    folder = data_folder(name)
+    counts, hashes = {}, []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The three files are renamed last to first. An old meta.json is removed before, so it never describes new tokens
+        with atomic(folder / 'meta.json', 'w') as meta_file, atomic(folder / 'val.bin') as val_bin, \
+                atomic(folder / 'train.bin') as train_bin:
+            for split, f, part in zip(('train', 'val'), (train_bin, val_bin), parts, strict=True):
+                ids = np.array(encoder.encode(part), dtype=dtype).tobytes()
+                f.write(ids)
+                counts[split] = len(ids) // dtype.itemsize
+                hashes.append(hashlib.sha256(ids).hexdigest())
+            meta = text_meta(counts, hashes, dtype, tokenizer, source, script)
+            json.dump(meta, meta_file, indent=1 if tokenizer['kind'] == 'char' else None)
+            (folder / 'meta.json').unlink(missing_ok=True)
+    except OSError as e:
+        raise UserError(f'{folder} cannot be written ({e})') from None
+    print(f'data/{name}: {counts["train"]:,} training tokens, {counts["val"]:,} validation tokens, vocabulary '
+          f'{encoder.n_vocab:,}, {source["name"]}, fingerprint {meta["fingerprint"]}')
+
+
+# tasks --------------------------------------------------------------------------------------------------------------------
+
+
+def held_out(examples):
+    """The size of the validation split, and of the test split, for a number of training examples."""
+    return max(1, examples // 10)
+
+
+def distinct(count, draw):
+    """(count, ...) different examples.  draw(n) returns n random ones.  Raises UserError if there seem to be fewer."""
+    found, drawn = {}, 0
+    with tqdm(total=count, unit=' examples', leave=False, disable=None) as bar:
+        while len(found) < count:
+            if drawn >= DRAWS * count:
+                raise UserError(f'{drawn:,} draws gave {len(found):,} different examples, but {count:,} are needed: choose '
+                                f'fewer (--examples) or larger ones')
+            missing = count - len(found)
+            drawn += missing
+            for example in draw(missing):
+                found.setdefault(example.tobytes(), example)
+                bar.update(len(found) - bar.n)
+    return np.stack(list(found.values()))
+
+
+def split_examples(x, y, held):
+    """{split: (x, y)}: the last `held` examples are the test split, those before them the validation split."""
+    return {split: (x[part], y[part]) for split, part in (('train', slice(-2 * held)), ('val', slice(-2 * held, -held)),
+                                                          ('test', slice(-held, None)))}
+
+
+def sum_task(classes, digits):
+    """Arguments of write_task() for the sum of digits, as classes or as a number."""
+    return {'kind': 'classify', 'outputs': 9 * digits + 1, 'numbers': True} if classes else {'kind': 'regress', 'outputs': 1}
+
+
+def moments(x):
+    """(mean, standard deviation; 1 if it is 0) of a large array, without a copy of it."""
+    parts = np.array_split(x, 1 + (x.size >> 24))
+    mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / x.size
+    variance = sum(float(np.square(np.subtract(part, mean, dtype=np.float64)).sum()) for part in parts) / x.size
+    return mean, variance ** 0.5 or 1.0
+
+
+def write_task(name, kind, splits, outputs, source, script, vocab_size=0, labels=None, **more):
+    """Write data/<name>.  splits: {'train' | 'val' | 'test': (x, y)}, arrays as in harness/tasks.py.  source: {'name', ...}.
+    labels: names of the classes.  more: optional keys of meta.json: numbers (class k is the number k), guess ({metric:
+    chance}), draw (how views/tasks.py draws an example).  Raises UserError for an empty split or a class without training
+    examples."""
+    for split in SPLITS:
+        if not len(splits[split][0]):
+            raise UserError(f'{source["name"]}: the {split} split has no examples: more are needed')
+    x, y = splits['train']
+    if kind == 'classify' and not more.get('numbers'):
+        missing = np.flatnonzero(np.bincount(y, minlength=outputs) == 0)
+        if len(missing):
+            raise UserError(f'{source["name"]}: the class {labels[missing[0]] if labels else missing[0]} has no examples in '
+                            f'the training split: more are needed')
+    standard = (0.0, 1.0) if vocab_size else moments(x)
+    folder, hashes = data_folder(name), []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'meta.json').unlink(missing_ok=True)      # it must never describe other arrays
+        for split in SPLITS:
+            for letter, part in zip('xy', splits[split], strict=True):
+                with atomic(folder / f'{split}_{letter}.npy') as f:
+                    np.save(f, part, allow_pickle=False)
+                hashes.append(hashlib.sha256(np.ascontiguousarray(part).data).hexdigest())
+        meta = {'kind': kind, 'outputs': outputs, 'vocab_size': vocab_size, 'standard': standard, 'labels': labels, **more,
+                'examples': {split: len(splits[split][0]) for split in SPLITS}, 'source': source, 'script': script}
+        meta['fingerprint'] = hashlib.sha256(json.dumps([hashes, meta], sort_keys=True).encode()).hexdigest()[:16]
+        with atomic(folder / 'meta.json', 'w') as f:
+            json.dump(meta, f, indent=1)
+    except OSError as e:
+        raise UserError(f'{folder} cannot be written ({e})') from None
+    print(f'data/{name}: {", ".join(f"{len(splits[s][0]):,} {s}" for s in SPLITS)} examples of {x.shape[1]} tokens' +
+          (f' of {x.shape[2]} features' if x.ndim == 3 else f', vocabulary {vocab_size:,}') +
+          f'; {source["name"]}; fingerprint {meta["fingerprint"]}')
+    if kind == 'classify':
+        for split in SPLITS:
+            counts = np.bincount(splits[split][1], minlength=outputs)
+            listed = ', '.join(f'{labels[i] if labels else i}: {n:,}' for i, n in enumerate(counts))
+            print(f'  {split}: ' + (listed if outputs <= 40 else
+                                    f'{outputs} classes, {counts.min():,} to {counts.max():,} examples each'))
+    from harness.tasks import METRICS, TaskData, format_metric  # imports torch, which --help does not need
+    task = TaskData(folder, meta)
+    print('  chance on the test split: ' + ', '.join(f'{METRICS[k]} {format_metric(k, v)} ({task.chance_answer(k)})'
+                                                     for k, v in task.chance('test').items()))

@@ -1,0 +1,88 @@
+"""Runs of train.py in their own processes, one at a time in a folder that no other command may write to."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from tqdm import tqdm
+
+from harness import ROOT, UserError, log
+
+
+@contextlib.contextmanager
+def locked(out):
+    """A lock on the folder `out`: an open file, which the run that is being trained inherits.  Raises UserError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        f = open(out / '.lock', 'a')     # noqa: SIM115 (closed below)
+    except OSError as e:
+        raise UserError(f'--out={out} cannot be written ({e.strerror}): choose another folder') from None
+    with f:
+        with contextlib.suppress(ImportError):      # Windows has no fcntl, and no such lock
+            import fcntl
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f'{out} is in use by another command, or by a run whose command was killed: stop it, or wait '
+                                f'until it has ended') from None
+        yield f
+
+
+def interrupt_on_signals():
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, so that they also stop the run that is being trained."""
+    for number in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)):
+        signal.signal(number, signal.default_int_handler)
+
+
+def train(words, folder, lock, progress):
+    """One run of train.py; what it prints goes to <folder>.log.  Returns None, or the reason why it failed.
+
+    progress(rows): called every half second with the rows of metrics.csv."""
+    resume = '--resume' if (folder / 'ckpt.pt').exists() else '--overwrite'
+    printed = folder.with_name(f'{folder.name}.log')
+    # in its own session, so that Ctrl-C reaches it once, through terminate() below
+    posix = {'start_new_session': True, 'pass_fds': [lock.fileno()]} if os.name == 'posix' else {}
+    with open(printed, 'w') as f:
+        process = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *words, f'--out_dir={folder}', resume],
+                                   stdin=subprocess.DEVNULL, stdout=f, stderr=f, **posix)
+    try:
+        while process.poll() is None:
+            time.sleep(0.5)
+            progress(read_rows(folder))
+    except BaseException:               # Ctrl-C, a signal, or a closed pipe
+        process.terminate()             # train.py finishes the step and saves
+        process.wait()
+        raise
+    if process.returncode == 0:
+        return None
+    lines = [line for line in printed.read_text(errors='replace').splitlines() if line.strip()]
+    return lines[-1] if lines else f'it was killed by signal {-process.returncode}'
+
+
+def read_rows(folder):
+    """The rows of a run's metrics.csv; none while it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        return log.read(folder / 'metrics.csv')
+    return []
+
+
+def spent(max_iters, max_seconds, row):
+    """The share of its budget that a run has spent, 0 to 1.  row: the last one of metrics.csv.  A limit of 0 is none."""
+    limits = (row.get('step', 0), max_iters), (row.get('seconds', 0), max_seconds)
+    return min(1.0, max(value / limit for value, limit in limits if limit))
+
+
+@contextlib.contextmanager
+def progress_bar(total):
+    """Yields show(done, text): a bar in a terminal, elsewhere a line at most every 20 seconds."""
+    beat = log.Heartbeat()
+    with tqdm(total=total, bar_format='{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}', leave=False,
+              disable=None) as bar:
+        def show(done, text):
+            bar.n = done
+            bar.set_description_str(text)
+            beat(f'{text}, {done / total:.0%} of all')
+        yield show

@@ -1,0 +1,147 @@
+"""
+Metrics of a race, differences between entrants with their p-values, and the sentences that state them.
+
+record, the content of results.json: {'command', 'date', 'machine', 'budget': [kind, amount], 'windows', 'notes',
+'data': {'name', 'fingerprint', 'source'},
+'entrants': [{'name', 'arch', 'parameters', 'trained', 'predicts', 'leaks', 'settings', 'runs'}]}.
+
+- A run has a 'seed', a 'curve' (not in old records), and either METRICS or the reason why it has none: 'diverged' or 'failed'.
+- A race that has not ended has 'progress': [finished runs, all runs].
+- A race on a task has 'task': {'kind', 'metric', 'guess': {metric: that of a constant answer on the test split}}.
+"""
+
+import math
+import statistics
+
+from harness import LEAKS
+
+METRICS = {     # of a run: title, format
+    'steps': ('steps', ',.0f'), 'tokens': ('tokens', ',.0f'), 'seconds': ('seconds', ',.0f'),
+    'tokens_per_second': ('tokens/s', ',.0f'), 'flops': ('FLOPs', ''), 'memory': ('peak MiB', ',.0f'),
+    'train_loss': ('train loss', '.3f'), 'val_loss': ('val_loss', '.3f'), 'val_loss_full': ('val_loss_full', '.3f'),
+    'bits_per_character': ('bits/character', '.3f'), 'accuracy_full': ('accuracy', '.1%'), 'test_loss': ('test loss', '.3f'),
+    'accuracy': ('accuracy', '.1%'), 'error': ('error', '.3f'), 'auc': ('ROC-AUC', '.3f')}
+TASK_METRICS = {'accuracy': 'test accuracy', 'error': 'test error', 'auc': 'test ROC-AUC'}
+ENOUGH = 3      # seeds: with fewer there is no p-value
+
+
+def engineering(x):
+    """A number with three digits and a unit: 3.2e11 is '320 G'."""
+    if not (x and math.isfinite(x)):
+        return f'{x:g}'
+    power = max(0, min(5, int(math.log10(abs(x) * 1.0005) // 3)))
+    return f'{x / 1000 ** power:.3g} {" kMGTP"[power]}'.strip()
+
+
+def format_metric(name, value):
+    return engineering(value) if name == 'flops' else format(value, METRICS[name][1])
+
+
+def format_difference(name, d, sign=''):
+    """A difference of two metrics: percentage points for an accuracy."""
+    return f'{100 * d:{sign}.1f} points' if name == 'accuracy' else f'{d:{sign}.3f}'
+
+
+def format_budget(record):
+    """What each run may spend: '120 seconds', '1,536,000 tokens', '10 T FLOPs'."""
+    kind, amount = record['budget']
+    if kind == 'flops':
+        return f'{engineering(amount)} FLOPs'
+    return f'{format(amount, ",.6g" if amount < 1e6 else ",.0f" if amount < 1e9 else ".3g")} {kind}'
+
+
+def learns_all(entrant):
+    """Whether it is trained on all positions of a window, so that its val_loss is over all of them."""
+    return entrant['predicts'] == 'every' and not entrant['settings']['last_only']
+
+
+def main_metric(record):
+    """The metric that all entrants are compared by: a task's own; val_loss if all entrants are trained on all positions; else
+    val_loss_full."""
+    if 'task' in record:
+        return record['task']['metric']
+    return 'val_loss' if all(map(learns_all, record['entrants'])) else 'val_loss_full'
+
+
+def values(entrant, metric):
+    """{seed: value} of the runs that finished."""
+    return {r['seed']: r[metric] for r in entrant['runs'] if metric in r and 'diverged' not in r}
+
+
+def difference(record, entrant, metric):
+    """(mean difference from the first entrant over the common seeds, p-value of a two-sided paired t-test, seeds).
+
+    p is nan with fewer than ENOUGH seeds, and where all differences are equal but not 0: their deviation is 0, and a t-test
+    says nothing.  Returns None where the two cannot be compared."""
+    first = record['entrants'][0]
+    ours, theirs = values(entrant, metric), values(first, metric)
+    seeds = sorted(ours.keys() & theirs.keys())
+    if entrant is first or not seeds or (metric == 'val_loss' and not (learns_all(entrant) and learns_all(first))):
+        return None
+    d, p = [ours[s] - theirs[s] for s in seeds], math.nan
+    rounding = 1e-12 * max(abs(ours[s]) + abs(theirs[s]) for s in seeds)
+    if len(seeds) >= ENOUGH:
+        if max(map(abs, d)) <= rounding:
+            p = 1.0
+        elif max(d) - min(d) > rounding:
+            from scipy.stats import ttest_1samp
+            p = float(ttest_1samp(d, 0).pvalue)
+    return statistics.mean(d), p, len(seeds)
+
+
+def doubt(p, n):
+    """Why there is no p-value, or whether the difference is noise."""
+    if math.isnan(p):
+        return f'{n} seed{"s" * (n > 1)}: too few' if n < ENOUGH else f'equal in {n} seeds: no p'
+    return f'p {p:.2g}' + (': noise' if p >= 0.05 else '')
+
+
+def verdicts(record):
+    """One sentence per rival: whether it learned more than the first entrant."""
+    budget = f'the same {format_budget(record)}'
+    first, metric, sentences = record['entrants'][0]['name'], main_metric(record), []
+    if any(e['settings']['leaking_split'] for e in record['entrants']):
+        sentences.append('THE SPLIT LEAKS: windows were split at random, so the text of the validation windows was trained on. '
+                         'The losses in this table are evidence of the leak only.')
+    better = 1 if metric in ('accuracy', 'auc') else -1
+    for e in record['entrants'][1:]:
+        name, found = e['name'], difference(record, e, metric)
+        if e['leaks']:
+            sentences.append(f'{name} is not compared: {LEAKS}.')
+        elif found is None:
+            if 'progress' not in record:
+                sentences.append(f'{name} cannot be compared with {first}: no seed has a finished run of both.')
+        else:
+            d, p, n = found
+            change = (f'{TASK_METRICS.get(metric, metric)} {"lower" if d < 0 else "higher"} by '
+                      f'{format_difference(metric, abs(d))}')
+            if n < ENOUGH:
+                sentences.append(f'{name} against {first}: {change}, but {n} seed{"s are" if n > 1 else " is"} too few to '
+                                 f'distinguish that from noise.')
+            elif math.isnan(p):
+                sentences.append(f'{name} against {first}: {change} with each of {n} seeds, so a t-test gives no p-value.')
+            elif p < 0.05:
+                sentences.append(f'{name} learns {"more" if better * d > 0 else "less"} than {first} from {budget}: {change} '
+                                 f'(p {p:.2g}, {n} seeds).')
+            else:
+                sentences.append(f'{name} against {first} from {budget}: {change}, which {n} seeds do not distinguish from '
+                                 f'noise (p {p:.2g}).')
+    return sentences
+
+
+def notes(record):
+    """What a reader of the tables must know."""
+    sentences, entrants = [*record['notes']], record['entrants']
+    if 'progress' in record:
+        sentences.insert(0, 'This race has not ended: {} of {} runs.'.format(*record['progress']))
+    for e in entrants:
+        runs, more = e['runs'], e['parameters'] / entrants[0]['parameters'] - 1
+        if abs(more) > 0.05 and 'task' not in record:
+            sentences.append(f'{e["name"]} has {more:+.0%} parameters: --match=parameters makes them equal.')
+        if e['predicts'] == 'last' or e['settings']['last_only']:
+            sentences.append(f'{e["name"]} is trained on the last token of each window only: one target per '
+                             f'{e["settings"]["block_size"]} tokens.')
+        for word in ('diverged', 'failed'):
+            if stopped := [r for r in runs if word in r]:
+                sentences.append(f'{e["name"]} {word} in {len(stopped)} of {len(runs)} runs: {stopped[0][word]}')
+    return sentences

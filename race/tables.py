@@ -1,0 +1,238 @@
+"""
+Tables of records, and the tables of README.md and docs/:
+
+    python -m race.tables       # refresh each table between <!-- results/NAME.json --> and <!-- end -->
+"""
+
+import csv
+import json
+import re
+import statistics
+import sys
+
+from harness import ROOT, UserError, command
+from harness.arch import load_arch
+from harness.files import atomic
+from harness.log import markdown
+from race.statistics import (
+    METRICS,
+    TASK_METRICS,
+    difference,
+    doubt,
+    format_budget,
+    format_difference,
+    format_metric,
+    notes,
+    values,
+    verdicts,
+)
+
+WIDTH = 120     # characters of a line in a terminal
+
+
+def cell(entrant, metric):
+    """Mean ± standard deviation over the seeds, or the reason why there is none."""
+    v = list(values(entrant, metric).values())
+    if not v:
+        return next((word for word in ('diverged', 'failed') if any(word in r for r in entrant['runs'])), '')
+    text = format_metric(metric, statistics.mean(v))
+    deviation = format_metric(metric, statistics.stdev(v)) if len(set(v)) > 1 else '0'
+    return text if deviation == '0' else f'{text} ± {deviation}'
+
+
+def difference_cell(record, entrant, metric):
+    found = difference(record, entrant, metric)
+    return f'{format_difference(metric, found[0], "+")} ({doubt(*found[1:])})' if found else ''
+
+
+def tables(record):
+    """[(headers, rows)] of a race: what was learned, further metrics, and what it cost."""
+    entrants = record['entrants']
+
+    def table(*metrics):
+        return ['config', *(METRICS[k][0] for k in metrics)], [[e['name'], *(cell(e, k) for k in metrics)] for e in entrants]
+    cost = table('steps', 'tokens', 'seconds', 'tokens_per_second', 'flops', 'memory')
+    if 'task' in record:
+        return [task_table(record), cost]
+    rows = []
+    for e in entrants:
+        more = e['parameters'] / entrants[0]['parameters'] - 1
+        rows.append([e['name'], f'{e["parameters"]:,}' + (f' ({more:+.0%}!)' if abs(more) > 0.05 else ''),
+                     *(c for k in ('val_loss', 'val_loss_full') for c in (cell(e, k), difference_cell(record, e, k)))])
+    headers = ['config', 'parameters', 'val_loss', 'difference', 'val_loss_full', 'difference']
+    return [(headers, rows), table('train_loss', 'bits_per_character', 'accuracy_full'), cost]
+
+
+def task_table(record):
+    """(headers, rows) of a race on a task.  The last row is what a constant answer scores."""
+    task, metrics = record['task'], [k for k in TASK_METRICS if k in record['task']['guess']]
+    rows = [[e['name'], f'{e["trained"]:,}', f'{e["parameters"]:,}', *(cell(e, k) for k in ('steps', 'train_loss', 'val_loss'))]
+            for e in record['entrants']]
+    rows.append([chance_name(task), *[''] * 5])
+    headers = ['config', 'trained weights', 'of', 'steps', 'train loss', 'val_loss']
+    for k in metrics:
+        headers.append(TASK_METRICS[k])
+        column = [*(cell(e, k) for e in record['entrants']), format_metric(k, task['guess'][k])]
+        for row, c in zip(rows, column, strict=True):
+            row.append(c)
+        if k == task['metric']:
+            headers.append('difference')
+            for row, e in zip(rows, [*record['entrants'], None], strict=True):
+                row.append(difference_cell(record, e, k) if e else '')
+    return headers, rows
+
+
+def chance_name(task):
+    return f'chance ({task["constant"]})' if task.get('constant') else 'chance'
+
+
+def label(entrant):
+    """The row of an entrant in a table over several tasks."""
+    try:
+        arch = load_arch(entrant['arch'])
+    except UserError:               # the record is older than the removal of its architecture
+        arch = None
+    if arch and arch.label:
+        return arch.label(entrant['settings'])
+    return entrant['settings'].get('network', entrant['arch']).upper()
+
+
+def across(records):
+    """(headers, rows) over several tasks: a row per label, a column per task, and what a constant answer scores."""
+    labels = [[label(e) for e in r['entrants']] for r in records]
+    headers = ['', *(f'{r["data"]["name"]}, {TASK_METRICS[r["task"]["metric"]].removeprefix("test ")}' for r in records)]
+    rows = []
+    for name in dict.fromkeys(name for names in labels for name in names):
+        found = [r['entrants'][names.index(name)] if name in names else None for r, names in zip(records, labels, strict=True)]
+        rows.append([name, *(f'{cell(e, r["task"]["metric"])} ({e["trained"]:,})' if e else ''
+                             for r, e in zip(records, found, strict=True))])
+    chance = [format_metric(r['task']['metric'], r['task']['guess'][r['task']['metric']]) for r in records]
+    return headers, [*rows, ['chance', *chance]]
+
+
+def speeds(record):
+    """(headers, rows) of a record of bench.py train."""
+    base = record['speeds'][0]
+    rows = [[r['name'], f'{r["parameters"]:,}', f'{r["windows"]} x {r["block_size"]:,}', f'{r["seconds"]:.3g}',
+             f'{r["windows"] / r["seconds"]:.3g}', f'{r["windows"] / r["seconds"] / (base["windows"] / base["seconds"]):.2f}',
+             f'{r["windows"] * r["block_size"] / r["seconds"]:,.0f}'] for r in record['speeds']]
+    return ['config', 'parameters', 'step', 'seconds', 'windows/s', 'ratio', 'tokens/s'], rows
+
+
+def trials(record):
+    """(headers, rows) of a sweep, best first.  If it tried every pair of values of two settings: a row per value of the first
+    and a column per value of the second."""
+    found = {tuple(t['values'].values()): f'{t["val_loss"]:.3f}' if 'val_loss' in t else 'failed' for t in record['trials']}
+    names = list(record['trials'][0]['values'])
+
+    def shown(value):
+        return f'{value:g}' if isinstance(value, float) else str(value)
+    if len(names) == 2:
+        down, right = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))        # the best value first
+        right = right if any(isinstance(v, str) for v in right) else sorted(right)
+        if len(found) == len(down) * len(right):
+            return ([f'{names[0]}, {names[1]}', *map(shown, right)],
+                    [[shown(a), *(found[a, b] for b in right)] for a in down])
+    return [*names, 'val_loss'], [[*map(shown, key), value] for key, value in found.items()]
+
+
+# text -------------------------------------------------------------------------------------------------------------------------
+
+def fitted(headers, rows, width=WIDTH):
+    """A table as Markdown, split into several that repeat its first column where it is wider than `width` characters."""
+    widths = [max(len(r[i]) for r in [headers, *rows]) + 3 for i in range(len(headers))]
+    parts, used = [[0]], widths[0] + 1
+    for i in range(1, len(headers)):
+        # a difference stays beside its metric
+        wide = widths[i] + (widths[i + 1] if i + 1 < len(headers) and headers[i + 1] == 'difference' else 0)
+        if used + wide > width and len(parts[-1]) > 1 and headers[i] != 'difference':
+            parts.append([0])
+            used = widths[0] + 1
+        parts[-1].append(i)
+        used += widths[i]
+    return '\n\n'.join(markdown([headers[i] for i in part], [[r[i] for i in part] for r in rows]) for part in parts)
+
+
+def about(record):
+    d = record['data']
+    return f'{d["source"]}, fingerprint {d["fingerprint"]}; {record["date"]}; {record["machine"]}'
+
+
+def judged_on(record):
+    return 'the test split' if 'task' in record else f'{record["windows"] or "all"} windows'
+
+
+def text(record, width=None):
+    """A race in Markdown: its tables, verdicts and notes.  width: split wider tables, for a terminal."""
+    parts = [markdown(*t) if width is None else fitted(*t, width) for t in tables(record)]
+    parts += ['\n'.join(f'- {s}' for s in verdicts(record) + notes(record)),
+              f'{format_budget(record)} each; judged on {judged_on(record)}; FLOPs of matrix products and convolutions only; '
+              f'{about(record)}']
+    return '\n\n'.join(p for p in parts if p) + '\n'
+
+
+def short(record):
+    """The table of a record in README.md and docs/, of a race, a sweep or bench.py, and what it was measured with."""
+    if 'speeds' in record:
+        return f'{markdown(*speeds(record))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
+    if 'trials' in record:
+        return f'{markdown(*trials(record))}\n\n<sub>one seed; {about(record)}</sub>\n'
+    headers = ['config', 'parameters', 'tokens', 'val_loss', 'difference', 'val_loss_full', 'difference']
+    rows = [[e['name'], f'{e["parameters"]:,}', cell(e, 'tokens'), cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
+             cell(e, 'val_loss_full'), difference_cell(record, e, 'val_loss_full')] for e in record['entrants']]
+    if any(e['settings']['leaking_split'] for e in record['entrants']):         # shows how much of the text is memorised
+        headers.append('accuracy')
+        rows = [[*row, cell(e, 'accuracy_full')] for row, e in zip(rows, record['entrants'], strict=True)]
+    if 'task' in record:
+        headers, rows = task_table(record)
+    seeds = len(record['entrants'][0]['runs'])
+    return (f'{markdown(headers, rows)}\n\n<sub>{format_budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {judged_on(record)}; '
+            f'{about(record)}</sub>\n')
+
+
+def write_csv(record, f):
+    metrics = [k for k in METRICS if any(k in r for e in record['entrants'] for r in e['runs'])]
+    compared = [k for k in ('val_loss', 'val_loss_full', *TASK_METRICS) if k in metrics]
+    keys = [f'{k}_{part}' for k in metrics for part in ('mean', 'std')]
+    keys += [f'{k}_{part}' for k in compared for part in ('difference', 'p')]
+    writer = csv.DictWriter(f, ['config', 'parameters', 'runs', *keys])
+    writer.writeheader()
+    for e in record['entrants']:
+        row = {'config': e['name'], 'parameters': e['parameters'], 'runs': len(values(e, 'val_loss'))}
+        for k in metrics:
+            v = list(values(e, k).values())
+            row |= {f'{k}_mean': statistics.mean(v)} if v else {}
+            row |= {f'{k}_std': statistics.stdev(v)} if len(v) > 1 else {}
+        for k in compared:
+            if found := difference(record, e, k):
+                row |= {f'{k}_difference': found[0], f'{k}_p': found[1]}
+        writer.writerow(row)
+
+
+MARK = re.compile(r'(<!-- (results/[\w.]+\.json(?: results/[\w.]+\.json)*) -->\n).*?(<!-- end -->)', re.S)
+
+
+def refreshed(page, root):
+    """The text of a page in which each table after a mark is that of the record which the mark names; of several records, one
+    table over their tasks."""
+    def table(found):
+        records = [json.loads((root / name).read_text(encoding='utf-8')) for name in found[2].split()]
+        return f'{found[1]}\n' + (short(*records) if len(records) == 1 else f'{markdown(*across(records))}\n') + found[3]
+    return MARK.sub(table, page)
+
+
+def main(argv):
+    if argv:
+        print(__doc__)
+        return
+    for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))):
+        old = path.read_text(encoding='utf-8')
+        new = refreshed(old, ROOT)
+        if new != old:
+            with atomic(path, 'w') as f:
+                f.write(new)
+            print(f'{path.relative_to(ROOT)}: refreshed')
+
+
+if __name__ == '__main__':
+    sys.exit(command(main))

@@ -1,0 +1,225 @@
+"""Optimizers: the group of each parameter, Lion by its formula, Muon and the plateau by torch's own."""
+
+import dataclasses
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train
+from harness import ROOT, UserError, config, optim
+from harness.arch import build
+
+
+def with_config(module, vocab_size=7):
+    module.config = dataclasses.make_dataclass('Config', ['vocab_size'])(vocab_size)
+    return module
+
+
+class Product(torch.nn.Module):
+    """x @ kernel, or rows of kernel where x are indices: not a Linear, so it marks its weight."""
+
+    def __init__(self, in_features, out_features, matrix=True):
+        super().__init__()
+        self.out_features = out_features
+        self.kernel = torch.nn.Parameter(torch.randn(in_features, out_features))
+        self.bias = torch.nn.Parameter(torch.randn(out_features))
+        self.kernel.matrix = matrix
+
+    def forward(self, x):
+        return (F.embedding(x, self.kernel) if x.dtype == torch.long else x @ self.kernel) + self.bias
+
+
+class Net(torch.nn.Module):
+    """A module of each kind, by the name of the group its weights belong to."""
+
+    def __init__(self):
+        super().__init__()
+        nn = torch.nn
+        self.matrix = nn.ModuleList([nn.Linear(4, 4), nn.LSTM(4, 3, 2, proj_size=2), nn.GRUCell(4, 4), Product(4, 4),
+                                     nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2, kdim=3, vdim=3)])
+        self.head = nn.ModuleList([nn.Linear(4, 7, bias=False), Product(4, 7)])
+        self.other = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.Bilinear(2, 3, 4), nn.Linear(4, 1), Product(1, 4), nn.GRU(1, 4)])
+        self.rest = nn.ModuleList([nn.Embedding(5, 4), nn.LayerNorm(4), Product(4, 4, matrix=False), nn.Linear(4, 4),
+                                   Product(4, 4)])
+        self.rest.free = nn.Parameter(torch.zeros(4, 4))
+        self.rest[3].weight.no_weight_decay = self.rest[4].kernel.no_weight_decay = True
+        self.tied = nn.Embedding(7, 4)
+        self.tied.weight = self.head[0].weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+def test_groups_follow_the_type_of_the_module_and_its_marks():
+    net = with_config(Net())
+    found = {name: kind for kind, params in optim.groups(net).items() for name, _ in params}
+    for name, p in net.named_parameters():
+        expected = 'rest' if 'bias' in name else name.split('.')[0]
+        if name == 'other.4.weight_hh_l0':              # of a GRU whose input is a single number
+            expected = 'matrix'
+        assert found.pop(name, None) == (expected if p.requires_grad else None), name
+    assert not found
+    net.config.vocab_size = None
+    assert not optim.groups(net)['head']
+
+
+@pytest.mark.parametrize('name', optim.STATES)
+def test_only_matrices_are_decayed_and_muon_has_those_of_two_dimensions(name):
+    net = with_config(Net())
+    table = {kind: {p for _, p in params} for kind, params in optim.groups(net).items()}
+    optimizers = optim.build(net, name, 1e-3, (0.9, 0.95), 0.1)
+    decay = {p: g['weight_decay'] for o in optimizers for g in o.param_groups for p in g['params']}
+    assert decay == {p: 0.0 if kind == 'rest' else 0.1 for kind, params in table.items() for p in params}
+    if name == 'muon':
+        assert set(optimizers[0].param_groups[0]['params']) == table['matrix']
+
+
+class RawLSTM(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(7, 32)
+        self.w, self.u = (torch.nn.Parameter(torch.randn(32, 128)) for _ in range(2))
+
+
+def test_dry_run_reports_unmarked_matrices():
+    net = with_config(RawLSTM())
+    assert 'note: 97% of the parameters' in optim.describe(net, 'muon', 1) and 'matrix = True' in optim.describe(net, 'muon', 1)
+    net.w.matrix, net.u.no_weight_decay = True, True
+    assert 'note' not in optim.describe(net, 'muon', 1)
+
+
+def test_nearly_all_weights_of_the_lstm_are_matrices():
+    settings = config.load([str(ROOT / 'config/lstm.py')], train.TrainConfig)
+    model = build(settings.arch, settings.model)
+    matrices = sum(p.numel() for _, p in optim.groups(model)['matrix'])
+    assert matrices > 0.95 * sum(p.numel() for p in model.parameters())
+    assert 'note' not in optim.describe(model, 'adamw', 1)
+
+
+def test_restore_keeps_new_hyperparameters_and_refuses_other_groups():
+    def optimizers(*shapes, betas=(0.9, 0.95), name='adamw', step=True):
+        net = with_config(torch.nn.Sequential(*(Product(*shape) for shape in shapes)))
+        built = optim.build(net, name, 1e-3, betas, 0.1)
+        for o in built if step else ():
+            for p in net.parameters():
+                p.grad = torch.ones_like(p)
+            o.step()
+        return built
+    saved = [o.state_dict() for o in optimizers((2, 3), (3, 2))]
+    new, = optimizers((2, 3), (3, 2), betas=(0.5, 0.6), step=False)
+    optim.restore([new], saved, 'ckpt.pt')
+    assert new.param_groups[0]['betas'] == (0.5, 0.6) and all(state['exp_avg'].any() for state in new.state.values())
+    for other in (optimizers((2, 3)), optimizers((3, 2), (2, 3)), optimizers((2, 3), (3, 2), name='muon')):
+        with pytest.raises(UserError, match=r'ckpt.pt cannot be resumed.*--init_from=ckpt.pt'):
+            optim.restore(other, saved, 'ckpt.pt')
+
+
+@pytest.mark.parametrize('sparse', [False, True], ids=['lion', 'sparse_lion'])
+def test_lion_is_its_formula(sparse):
+    """u = sign(b1 m + (1 - b1) g); w -= lr (u + wd w); m = b2 m + (1 - b2) g, number by number; sparse: not where g is 0."""
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(3, 8, dtype=torch.double))
+    lion = optim.Lion([w], lr=0.1, betas=(0.9, 0.99), weight_decay=0.2, sparse=sparse)
+    own, m = w.flatten().tolist(), [0.0] * 24
+    for _ in range(6):
+        w.grad = torch.randn(3, 8, dtype=torch.double) * torch.randint(2, (3, 8))
+        for i, g in enumerate(w.grad.flatten().tolist()):
+            if sparse and g == 0:
+                continue
+            u = 0.9 * m[i] + 0.1 * g
+            own[i] -= 0.1 * ((math.copysign(1, u) if u else 0) + 0.2 * own[i])
+            m[i] = 0.99 * m[i] + 0.01 * g
+        lion.step()
+    torch.testing.assert_close(w.flatten().tolist(), own)
+    torch.testing.assert_close(lion.state[w]['momentum'].flatten().tolist(), m)
+
+
+def test_sparse_lion_moves_only_the_rows_that_a_batch_reads():
+    """Through build() and clipping, with decay: other rows keep weight and momentum to the bit; plain Lion moves every row."""
+    moved = {}
+    for name in ('lion', 'sparse_lion'):
+        torch.manual_seed(0)
+        net = with_config(torch.nn.Sequential(Product(500, 6), Product(6, 7)))
+        optimizer, = optim.build(net, name, 1e-2, (0.9, 0.95), 0.1)
+        table = net[0].kernel
+        for _ in range(5):
+            x = torch.randint(500, (20,))
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), x % 7).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.01)
+            weight, momentum = table.detach().clone(), optimizer.state[table].get('momentum', torch.zeros_like(table)).clone()
+            optimizer.step()
+            moved[name] = (table != weight).any(1)
+            read = torch.zeros(500, dtype=torch.bool).index_fill(0, x, True)
+            if name == 'sparse_lion':
+                assert torch.equal(moved[name], read)
+                assert torch.equal((optimizer.state[table]['momentum'] != momentum).any(1), read)
+    assert moved['lion'].all()
+
+
+def test_muon_is_torchs():
+    """The same steps as torch.optim.Muon's, to the precision of its bfloat16, and a state that either can resume from."""
+    torch.manual_seed(0)
+    start = [torch.randn(8, 20), torch.randn(20, 8), torch.randn(8, 20)]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    optimizers = [cls(params, lr=0.01, weight_decay=0.1, adjust_lr_fn='match_rms_adamw')
+                  for cls, params in ((optim.Muon, ours), (torch.optim.Muon, theirs))]
+    for step in range(6):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for o in optimizers:
+            o.step()
+        if step == 2:
+            states = [o.state_dict() for o in optimizers]
+            for o, state in zip(optimizers, reversed(states), strict=True):
+                o.load_state_dict(state)
+    for p, q, was in zip(ours, theirs, start, strict=True):
+        assert (p - q).norm() < 0.02 * (q - was).norm()
+
+
+def test_schedules():
+    def rate(step, progress, left=1.0, **more):
+        cfg = train.TrainConfig(**{'learning_rate': 1.0, 'min_lr': 0.1, 'warmup_iters': 10} | more)
+        return pytest.approx(optim.learning_rate(cfg, step, progress, left))
+    assert [rate(0, 0), rate(50, 0.5), rate(99, 1)] == [0.1, 0.55, 0.1]
+    assert [rate(50, p, schedule='trapezoid', cooldown=0.2) for p in (0.5, 0.8, 0.9, 1)] == [1, 1, 0.55, 0.1]
+    assert [rate(50, 1, 0.3, schedule=s) for s in ('constant', 'plateau')] == [1, 0.3]
+    assert rate(4, 0, 0.3, schedule='plateau') == 0.15
+
+
+@pytest.mark.parametrize('budget', [20, 100, 1000, 5000])
+def test_automatic_warmup_takes_100_steps_or_a_tenth_of_the_budget(budget):
+    auto, fixed = (train.TrainConfig(schedule='constant', learning_rate=1.0, warmup_iters=w) for w in ('auto', 100))
+    rates = [optim.learning_rate(auto, step, step / budget) for step in range(budget)]
+    if budget >= 1000:
+        assert rates == [optim.learning_rate(fixed, step, step / budget) for step in range(budget)]
+    else:
+        assert rates == sorted(rates) and rates[0] < 1 and rates[budget // 10 - 1] < 1 == rates[budget // 10]
+
+
+def test_the_plateau_is_torchs_and_its_state_is_exact():
+    """The rates of ReduceLROnPlateau on the mean loss of each interval, also after a restart within each interval."""
+    rng = random.Random(0)
+    cfg = train.TrainConfig(schedule='plateau', learning_rate=0.3, min_lr=0.02, patience=2, factor=0.6)
+    sgd = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    expected = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, factor=0.6, patience=2, min_lr=0.02)
+    whole, cut, constant = optim.Plateau(cfg), optim.Plateau(cfg), optim.Plateau(train.TrainConfig(patience=0))
+    constant.judge()                            # before any step
+    rates = []
+    for i in range(60):
+        losses = [1 + 3 * 0.8 ** i + rng.gauss(0, 0.05) for _ in range(rng.randint(1, 4))]
+        expected.step(sum(losses) / len(losses))
+        for plateau in (whole, cut, constant):
+            plateau.watch(losses[:2])
+        state, cut = cut.state_dict(), optim.Plateau(cfg)
+        cut.load_state_dict(state)
+        for plateau in (whole, cut, constant):
+            plateau.watch(losses[2:])
+            assert plateau.count == len(losses)
+            plateau.judge()
+        rates.append(0.3 * whole.left)
+        assert rates[-1] == pytest.approx(sgd.param_groups[0]['lr'])
+        assert cut.state_dict() == whole.state_dict() and constant.left == 1
+    assert rates[-1] == pytest.approx(0.02) and len(set(rates)) == 7       # 0.3 * 0.6 ** 5 is above 0.02

@@ -1,0 +1,235 @@
+"""Generation: sampling, streaming, cellular automata, and the command lines of sample.py and extras/export.py."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import sentence, tiny_train
+
+import mamba
+import model as gpt
+import pacing
+import sample
+import train
+import wavenet
+from extras import export
+from harness import UserError, checkpoint
+from harness.arch import complete
+from harness.generate import automaton, benchmark, describe, generate, reapply, sample_token
+from harness.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope='module')
+def run(dataset, tmp_path_factory):
+    """The folder of a finished run of GPT."""
+    out = tmp_path_factory.mktemp('sample') / 'run'
+    train.main(tiny_train(dataset, out, '--max_iters=20', '--bias=False')[1:])
+    return out
+
+
+@pytest.fixture
+def printed(capsys):
+    """What sample.py prints for a command line."""
+    return lambda *words: (sample.main(list(map(str, words))), capsys.readouterr().out)[1]
+
+
+def ids(model, prompt, count, **options):
+    return torch.stack(list(generate(model, prompt, count, **options)), dim=1)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# sampling -----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('options, expected', [
+    ((1.0, 0, 1.0), {0, 1, 2, 3}), ((0, 0, 1.0), {0}), ((1.0, 2, 1.0), {0, 1}), ((1.0, 100, 1.0), {0, 1, 2, 3}),
+    ((1.0, 0, 0.65), {0, 1}), ((1.0, 0, 0.01), {0}), ((1e-4, 0, 1.0), {0}), ((1e-40, 0, 1.0), {0})])
+def test_the_candidates_of_top_k_and_top_p(options, expected):
+    """Of probabilities 0.64, 0.24, 0.09 and 0.03; the fifth token is padding of the vocabulary."""
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, 9.0]]).repeat(4000, 1)
+    assert set(sample_token(logits, *options, n_vocab=4, generator=seeded(0)).tolist()) == expected
+
+
+def test_sampling_follows_the_distribution():
+    p, logits = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(20_000, 1)
+    for options, weights in (((1.0, 0, 1.0), p), ((0.5, 0, 1.0), p ** 2), ((1.0, 2, 1.0), p * torch.tensor([1, 1, 0])),
+                             ((1.0, 0, 0.7), p * torch.tensor([1, 1, 0]))):
+        counts = sample_token(logits, *options, generator=seeded(0)).bincount(minlength=3)
+        assert (counts / 20_000 - weights / weights.sum()).abs().max() < 0.015
+
+
+STEPPING = {'gpt': (gpt, {}), 'pacing': (pacing, {}), 'memory': (wavenet, {}), 'causal': (wavenet, {'reads': 'causal'}),
+            'mamba': (mamba, {})}
+
+
+@pytest.fixture(params=STEPPING.values(), ids=STEPPING)
+def model(request):
+    """A model that has a step(), with weights away from their initial values."""
+    arch, change = request.param
+    torch.manual_seed(0)
+    model = complete(arch.Model(dataclasses.replace(arch.Config.tiny(), **change))).eval()
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    return model
+
+
+def test_generation_with_step_is_generation_by_recomputation(model):
+    prompt = torch.randint(17, (2, 3))
+    fast = ids(model, prompt, 13, temperature=0)
+    assert torch.equal(fast, ids(model, prompt, 13, temperature=0, recompute=True))
+    model.step = None
+    assert torch.equal(fast, ids(model, prompt, 13, temperature=0))
+
+
+def test_a_row_of_a_batch_is_the_row_alone(model):
+    prompts = torch.randint(17, (3, 20))
+    together = ids(model, prompts, 30, generator=[seeded(i) for i in range(3)])
+    for i in range(3):
+        assert torch.equal(together[i:i + 1], ids(model, prompts[i:i + 1], 30, generator=[seeded(i)]))
+
+
+def test_benchmark(model):
+    prompt = torch.zeros(1, 3, dtype=torch.long)
+    found = benchmark(model, prompt, 12, most=4)
+    assert found['first'] > 0 and found['rate'] > 0 and found['recompute'] > 0 and found['growth'] is None
+    assert 'tokens/s without step()' in describe(found) and 'last 1,000' not in describe(found)
+    model.step = None
+    assert benchmark(model, prompt, 1)['recompute'] is None
+
+
+def test_a_seed_repeats_a_text():
+    torch.manual_seed(0)
+    model = complete(gpt.Model(gpt.Config.tiny())).eval()
+    prompt = torch.zeros(8, 1, dtype=torch.long)
+    first, again, other = (ids(model, prompt, 20, generator=seeded(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len({tuple(row) for row in first.tolist()}) == 8
+    assert ids(model, prompt, 60, n_vocab=3, temperature=5.0).max() <= 2
+
+
+# cellular automata --------------------------------------------------------------------------------------------------------
+
+class Neighbours(torch.nn.Module):
+    """Predicts for each token the one `offset` places before it, on a ring, with the logit `sharp`."""
+    bidirectional = True
+
+    def __init__(self, offset=1, sharp=9.0):
+        super().__init__()
+        complete(self)
+        self.offset, self.config = offset, gpt.Config.tiny()
+        self.sharp = torch.nn.Parameter(torch.tensor(sharp))
+        self.infill = lambda x: self.sharp * torch.nn.functional.one_hot(x.roll(self.offset, 1), 17).float()
+
+
+def test_a_pass_replaces_all_tokens_at_once():
+    x = torch.tensor([[1, 2, 3, 4, 5], [6, 6, 7, 8, 9]])
+    assert reapply(Neighbours(), x).tolist() == [[5, 1, 2, 3, 4], [9, 6, 6, 7, 8]]      # one by one, all would be the first
+    assert reapply(Neighbours(-2), x).tolist() == [[3, 4, 5, 1, 2], [7, 8, 9, 6, 6]]
+    assert reapply(Neighbours(sharp=-9.0), x, n_vocab=2).max() <= 1
+    x = torch.arange(17).repeat(400, 1)
+    sampled = reapply(Neighbours(sharp=1.0), x, 1.0, generator=seeded(0))
+    assert (sampled == x.roll(1, 1)).float().mean().item() == pytest.approx(math.e / (16 + math.e), abs=0.015)
+
+
+def test_an_automaton_ends_at_a_cycle():
+    cycle = [([1, 2, 3], None), ([3, 1, 2], None), ([2, 3, 1], None), ([1, 2, 3], 0)]
+    assert list(automaton(Neighbours(), [1, 2, 3], 10)) == cycle
+    assert list(automaton(Neighbours(), [1, 2, 3], 2))[-1] == ([2, 3, 1], None)
+    assert list(automaton(Neighbours(), [4, 4], 10, 1.0, 1, generator=seeded(0)))[-1] == ([4, 4], 0)        # top_k=1
+    assert list(automaton(Neighbours(sharp=99.0), [4, 4], 10, 1.0, generator=seeded(0))) == [([4, 4], None)] * 11
+
+
+def test_an_automaton_prints_each_pass(run, monkeypatch, printed):
+    content = checkpoint.load_model(run)[1]
+    monkeypatch.setattr(checkpoint, 'load_model', lambda path: (Neighbours(), content))
+    words = ['run', '--automaton', '--device=cpu']
+    assert printed(*words, '--start', 'a\nb', '--start', 'dd') == (
+        ' 0  a\n    b\n 1  ba\n    \n 2  \n    ba\n 3  a\n    b\npass 3 equals pass 0: a cycle of 3 passes\n' + '-' * 80 +
+        '\n 0  dd\n 1  dd\npass 1 changed nothing: a fixed point\n')
+    assert printed(*words, '--start', 'abc', '--reapply=2') == '0  abc\n1  cab\n2  bca\n'
+    one, two = printed(*words, '--start=abc', '--temperature=99', '--num_samples=2').split('-' * 80 + '\n')
+    assert one != two
+    for more in ([], ['--benchmark'], ['--eval']):
+        assert '--automaton' in sentence(sample.main, ['run', *more])
+
+
+def test_the_automaton_of_a_network(dataset, printed, tmp_path):
+    """Each character of a pass is predicted from its neighbours alone."""
+    train.main(tiny_train(dataset, tmp_path / 'run', '--arch=highorder', '--network=high_order', '--centered', '--features=5',
+                          '--max_iters=30', '--sample_tokens=0')[1:])
+    text, passes = 'a bad cab', printed(tmp_path / 'run', '--automaton', '--start', 'a bad cab', '--reapply=4')
+    model, content = checkpoint.load_model(tmp_path / 'run')
+    tokenizer, seen = Tokenizer(content['data']['tokenizer']), []
+    while text not in seen and len(seen) < 5:
+        assert f'{len(seen)}  ' + text.replace('\n', '\n   ') in passes
+        seen.append(text)
+        padded = [-1, -1, *tokenizer.encode(text), -1, -1]
+        around = torch.tensor([[*padded[i:i + 2], -1, *padded[i + 3:i + 5]] for i in range(len(text))])
+        text = tokenizer.decode(model.infill(around)[:, 2].argmax(-1).tolist())
+    assert len(seen) > 1
+
+
+# the command lines --------------------------------------------------------------------------------------------------------
+
+def test_sample(run, printed, tmp_path, dataset, monkeypatch):
+    """Beyond the window of 16, without the data set; a text depends on its start and its seed only."""
+    monkeypatch.setattr('harness.data.ROOT', tmp_path)
+    (tmp_path / 'prompt.txt').write_text('abc')
+    words = [run, '--max_new_tokens', 40]
+    both = printed(*words, '--seed=5', '--start', f'FILE:{tmp_path / "prompt.txt"}', '--start=a bad', '--num_samples=2')
+    parts = both.split('-' * 80 + '\n')
+    starts = ['abc', 'abc', 'a bad', 'a bad']
+    assert parts == [printed(*words, f'--start={start}', f'--seed={5 + i}') for i, start in enumerate(starts)]
+    assert [len(part) for part in parts] == [44, 44, 46, 46] and len(set(parts)) == 4
+    assert len(printed(run / 'best.pt', '--temperature', 0, '--max_new_tokens', 5)) == 1 + 5 + 1
+    assert 'tokens/s' in printed(run, '--benchmark', '--max_new_tokens', 10)
+
+
+@pytest.mark.parametrize('words, said', [
+    (['--automaton'], '--start'), (['--automaton', '--start=a'], '--automaton: '), (['--reapply=0'], '--reapply=0'),
+    (['--automaton', '--start=a', '--benchmark'], 'not allowed with argument'), (['--start=aX'], "no token for 'X'"),
+    (['--num_samples=0'], '--num_samples=0'), (['--max_new_tokens=0'], '--max_new_tokens=0'), (['--seed=-1'], '--seed=-1'),
+    (['--temperature=nan'], '--temperature=nan'), (['--top_p=1.5'], '--top_p=1.5')])
+def test_bad_commands(run, words, said):
+    assert said in sentence(sample.main, [str(run), *words])
+
+
+def test_weights_with_another_tokenizer_are_refused():
+    """GPT-2's tokenizer would decode Mamba's ids to another text."""
+    words = ['--pretrained', 'state-spaces/mamba-130m-hf', '--arch']
+    assert '--arch=mamba' in sentence(sample.main, [*words, 'mamba'])
+    assert '--arch=pacing' in sentence(sample.main, [*words, 'pacing'])
+
+
+def test_the_first_token_without_a_line_break():
+    assert Tokenizer({'kind': 'char', 'chars': ['a', 'b']}).begin() == [0] and Tokenizer({'kind': 'bytes'}).begin() == [10]
+    with pytest.raises(UserError, match='morse'):
+        Tokenizer({'kind': 'morse'})
+
+
+def test_export(run, tmp_path, capsys):
+    """transformers computes the same logits; the printed numbers add up to what is written."""
+    from safetensors.torch import load_file
+    from transformers import GPT2LMHeadModel
+
+    hub = tmp_path / 'hub'
+    export.main([str(run), str(hub)])
+    ours, _ = checkpoint.load_model(run)
+    x = torch.randint(ours.config.vocab_size, (2, 16))
+    with torch.no_grad():
+        assert (GPT2LMHeadModel.from_pretrained(hub)(x).logits - ours(x)[0]).abs().max() < 1e-4
+    torch.testing.assert_close(gpt.Model.from_pretrained(str(hub)).eval()(x)[0], ours(x)[0])
+    parameters = sum(p.numel() for p in ours.parameters())
+    zeros = sum(w.numel() for w in load_file(hub / 'model.safetensors').values()) - parameters
+    assert f'{parameters:,} parameters and {zeros:,} zeros' in capsys.readouterr().out and zeros > 0
+
+
+def test_export_is_refused(run, dataset, tmp_path):
+    before = (run / 'config.json').read_bytes()
+    assert str(run) in sentence(export.main, [str(run), str(run)])
+    assert (run / 'config.json').read_bytes() == before
+    train.main([w for w in tiny_train(dataset, tmp_path / 'run', '--arch=pacing', '--max_iters=1') if 'n_head' not in w][1:])
+    assert "arch 'pacing'" in sentence(export.main, [str(tmp_path / 'run'), str(tmp_path / 'hub')])

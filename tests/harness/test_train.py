@@ -1,0 +1,457 @@
+"""train.py: exact resume, one process and two, lost ranks, signals, budgets, and the numbers that it logs."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import begin, tiny_train
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+import model
+import train
+from harness import BIDIRECTIONAL, ROOT, UserError, checkpoint, config, data, device, log, optim, runs
+
+PACING = ['--arch=pacing', '--n_layer=2', '--n_embd=16', '--columns=4']
+LAST = [*PACING, '--predicts=last']
+SGD = ['--optimizer=sgd', '--log_interval=1', '--learning_rate=0.01', '--grad_clip=0', '--schedule=constant']
+
+
+def words_of(dataset, out_dir, *more):
+    return [w for w in tiny_train(dataset, out_dir, *more)[1:] if '--arch=pacing' not in more or 'n_head' not in w]
+
+
+def go(dataset, out_dir, *more):
+    """train.py in this process; returns the last checkpoint."""
+    train.main(words_of(dataset, out_dir, *more))
+    return checkpoint.load(out_dir / 'ckpt.pt')
+
+
+def rows(out_dir, *names):
+    """The rows of metrics.csv, or of these columns the values, by step."""
+    found = log.read(out_dir / 'metrics.csv')
+    return {r['step']: [r[n] for n in names] for r in found if names[0] in r} if names else found
+
+
+def same(a, b):
+    """Whether two nested structures of tensors and numbers are equal, to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Sends this process a signal before a step; it then takes that step and stops."""
+    real = optim.learning_rate
+
+    def arm(step=None, number=signal.SIGTERM):
+        monkeypatch.setattr(optim, 'learning_rate', lambda cfg, now, *more: (
+            os.kill(os.getpid(), number) if now == step else None, real(cfg, now, *more))[1])
+    return arm
+
+
+@pytest.mark.parametrize('optimizer, arch', [*((o, []) for o in optim.STATES), ('muon', PACING), ('adamw', LAST)])
+def test_resume_is_exact(dataset, tmp_path, stop_at, capsys, arch, optimizer):
+    """N steps == k steps, a signal, resume, N - k steps: weights, optimizer and metrics, with dropout."""
+    words = [*arch, f'--optimizer={optimizer}', '--max_iters=12', '--dropout=0.2', '--log_interval=2', '--tokens_per_step=128']
+    whole = go(dataset, tmp_path / 'whole', *words)
+    stop_at(6, signal.SIGINT if arch else signal.SIGTERM)
+    assert go(dataset, tmp_path / 'part', *words)['step'] == 7
+    command = ' '.join(['python train.py', *words_of(dataset, tmp_path / 'part', *words), '--resume'])
+    assert f'stopped at step 7 and saved; to resume: {command}\n' in capsys.readouterr().out
+    stop_at()
+    resumed = go(dataset, tmp_path / 'part', *words, '--resume')
+    for key in whole.keys() - {'seconds', 'loop'}:
+        assert same(whole[key], resumed[key]), key
+    for columns in (['val_loss', 'val_loss_full', 'accuracy'], ['lr']):
+        found = rows(tmp_path / 'part', *columns)
+        assert {k: v for k, v in found.items() if k != 7} == rows(tmp_path / 'whole', *columns)
+
+
+PLATEAU = ['--schedule=plateau', '--patience=0', '--factor=0.5', '--optimizer=sgd', '--learning_rate=0.4', '--min_lr=0.06',
+           '--eval_interval=3', '--log_interval=2', '--max_iters=23', '--batch_size=1']
+
+
+@pytest.fixture(scope='module')
+def plateau_run(dataset, tmp_path_factory):
+    """(folder, last checkpoint) of a run whose rate falls to min_lr, in halves."""
+    out = tmp_path_factory.mktemp('plateau') / 'run'
+    ckpt = go(dataset, out, *PLATEAU, '--log_interval=1')
+    rates = [lr for lr, in rows(out, 'lr').values()]
+    assert rates[0] == 0.2 and sorted({*rates[1:]}) == pytest.approx([0.06, 0.1, 0.2, 0.4]) and rates[-1] == pytest.approx(0.06)
+    return out, ckpt
+
+
+@pytest.mark.parametrize('stop', [4, 8, None], ids=['between evaluations', 'at an evaluation', 'by max_iters'])
+def test_resume_on_a_plateau_is_exact(dataset, tmp_path, stop_at, plateau_run, stop):
+    out, (folder, whole) = tmp_path / 'run', plateau_run
+    stop_at(stop)
+    part = go(dataset, out, *PLATEAU, *([] if stop else ['--max_iters=7']))
+    assert part['step'] == (stop + 1 if stop else 7) and part['plateau']['count'] == {4: 2, 8: 3, None: 1}[stop]
+    stop_at()
+    resumed = go(dataset, out, *PLATEAU, '--resume')
+    assert all(same(whole[key], resumed[key]) for key in ('model', 'optimizers', 'plateau', 'step'))
+    rates = rows(out, 'lr')
+    assert rates.items() <= rows(folder, 'lr').items() and len(rates) > 12
+
+
+def test_a_run_is_resumed_with_new_settings(dataset, tmp_path, capsys):
+    """They apply from then on, and tokens are counted on: also from a checkpoint of the first version, without a count."""
+    out = tmp_path / 'run'
+    old = go(dataset, out, *PLATEAU, '--max_iters=12', '--memory_dropout=0.3')
+    left, = old['plateau']['_last_lr']
+    assert left < 1 and old['tokens'] == 12 * 16
+    for key in ('tokens', 'evaluated', 'format'):
+        del old[key]
+    old['loop']['forget'] = old['loop'].pop('memory_dropout')
+    checkpoint.save(out / 'ckpt.pt', old)
+    capsys.readouterr()
+    new = go(dataset, out, *PLATEAU, '--resume', '--max_iters=14', '--log_interval=1', '--learning_rate=0.8', '--beta1=0.5',
+             '--tokens_per_step=32', '--memory_dropout=0.3', '--factor=0.1')
+    shown = capsys.readouterr().out
+    assert "'learning_rate': 0.8" in shown and 'memory_dropout' not in shown
+    assert rows(out, 'lr')[14] == [0.8 * left] and new['tokens'] == 12 * 16 + 2 * 32
+    assert new['optimizers'][0]['param_groups'][0]['momentum'] == 0.5
+
+
+def test_evaluation_changes_nothing_and_the_seed_everything(dataset, tmp_path):
+    words = ['--max_iters=8', '--dropout=0.2']
+    often, never, other = (go(dataset, tmp_path / n, *words, f'--eval_interval={n}', f'--log_interval={n}', f'--seed={seed}')
+                           for n, seed in (('1', 1), ('100', 1), ('50', 2)))
+    assert same(often['model'], never['model']) and not same(often['model'], other['model'])
+    assert len(rows(tmp_path / '1')) == 9
+
+
+# several processes --------------------------------------------------------------------------------------------------------
+
+def be_rank(number, port, folder, words, lost_at):
+    """One process of two: counts the exchanges of gradients; rank 1 is lost before a step."""
+    os.environ.update(WORLD_SIZE='2', RANK=str(number), LOCAL_RANK=str(number), MASTER_ADDR='localhost', MASTER_PORT=str(port))
+    exchanges, step = [], train.Trainer.step
+
+    class Counted(train.DistributedDataParallel):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            self.register_comm_hook(None, lambda _, bucket: (exchanges.append(1), allreduce_hook(None, bucket))[1])
+
+    def fatal(trainer, now, lr):
+        if number == 1 and now == lost_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer, now, lr)
+    train.DistributedDataParallel, train.Trainer.step = Counted, fatal
+    with open(folder / f'rank{number}.txt', 'w') as sys.stdout:
+        sys.stderr = sys.stdout
+        try:
+            train.main(words)
+            print(len(exchanges), 'exchanges')
+        except UserError as e:
+            print(e)
+            raise
+
+
+def two_ranks(dataset, out_dir, *words, lost_at=None):
+    """Exit codes and output of both."""
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    words = words_of(dataset, out_dir, *words)
+    processes = [begin(be_rank, n, port, out_dir.parent, words, lost_at) for n in (0, 1)]
+    for process in processes:
+        process.join(120)
+    return [p.exitcode for p in processes], [(out_dir.parent / f'rank{n}.txt').read_text() for n in (0, 1)]
+
+
+@pytest.mark.parametrize('optimizer', [
+    ['sgd', '--learning_rate=0.5', '--schedule=plateau', '--patience=0', '--eval_interval=1'],
+    ['lion', '--learning_rate=1e-3', '--bias=False'], ['sparse_lion', '--learning_rate=1e-3', '--bias=False'],
+], ids=lambda v: v[0])
+def test_two_processes_take_the_steps_of_one(dataset, tmp_path, optimizer):
+    """The same windows, so the same gradients up to rounding, exchanged once per step.  Lion uses their signs, and rounding
+    flips a few (and all those of the biases of the keys, whose gradient is 0)."""
+    words = [f'--optimizer={optimizer[0]}', *optimizer[1:], '--max_iters=6', '--log_interval=1', '--tokens_per_step=128']
+    one = go(dataset, tmp_path / 'one', *words)
+    codes, output = two_ranks(dataset, tmp_path / 'two', *words, '--batch_size=2')
+    assert codes == [0, 0], output
+    assert 'x 2 micro-steps x 2 windows' in output[0] and all('\n6 exchanges' in '\n' + text for text in output)
+    two = checkpoint.load(tmp_path / 'two' / 'ckpt.pt')
+    agree = torch.cat([torch.isclose(value, two['model'][key], atol=1e-5, rtol=1e-4).flatten()
+                       for key, value in one['model'].items()])
+    assert agree.all() if optimizer[0] == 'sgd' else agree.float().mean() > 0.995
+    for a, b in zip(rows(tmp_path / 'one'), rows(tmp_path / 'two'), strict=True):
+        assert a['step'] == b['step'] and a['tokens'] == b['tokens']
+        for key in ('train_loss', 'val_loss', 'val_loss_full', 'grad_norm', 'lr'):
+            assert a.get(key, -1) == pytest.approx(b.get(key, -1), rel=1e-4), key
+
+
+def test_a_lost_rank_ends_the_other(dataset, tmp_path):
+    codes, output = two_ranks(dataset, tmp_path / 'run', '--max_iters=1000', lost_at=7)
+    assert codes == [1, -signal.SIGKILL] and 'rank 0 stops because another rank is gone' in output[0], output
+    assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['step'] == 5
+
+
+RESTARTED = """
+import os, signal, sys, train
+step = train.Trainer.step
+def fatal(trainer, now, lr):
+    if now == 17 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, now, lr)
+train.Trainer.step = fatal
+train.main(sys.argv[1:])
+train.device.leave()
+"""
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(dataset, tmp_path, cli):
+    """A rank is lost at step 17; the run ends with the weights of one process that lost nothing."""
+    (tmp_path / 'restarted.py').write_text(RESTARTED)
+    words = [*SGD, '--max_iters=22', '--eval_interval=10', '--tokens_per_step=128']
+    done = cli('-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', '--max-restarts=1',
+               tmp_path / 'restarted.py', *words_of(dataset, tmp_path / 'run', *words), env={'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0 and 'resumed at step 10' in done.stdout, done
+    whole, restarted = go(dataset, tmp_path / 'whole', *words), checkpoint.load(tmp_path / 'run' / 'ckpt.pt')
+    torch.testing.assert_close(whole['model'], restarted['model'], atol=1e-5, rtol=1e-4)
+    assert [r['step'] for r in rows(tmp_path / 'run')] == list(range(23))
+
+
+# the command line ---------------------------------------------------------------------------------------------------------
+
+def test_ctrl_c_saves_and_exits_with_success(dataset, tmp_path):
+    words = tiny_train(dataset, tmp_path / 'run', '--max_iters=1000000', '--eval_interval=1000000')
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as job:
+        next(line for line in job.stdout if line.startswith('step '))
+        job.send_signal(signal.SIGINT)
+        rest = job.communicate(timeout=60)[0]
+    assert job.returncode == 0 and 'Traceback' not in rest and f'{" ".join(words[1:])} --resume' in rest, rest
+    assert (tmp_path / 'run' / 'ckpt.pt').exists()
+
+
+def test_ctrl_c_before_training_is_a_sentence(refused, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, 'prepare', lambda settings: signal.raise_signal(signal.SIGINT))
+    assert refused(*tiny_train(dataset, tmp_path / 'run')) == 'stopped'
+
+
+def test_a_closed_pipe_ends_the_help_silently():
+    with subprocess.Popen([sys.executable, 'train.py', '--help'], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as job:
+        job.stdout.close()
+        assert job.stderr.read() == b'' and job.wait() == 0
+
+
+def test_output_without_a_terminal(dataset, tmp_path, capsys, monkeypatch):
+    """A line at most every 20 s, by a clock of 7 s per step and batch of validation; samples when they are due."""
+    monkeypatch.setattr(log.time, 'monotonic', itertools.count(0, 7).__next__)
+    go(dataset, tmp_path / 'run', '--max_iters=9', '--eval_interval=100', '--log_interval=1', '--sample_interval=4')
+    shown = capsys.readouterr().out
+    found = re.findall(r'^step (\d+), loss [\d.]+, [\d,]+ tokens/s, about [\d.]+ minutes left$', shown, re.M)
+    assert len(found) >= 2 and shown.count('-' * 80) == 3       # at 4, 8 and the end
+    beat = log.Heartbeat()
+    monkeypatch.setattr(log.time, 'monotonic', lambda: clock)
+    beat.last = 0
+    for clock in (10, 19.9, 20, 39.9, 41):
+        beat(f'at {clock}')
+    assert capsys.readouterr().out.split('\n') == ['at 20', 'at 41', '']
+
+
+def test_a_time_budget(dataset, tmp_path, monkeypatch):
+    """Steps of 0.05 s until the seconds are spent; the learning rate has then reached the end of its schedule."""
+    monkeypatch.setattr(train.time, 'perf_counter', itertools.count(0, 0.05).__next__)
+    ckpt = go(dataset, tmp_path / 'run', '--max_iters=0', '--max_seconds=1', '--eval_interval=1000000', '--log_interval=1')
+    assert ckpt['step'] in (20, 21) and ckpt['seconds'] == pytest.approx(1, abs=0.06)
+    rates = [lr for lr, in rows(tmp_path / 'run', 'lr').values()]
+    assert max(rates) > 3e-3 and rates[-1] < 6e-4
+
+
+def test_the_files_of_a_run(dataset, tmp_path, capsys):
+    out = tmp_path / 'run'
+    go(dataset, out, '--max_iters=10', '--log_interval=5')
+    assert {p.name for p in out.iterdir()} == {'ckpt.pt', 'best.pt', 'metrics.csv', 'loss.png', 'config.json'}
+    assert (out / 'loss.png').read_bytes().startswith(b'\x89PNG')
+    first, middle, last = rows(out)
+    assert (first['step'], last['step'], last['tokens']) == (0, 10, 10 * 64) and last.keys() == set(log.COLUMNS)
+    assert 100 < first['memory'] <= middle['memory'] <= last['memory'] < 1e5       # MiB, a peak
+    written = json.loads((out / 'config.json').read_text())
+    assert written['loop']['max_iters'] == 10 and written['config']['n_embd'] == 16
+    shown = capsys.readouterr().out
+    assert 'float32' in shown and 'val ' in shown and 'a made-up language' in shown
+
+
+def test_dry_run(dataset, tmp_path, capsys):
+    words = words_of(dataset, tmp_path / 'run', '--dry_run')
+    train.main(words)
+    shown = capsys.readouterr().out
+    net = runs.new_model(config.load(words, train.TrainConfig), data.TextData(dataset))
+    optimizers = optim.build(net, 'muon', 1e-3, (0.9, 0.95), 0.1)
+    net(*torch.zeros(2, 1, 16, dtype=torch.long))[1].backward()
+    for o in optimizers:
+        o.step()
+    stored = sum(t.numel() for o in optimizers for s in o.state.values() for t in s.values() if t.dim())
+    assert f'optimizer {stored * 4 / 2**20:,.1f} MiB' in shown and '64 tokens per step' in shown
+    assert f'{sum(p.numel() for p in net.parameters()):,} trained parameters' in shown and not (tmp_path / 'run').exists()
+
+
+def test_only_runs_in_out_are_trained_for_a_model(dataset, monkeypatch, tmp_path):
+    """A name that leaves out/ or config/ starts no process."""
+    monkeypatch.chdir(tmp_path)
+    started = []
+    failed = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(runs.subprocess, 'run', lambda words, env: started.append(words) or failed)
+    settings = config.load([f'--dataset={dataset.name}'], train.TrainConfig)
+    stem = 'shakespeare_gpt'
+    for folder in (f'out/../{stem}', f'out/x/{stem}', f'/tmp/{stem}', f'out/{stem} ', f'../out/{stem}', f'out/{stem}\n',
+                   'out/none'):
+        runs.prepare(dataclasses.replace(settings, arch=dataclasses.replace(settings.arch, needs=lambda _, f=folder: [f])))
+    assert not started
+    with pytest.raises(UserError, match=rf'out/{stem} .*exit code 3'):
+        runs.prepare(dataclasses.replace(settings, arch=dataclasses.replace(settings.arch, needs=lambda _: [f'out/{stem}'])))
+    assert str(ROOT / 'config' / f'{stem}.py') in started[0]
+
+
+# what is computed ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('last', [False, True], ids=['all', 'last_only'])
+def test_the_logged_loss_is_the_mean_over_micro_steps(dataset, tmp_path, last):
+    """At a learning rate of 0, the loss and gradient norm of each step follow from the data alone."""
+    out = tmp_path / 'run'
+    ckpt = go(dataset, out, '--max_iters=2', '--learning_rate=0', '--min_lr=0', '--log_interval=1', '--batch_size=2',
+              '--tokens_per_step=96', f'--last_only={last}')
+    text, (net, _) = data.TextData(dataset), checkpoint.load_model(out / 'ckpt.pt')
+    for step, (loss, norm) in enumerate(rows(out, 'train_loss', 'grad_norm').values()):
+        x, y = text.windows('train', text.train_indices(6, 16, ckpt['loop']['seed'], step), 16)
+        losses = -net(x)[0].log_softmax(-1).gather(-1, y[:, :, None])[:, :, 0]
+        expected = losses[:, -1].mean() if last else losses.mean()
+        grads = torch.autograd.grad(expected, list(net.parameters()))
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        assert norm == pytest.approx(math.sqrt(sum(g.square().sum().item() for g in grads)), rel=1e-4)
+
+
+@pytest.mark.parametrize('arch', [[], PACING, LAST], ids=['gpt', 'pacing', 'pacing-last'])
+@torch.no_grad()
+def test_evaluation_by_brute_force(dataset, arch):
+    """Loss and accuracy, one window at a time; batches of 4 do not divide the 27 windows."""
+    text = data.TextData(dataset)
+    torch.manual_seed(0)
+    net = runs.new_model(config.load(words_of(dataset, 'x', *arch), train.TrainConfig), text)
+    for p in net.parameters():
+        p += 0.1 * torch.randn_like(p)
+    starts = text.val_indices(27, 16)
+    found = train.evaluate(net, text, starts, 4, device.setup('cpu', 'float32', False))
+    hits, losses = [], []
+    for start in starts:
+        tokens = torch.tensor(text.tokens['val'][start:start + 17].tolist())
+        logits = net.eval()(tokens[None, :-1])[0][0]
+        target = tokens[-len(logits):]
+        hits.append((logits.argmax(-1) == target).double())
+        losses.append(-logits.log_softmax(-1)[range(len(target)), target])
+    assert len(hits[0]) == (1 if arch == LAST else 16) and 0 < sum(h[-1] for h in hits) < 27
+    for name, values in (('accuracy', hits), ('val_loss', losses)):
+        values = torch.stack(values)
+        assert found[name] == pytest.approx(values.mean().item(), rel=1e-5)
+        assert found[f'{name}_full'] == pytest.approx(values[:, -1].mean().item(), rel=1e-5)
+
+
+def test_split_batch():
+    cfg = train.TrainConfig(batch_size=12, tokens_per_step=12 * 64)
+    assert [train.split_batch(cfg, 64, world) for world in (1, 2, 3, 4, 12)] == [(1, 12), (1, 6), (1, 4), (1, 3), (1, 1)]
+    assert train.split_batch(dataclasses.replace(cfg, batch_size=3), 64, 2) == (2, 3)
+    for changes, world, expected in (({}, 5, '768 .* 5 ranks .* 64 x 5 = 320, such as 640 or 960'),
+                                     ({'tokens_per_step': 100}, 1, '100 .* 64 or 128'),
+                                     ({'tokens_per_step': 60}, 1, 'such as 64$'),
+                                     ({'batch_size': 5}, 1, 'batch_size=5 .* 12')):
+        with pytest.raises(UserError, match=expected):
+            train.split_batch(dataclasses.replace(cfg, **changes), 64, world)
+
+
+def test_number_formats(monkeypatch):
+    cpu, cuda, mps = (torch.device(n) for n in ('cpu', 'cuda', 'mps'))
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: True)
+    assert device.number_format(cuda)[0] == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: False)
+    assert device.number_format(cuda)[0] == torch.float16
+    assert device.number_format(mps)[0] == device.number_format(cpu)[0] == torch.float32
+    assert device.number_format(cpu, 'bfloat16')[0] == torch.bfloat16
+    for where, name in ((cuda, 'bfloat16'), (mps, 'bfloat16'), (cpu, 'float16'), (cpu, 'float8')):
+        with pytest.raises(UserError, match=f'dtype=.?{name}'):
+            device.number_format(where, name)
+
+
+@pytest.mark.parametrize('arch', [[], PACING, LAST], ids=['gpt', 'pacing', 'pacing-last'])
+def test_bfloat16_on_a_cpu_trains(dataset, tmp_path, arch):
+    ckpt = go(dataset, tmp_path / 'run', *arch, '--dtype=bfloat16', '--max_iters=10', '--warmup_iters=0')
+    assert rows(tmp_path / 'run')[-1]['val_loss'] < rows(tmp_path / 'run')[0]['val_loss']
+    assert all(t.dtype == torch.float32 for t in ckpt['model'].values())
+
+
+@pytest.mark.parametrize('name, more', [('train_loss', ['--learning_rate=1e30']),
+                                        ('val_loss', ['--learning_rate=1e38', '--eval_interval=1'])])
+def test_a_run_that_diverges_keeps_its_checkpoint(dataset, tmp_path, name, more):
+    """A row shows the loss; resume drops it and ends where a run that never diverged does."""
+    out, words = tmp_path / 'run', [*SGD, f'--optimizer={"lion" if name == "val_loss" else "sgd"}']
+    go(dataset, out, *words, '--max_iters=6')
+    before, kept = rows(out), (out / 'best.pt').read_bytes()
+    with pytest.raises(UserError, match=rf'{name} became (nan|inf) at step [678]: .*ckpt.pt .*learning_rate'):
+        go(dataset, out, *words, '--max_iters=20', '--resume', *more)
+    found = rows(out)
+    assert found[:7] == before and found[-1]['step'] > 6 and found[-1]['tokens'] == found[-1]['step'] * 64
+    assert [k for k in ('train_loss', 'val_loss') if not math.isfinite(found[-1].get(k, 0))] == [name]
+    assert checkpoint.load(out / 'ckpt.pt')['step'] == 6 and (out / 'best.pt').read_bytes() == kept
+    resumed, whole = go(dataset, out, *words, '--max_iters=9', '--resume'), go(dataset, tmp_path / 'w', *words, '--max_iters=9')
+    assert same(resumed['model'], whole['model']) and [r['step'] for r in rows(out)] == list(range(10))
+
+
+def test_warnings_about_the_loss(dataset, tmp_path, capsys, monkeypatch):
+    """A bidirectional model writes no sample, and a run with leaking_split is resumed only as such."""
+    honest = go(dataset, tmp_path / 'honest', '--max_iters=5')
+    shown = capsys.readouterr().out
+    assert BIDIRECTIONAL not in shown and runs.OVERLAP not in shown and '-' * 80 in shown
+    monkeypatch.setattr(model.Model, 'bidirectional', True, raising=False)
+    leaks = go(dataset, tmp_path / 'leaks', '--max_iters=5', '--leaking_split')
+    shown = capsys.readouterr().out
+    assert shown.count(BIDIRECTIONAL) == shown.count(runs.OVERLAP) == 1 and '-' * 80 not in shown
+    assert leaks['data']['fingerprint'] != honest['data']['fingerprint'] and not same(leaks['model'], honest['model'])
+    for name, more in (('leaks', []), ('honest', ['--leaking_split'])):
+        with pytest.raises(UserError, match='cannot be resumed: its data is'):
+            go(dataset, tmp_path / name, '--max_iters=7', '--resume', *more)
+    assert go(dataset, tmp_path / 'leaks', '--max_iters=7', '--resume', '--leaking_split')['step'] == 7
+
+
+def deeper(self, config):
+    """The same function with more layers, whose last matrices are 0."""
+    if config.n_embd != self.config.n_embd:
+        raise ValueError('a GPT becomes deeper, not wider')
+    new = model.Model(config)
+    with torch.no_grad():
+        for block in new.h[self.config.n_layer:]:
+            for p in (*block.attn.c_proj.parameters(), *block.mlp.c_proj.parameters()):
+                p.zero_()
+    new.load_state_dict(self.state_dict(), strict=False)
+    return new
+
+
+def test_init_from_a_checkpoint(dataset, tmp_path, monkeypatch, capsys):
+    """The first loss is the best of that run, also with another shape, if the model can be refined."""
+    best = go(dataset, tmp_path / 'a', '--max_iters=5')['best']
+    more = ['--max_iters=1', f'--init_from={tmp_path / "a"}']
+    go(dataset, tmp_path / 'b', *more)
+    with pytest.raises(UserError, match='holds another model'):
+        go(dataset, tmp_path / 'c', *more, '--n_layer=3')
+    monkeypatch.setattr(model.Model, 'refined', deeper, raising=False)
+    assert go(dataset, tmp_path / 'c', *more, '--n_layer=3')['config']['n_layer'] == 3
+    assert [rows(tmp_path / n)[0]['val_loss'] for n in 'bc'] == pytest.approx([best] * 2)
+    with pytest.raises(UserError, match=r'init_from=.*a: a GPT becomes deeper, not wider'):
+        go(dataset, tmp_path / 'd', *more, '--n_embd=32')
+    capsys.readouterr()
+    train.main(words_of(dataset, tmp_path / 'e', *more, '--eval_only'))
+    assert f'val {best:.4f}' in capsys.readouterr().out and not (tmp_path / 'e').exists()

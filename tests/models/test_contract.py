@@ -1,0 +1,278 @@
+"""Every model file beside train.py is found by itself and held to the contract of harness/arch.py."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import math
+import re
+
+import pytest
+import torch
+import torch.nn as nn
+
+from harness import ROOT, UserError, checkpoint, optim
+from harness.arch import ModelContract, complete, load_arch
+
+ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
+ANSWERS = [{'kind': 'classify', 'outputs': 4}, {'kind': 'bits', 'outputs': 3}, {'kind': 'regress', 'outputs': 1}]
+VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}],
+            'wavenet': [{'reads': 'causal', 'alpha_per_channel': True}, {'reads': 'leak'}],
+            'highorder': [{'n_layer': 0}, {'kind': 'discontinuous', 'n_layer': 3, 'normalization': 'maxabs'},
+                          {'kind': 'polynomial', 'n': 4, 'normalization': 'none', 'periodic': True},
+                          {'kind': 'fourier', 'n': 5, 'normalization': 'maxcenter', 'initialization': 'linear'},
+                          {'network': 'high_order_input'}, {'network': 'low_order_mlp'}, {'network': 'conv', 'n_layer': 3},
+                          {'network': 'tail_focus', 'features': 4}, {'network': 'dual_convolution'}, {'network': 'transformer'},
+                          {'network': 'high_order_input_transformer', 'features': 4}, {'network': 'mamba'},
+                          {'network': 'high_order_input_transformer', 'features': 1}, {'centered': True, 'features': 9}],
+            'fpt': [*ANSWERS, {'mode': 'urt'}, {'vocab_size': 7, 'features': 0}, {'sees': 'both', 'readout': 'class'},
+                    {'sees': 'both', 'trained': 'output+norms'}],
+            'vit': [*ANSWERS, {'readout': 'mean'}, {'bias': False}],
+            'baselines': [*ANSWERS, {'network': 'nac', 'kind': 'regress', 'outputs': 1}, {'vocab_size': 7, 'features': 0}]}
+CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch, [])]]
+POSITIONS = (1, 7, 12)
+
+
+@pytest.fixture(params=CASES, ids=lambda c: '-'.join([c[0], *map(str, c[1].values())]))
+def model(request):
+    """The tiny Model of each file and variant."""
+    name, change = request.param
+    try:
+        arch = load_arch(name)
+    except UserError as e:
+        pytest.fail(str(e))
+    torch.manual_seed(0)
+    return complete(arch.Model(dataclasses.replace(arch.Config.tiny(), **change))).eval()
+
+
+@pytest.fixture
+def text_model(model):
+    if model.modality != 'text':
+        pytest.skip('not a text model')
+    return model
+
+
+def example_batch(model, batch=6):
+    """x and y as the model's data set gives them: tokens, with those of its memory in front, or the examples of a task."""
+    c, generator = model.config, torch.Generator().manual_seed(1)
+    integers = functools.partial(torch.randint, generator=generator)
+    if model.modality == 'text':
+        x = integers(c.vocab_size, (batch, model.memory + c.block_size))
+        return x, x.flip(1)[:, -c.block_size:]
+    x = integers(c.vocab_size, (batch, c.block_size)) if getattr(c, 'vocab_size', 0) else \
+        torch.randn(batch, c.block_size, c.features, generator=generator)
+    y = {'classify': integers(c.outputs, (batch,)), 'bits': integers(2, (batch, c.outputs)).float(),
+         'regress': torch.randn(batch, generator=generator)}[c.kind]
+    return x, y
+
+
+def change_at(x, where, model):
+    """x with other tokens at the positions `where`."""
+    changed = x.clone()
+    changed[:, where] = (x[:, where] + 1) % model.config.vocab_size if x.dtype == torch.int64 else x[:, where].flip(0)
+    return changed
+
+
+def perturb(model):
+    """Moves every weight away from its initial value, so that a zero does not hide a part of the model from a test."""
+    generator = torch.Generator().manual_seed(2)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def expected_loss(logits, y, kind):
+    """From the definition; kind: of the task, or None for a text model."""
+    if kind == 'bits':
+        p = logits.sigmoid()
+        return -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    if kind == 'regress':
+        return (logits[:, 0] - y).square().mean()
+    y = y if kind else y[:, -logits.shape[1]:]
+    scored = y >= 0
+    return -logits.log_softmax(-1)[scored].gather(-1, y[scored][:, None]).mean()
+
+
+def test_shapes_and_loss(model):
+    c, (x, y) = model.config, example_batch(model)
+    given, (logits, loss) = (x.clone(), y.clone()), model(x, y)
+    kind = getattr(c, 'kind', None) if model.modality == 'task' else None
+    shape = {'every': (c.block_size, getattr(c, 'vocab_size', 0)), 'last': (1, getattr(c, 'vocab_size', 0)),
+             'task': (getattr(c, 'outputs', 0),)}[model.predicts]
+    assert logits.shape == (6, *shape) and loss.shape == () and model(x)[1] is None
+    torch.testing.assert_close(loss, expected_loss(logits, y, kind))
+    assert torch.equal(x, given[0]) and torch.equal(y, given[1]), 'forward() changed its arguments'
+    assert sum(p.numel() for p in model.parameters()) < 100_000, 'Config.tiny() must have under 100,000 parameters'
+    if kind in (None, 'classify'):
+        limit = math.log(shape[-1])
+        assert abs(loss.item() - limit) < 0.5, f'the loss begins at {loss:.2f}, far from ln({shape[-1]}) = {limit:.2f}'
+        y[:2] = -1
+        torch.testing.assert_close(model(x, y)[1], expected_loss(logits, y, kind), msg='targets of -1 were scored')
+    if kind is None:
+        for T in (1, 5):
+            assert model(x[:, :T])[0].shape == (6, min(T, shape[0]), c.vocab_size), f'a text of {T} tokens'
+
+
+def test_examples_of_a_batch_are_independent(model):
+    x, _ = example_batch(perturb(model))
+    torch.testing.assert_close(model(x)[0][2:4], model(x[2:4])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_trainable_parameters_get_a_gradient(model):
+    if model.modality == 'task':
+        perturb(model)
+    model.train()(*example_batch(model))[1].backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None and bool(p.grad.abs().max() > 0)) == p.requires_grad, name
+
+
+def check_causality(model):
+    """The logits before position k do not move, not even by rounding, when the tokens from k on change; those at k do.  A model
+    that declares leaks = True must leak."""
+    x, _ = example_batch(model)
+    start = x.shape[1] - model.config.block_size
+    for k in POSITIONS:
+        before, after = model(x)[0], model(change_at(x, slice(start + k, None), model))[0]
+        moved = not torch.equal(before[:, :k], after[:, :k])
+        assert not moved or model.leaks, (f'logits before position {k} moved when a token at or after {k} changed: the model '
+                                          f'sees the future (fix it, or declare leaks = True)')
+        assert moved or not model.leaks, f'leaks = True, but no logit before position {k} moved when a token after it changed'
+        assert not torch.allclose(before[:, k], after[:, k], atol=1e-3), f'the logits at position {k} ignore the token there'
+
+
+def test_causality(text_model):
+    if text_model.predicts == 'last' or text_model.bidirectional:
+        pytest.skip('its target is not in the window, or it is no language model')
+    check_causality(perturb(text_model))
+
+
+def test_bidirectional_model_sees_all_but_the_target(text_model):
+    if not text_model.bidirectional:
+        pytest.skip('not bidirectional')
+    x, _ = example_batch(perturb(text_model))
+    for k in POSITIONS:
+        before, after = text_model(x)[0], text_model(change_at(x, k, text_model))[0]
+        assert torch.equal(before[:, k - 1], after[:, k - 1]), f'position {k - 1} sees its target'
+        for neighbour in {k, max(k - 2, 0)} - {k - 1}:
+            assert not torch.allclose(before[:, neighbour], after[:, neighbour], atol=1e-3), (k, neighbour)
+
+
+def test_memory(text_model):
+    """Every token of the memory matters, the model works without it, and -1 in it means that there is none."""
+    if not (M := text_model.memory):
+        pytest.skip('no memory')
+    x, _ = example_batch(perturb(text_model))
+    whole, without = text_model(x)[0], text_model(x[:, M:])[0]
+    for k in range(M):
+        assert not torch.allclose(text_model(change_at(x, k, text_model))[0], whole, atol=1e-5), f'token {k} is ignored'
+    x[:, 0] = -1
+    assert torch.equal(text_model(x)[0], without)
+
+
+def test_every_token_of_an_example_matters(model):
+    if model.modality != 'task':
+        pytest.skip('not a task model')
+    x, _ = example_batch(perturb(model))
+    for t in range(x.shape[1]):
+        assert not torch.allclose(model(change_at(x, t, model))[0], model(x)[0], atol=1e-6), f'token {t} is ignored'
+
+
+def test_save_and_load(model, tmp_path):
+    checkpoint.save(tmp_path / 'ckpt.pt', {'arch': type(model).__module__, 'config': dataclasses.asdict(model.config),
+                                           'step': 1, 'model': perturb(model).state_dict(), 'data': {}})
+    again, _ = checkpoint.load_model(tmp_path)
+    assert again.config == model.config
+    assert torch.equal(again(example_batch(model)[0])[0], model(example_batch(model)[0])[0])
+
+
+def test_one_step_lowers_the_loss(model):
+    optimizer, = optim.build(model, 'adamw', 1e-3, (0.9, 0.95), 0.1)
+    before = model(*example_batch(model))[1]
+    before.backward()
+    optimizer.step()
+    assert model(*example_batch(model))[1] < before
+
+
+def test_parameters_can_be_counted_without_memory(model):
+    """On the meta device, as compare.py does."""
+    with torch.device('meta'):
+        empty = type(model)(model.config)
+    assert all(p.is_meta for p in empty.parameters())
+    assert [(p.shape, p.requires_grad) for p in empty.parameters()] == [(p.shape, p.requires_grad) for p in model.parameters()]
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
+def test_results_have_the_type_of_the_parameters(model, dtype):
+    if type(model).__module__ == 'highorder':
+        pytest.skip('computes in float32')
+    x, y = (v.to(dtype) if v.is_floating_point() else v for v in example_batch(model.to(dtype)))
+    logits, loss = model(x, y)
+    loss.backward()
+    assert logits.dtype == dtype and logits.isfinite().all()
+    if model.step:
+        logits, state = model.step(x[:, :3], model.init_state(6))
+        assert model.step(x[:, 3:5], state)[0].dtype == dtype
+
+
+@torch.no_grad()
+def test_step_is_forward(text_model):
+    """step() in pieces of any size gives the logits of forward(), and continues past the window."""
+    if not text_model.step:
+        pytest.skip('no step()')
+    (x, _), state = example_batch(perturb(text_model)), text_model.init_state(6)
+    read, M = 0, text_model.memory
+    whole = torch.cat([text_model(x[:, :M])[0], text_model(x)[0]], dim=1) if M else text_model(x)[0]
+    for n in (1, 4, 1, 1, 2, 3, 1, 3, *((5, 9, 2) if M else ())):
+        logits, state = text_model.step(x[:, read:read + n], state)
+        read += n
+        torch.testing.assert_close(logits, whole[:, read - 1], atol=1e-4, rtol=1e-4)
+    assert read == x.shape[1]
+    for i in range(2 * text_model.config.block_size):
+        logits, state = text_model.step(x[:, i % read, None], state)
+        assert logits.shape == (6, text_model.config.vocab_size) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_model_file_stands_alone(arch):
+    """It imports nothing of ours but model files at its head, and every setting has a default and a comment."""
+    module, text = importlib.import_module(arch), (ROOT / f'{arch}.py').read_text(encoding='utf-8')
+    assert not re.findall(r'^(?:import|from) (?:harness|train|race|views|extras)\b', text, re.M)
+    comments = dict(re.findall(r'^ {4}(\w+): .*?#\s*(.*)$', inspect.getsource(module.Config), re.M))
+    assert {f.name for f in dataclasses.fields(module.Config())} == comments.keys()
+
+
+# the contract itself ----------------------------------------------------------------------------------------------------------
+
+class Newcomer(nn.Module):
+    """The least that a model file must define.  future: it reads one token too many, as an off-by-one error does."""
+
+    def __init__(self, config, future=False):
+        super().__init__()
+        self.config, self.future = config, future
+        self.wte, self.gru = nn.Embedding(config.vocab_size, 16), nn.GRU(16, 16, batch_first=True)
+
+    def forward(self, x, y=None):
+        logits = self.gru(self.wte(x.roll(-1, 1) if self.future else x))[0] @ self.wte.weight.T
+        return logits, None if y is None else nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
+
+
+def newcomer(**options):
+    torch.manual_seed(0)
+    return complete(Newcomer(importlib.import_module('model').Config.tiny(), **options))
+
+
+def test_defaults_complete_a_model_and_replace_nothing():
+    plain, own = newcomer(), complete(type('Own', (Newcomer,), {'memory': 3, 'step': lambda self, token, state: 'own'})(
+        importlib.import_module('model').Config.tiny()))
+    for name in (n for n in vars(ModelContract) if not n.startswith('_')):
+        assert hasattr(plain, name), name
+    assert (plain.predicts, plain.memory, plain.leaks, plain.step, plain.metrics()) == ('every', 0, False, None, {})
+    assert (plain.modality, own.memory, own.step(0, 0)) == ('text', 3, 'own')
+    check_causality(plain)
+
+
+def test_a_model_that_sees_the_future_is_named_in_a_sentence():
+    with pytest.raises(AssertionError, match='logits before position 1 moved when a token at or after 1 changed') as e:
+        check_causality(newcomer(future=True))
+    assert 'tensor(' not in str(e.value)

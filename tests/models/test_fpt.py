@@ -1,0 +1,231 @@
+"""fpt.py: which parameters are trained, trunks of every origin, and what a checkpoint holds of them."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import sentence
+
+import fpt
+import mamba
+import model as gpt
+import vit
+from harness import ROOT, checkpoint, optim
+from harness.arch import build, load_arch
+from tests.models.test_gpt2 import point_to
+
+NORMS = [f'{n}.{p}' for n in ('h.0.ln_1', 'h.0.ln_2', 'h.1.ln_1', 'h.1.ln_2', 'ln_f') for p in ('weight', 'bias')]
+NEW = ['input.weight', 'input.bias', 'output.weight', 'output.bias']
+
+
+def tiny(**change):
+    torch.manual_seed(0)
+    return fpt.Model(dataclasses.replace(fpt.Config.tiny(), **change)).eval()
+
+
+def trained(model):
+    return [n for n, p in model.named_parameters() if p.requires_grad]
+
+
+def save(model, folder, arch='fpt'):
+    folder.mkdir(exist_ok=True)
+    checkpoint.save(folder / 'ckpt.pt', {'arch': arch, 'config': dataclasses.asdict(model.config), 'step': 1,
+                                         'model': model.state_dict(), 'data': {}})
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """The folder of a run of a small GPT."""
+    folder = tmp_path_factory.mktemp('trunk')
+    torch.manual_seed(3)
+    model = gpt.Model(dataclasses.replace(gpt.Config.tiny(), bias=False))
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn(p.shape)
+    save(model, folder, 'model')
+    return folder
+
+
+def read_out(model, trunk, h, position):
+    """The output layer behind the trunk's own blocks.  h: (B, T, C), the input of the first block."""
+    for block in trunk.h:
+        h = block(h)
+    return model.output(trunk.ln_f(h)[:, position])
+
+
+# trained parameters -----------------------------------------------------------------------------------------------------------
+
+def matrices(kind, *layers):
+    return [f'h.{i}.{kind}.{layer}.{p}' for i in range(2) for layer in layers for p in ('weight', 'bias')]
+
+
+@pytest.mark.parametrize(('change', 'names'), [
+    ({'mode': 'fpt'}, [*NEW, 'wpe.weight', *NORMS]), ({'mode': 'frt'}, [*NEW, 'wpe.weight', *NORMS]),
+    ({'trained': 'input'}, NEW[:2]), ({'trained': 'output+positions'}, [*NEW[2:], 'wpe.weight']), ({'trained': 'norms'}, NORMS),
+    ({'trained': 'attention'}, matrices('attn', 'c_attn', 'c_proj')),
+    ({'trained': 'feed_forward'}, matrices('mlp', 'c_fc', 'c_proj')),
+    ({'mode': 'urt'}, None), ({'mode': 'upt'}, None)])
+def test_which_parameters_are_trained(change, names):
+    model = tiny(**change)
+    assert sorted(trained(model)) == sorted(names or [n for n, _ in model.named_parameters()])
+
+
+def test_original_count_on_mnist():
+    """59,146 trained weights on gpt2 with frozen positions; random weights of its shape are not downloaded."""
+    c = fpt.Config(block_size=64, features=16, outputs=10, trunk='gpt2', mode='frt', trained='input+norms+output')
+    with torch.device('meta'):
+        models = [fpt.Model(c), fpt.Model(dataclasses.replace(c, trained=''))]
+    assert [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in models] == [59_146, 59_146 + 64 * 768]
+
+
+def test_frozen_weights_stay_and_have_no_optimizer_state(x):
+    model = tiny(dropout=0.1).train()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    optimizer, = optim.build(model, 'adamw', 1e-2, (0.9, 0.95), 0.1)
+    for _ in range(3):
+        model(x, torch.ones(3, 5))[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {n for n, p in model.named_parameters() if not torch.equal(p, before[n])} == set(trained(model))
+    assert len(optimizer.state) == len(trained(model))
+
+
+# trunks ---------------------------------------------------------------------------------------------------------------------
+
+def test_trunk_of_a_run(run, x):
+    """Its shape, whatever the config has, and the answer of its own blocks between two new layers."""
+    model, trunk = tiny(trunk=str(run), n_layer=7, n_embd=64), checkpoint.load_model(run)[0]
+    c = model.config
+    assert (c.n_layer, c.n_embd, c.n_head, c.bias, c.positions, c.sees) == (2, 16, 2, False, 16, 'back')
+    torch.testing.assert_close(model(x)[0], read_out(model, trunk, model.input(x) + trunk.wpe.weight[:2], -1))
+    long = tiny(trunk=str(run), block_size=20)          # positions beyond those of the trunk are new
+    assert torch.equal(long.wpe.weight[:16], trunk.wpe.weight) and long.wpe.weight[16:].std() > 0
+
+
+def test_random_trunks_depend_on_their_seed():
+    a, b, c = tiny(), tiny(), tiny(trunk_seed=5)
+    assert a.config.trunk_seed == 0 and a.config.trunk_hash == b.config.trunk_hash != c.config.trunk_hash
+    assert torch.equal(a.h[0].attn.c_attn.weight, b.h[0].attn.c_attn.weight)
+    assert not torch.equal(a.h[0].attn.c_attn.weight, c.h[0].attn.c_attn.weight)
+
+
+def test_trunks_in_the_format_of_the_hub(tmp_path, x):
+    from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
+    GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=16, vocab_size=11)).save_pretrained(tmp_path / 'gpt')
+    c = tiny(trunk=str(tmp_path / 'gpt')).config
+    assert (c.sees, c.gelu, c.positions) == ('back', 'tanh', 16)
+    weights = safetensors.torch.load_file(tmp_path / 'gpt/model.safetensors')
+    weights['transformer.h.1.mlp.c_fc.weight'] = torch.zeros(16, 48)
+    safetensors.torch.save_file(weights, tmp_path / 'gpt/model.safetensors')
+    assert all(s in refused(trunk=str(tmp_path / 'gpt')) for s in ('h.1.mlp.c_fc.weight', '(48, 16)', '(64, 16)'))
+
+    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8,
+                       patch_size=2)).save_pretrained(tmp_path / 'vit')
+    trunk = vit.Model.from_pretrained(str(tmp_path / 'vit'))
+    last, front = (tiny(trunk=str(tmp_path / 'vit'), readout=r) for r in ('last', 'class'))
+    assert last.config.sees == 'both'
+    torch.testing.assert_close(last(x)[0], read_out(last, trunk, last.input(x) + trunk.wpe.weight[1:3], -1))
+    h = torch.cat([trunk.cls.expand(3, -1, -1), front.input(x)], dim=1) + trunk.wpe.weight[:3]
+    torch.testing.assert_close(front(x)[0], read_out(front, trunk, h, 0))
+
+
+def test_shuffling_permutes_the_matrices(run, tmp_path, x):
+    plain, shuffled = tiny(trunk=str(run)), tiny(trunk=str(run), shuffled=True)
+    for (name, p), q in zip(plain.h.named_parameters(), shuffled.h.parameters(), strict=True):
+        assert torch.equal(p, q) == (p.dim() == 1), name
+        assert torch.equal(p.flatten().sort().values, q.flatten().sort().values)
+    assert torch.equal(plain.wpe.weight, shuffled.wpe.weight)
+    save(shuffled, tmp_path)
+    assert torch.equal(checkpoint.load_model(tmp_path)[0](x)[0], shuffled(x)[0])
+
+
+@pytest.mark.parametrize('trunk, expected', [
+    ('out/shakespeare_gpt', True), ('out/a,b=1.5-c', True), ('gpt2', False), ('random', False), ('/tmp/out/x', False),
+    ('out/', False), ('out/..', False), ('out/../x', False), ('out/x/y', False), ('out/x;y', False), ('out/x\n', False)])
+def test_needs_names_folders_of_out(trunk, expected):
+    assert fpt.needs({'trunk': trunk}) == ([trunk] if expected else [])
+
+
+def test_labels():
+    """Of the modes, and of each entrant of a record."""
+    modes = [{}, {'mode': 'frt'}, {'shuffled': True}, {'sees': 'both'}, {'sees': 'both', 'mode': 'frt'}]
+    assert [load_arch('fpt').label(s) for s in modes] == ['FPT', 'FRT', 'FPT, shuffled', 'V-FPT', 'FRT']
+    entrants = json.loads((ROOT / 'results/fpt_mnist.json').read_text())['entrants']
+    assert [fpt.label(e['settings']) for e in entrants if e['arch'] == 'fpt'] == ['FPT', 'FRT', 'FPT, shuffled', 'UPT', 'URT']
+
+
+# checkpoints ----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('parts', ['', 'norms'])
+def test_checkpoint_holds_the_new_layers_and_what_was_trained(parts, run, tmp_path, x):
+    model = tiny(trunk=str(run), trained=parts)
+    save(model, tmp_path)
+    content = checkpoint.load(tmp_path / 'ckpt.pt')
+    assert set(content['model']) == {*trained(model), *NEW}
+    assert len(content['config']['trunk_hash']) == 16 and json.dumps(content['config'])
+    torch.manual_seed(99)
+    assert torch.equal(checkpoint.load_model(tmp_path)[0](x)[0], model(x)[0])
+
+
+def test_trunk_that_has_changed_or_is_missing(run, tmp_path, x):
+    trunk = tmp_path / 'trunk'
+    shutil.copytree(run, trunk)
+    unfrozen = tiny(trunk=str(trunk), mode='upt')
+    save(unfrozen, tmp_path / 'upt')
+    save(tiny(trunk=str(trunk)), tmp_path / 'fpt')
+    content = checkpoint.load(trunk / 'ckpt.pt')
+    content['model']['h.0.attn.c_proj.weight'][0, 0] += 1
+    checkpoint.save(trunk / 'ckpt.pt', content)
+    assert f"trunk='{trunk}' has changed" in sentence(checkpoint.load_model, tmp_path / 'fpt')
+    shutil.rmtree(trunk)
+    assert str(trunk) in sentence(checkpoint.load_model, tmp_path / 'fpt')
+    assert torch.equal(checkpoint.load_model(tmp_path / 'upt')[0](x)[0], unfrozen(x)[0])        # it holds the whole trunk
+
+
+def test_loading_trains_no_trunk(monkeypatch, tmp_path):
+    """A checkpoint names its trunk: what is missing is an error, and neither a script nor a training is started."""
+    model = tiny()
+    model.config = dataclasses.replace(model.config, trunk='out/shakespeare_gpt_missing')
+    save(model, tmp_path)
+    for name in ('subprocess.Popen', 'os.system', 'os.fork', 'os.posix_spawn', 'runpy.run_path'):
+        monkeypatch.setattr(name, lambda *args, name=name, **more: pytest.fail(name))
+    assert 'out/shakespeare_gpt_missing' in sentence(checkpoint.load_model, tmp_path)
+
+
+# bad input ------------------------------------------------------------------------------------------------------------------
+
+def refused(**change):
+    return sentence(build, load_arch('fpt'), {**dataclasses.asdict(fpt.Config.tiny()), **change})
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    ({'mode': 'xyz'}, ["mode='xyz'", 'fpt', 'urt']), ({'trained': 'heads'}, ["trained='heads'", 'feed_forward']),
+    ({'trained': '+'}, ["trained='+'"]), ({'readout': 'mean'}, ["readout='mean'", 'last']),
+    ({'sees': 'x'}, ["sees='x'", 'both']), ({'features': 0}, ['vocab_size=0', 'features=0']),
+    ({'readout': 'class'}, ['readout=class', 'readout=last']),
+    ({'kind': 'x'}, ["kind='x'"]), ({'n_head': 3}, ['n_embd=16', 'n_head=3']),
+    ({'block_size': 20, 'trained': 'input+output'}, ['16 positions', '20 tokens']),
+    ({'trunk': 'some/where', 'mode': 'frt'}, ['some/where', 'mode=frt', 'gpt2-xl']), ({'trunk': 'no_such'}, ["'no_such'"]),
+    ({'shuffled': True}, ['shuffled=True', 'trunk=random']),
+    ({'shuffled': True, 'mode': 'urt', 'trunk': 'gpt2'}, ['shuffled=True', 'mode=urt', 'trunk=gpt2'])])
+def test_bad_settings(change, words):
+    message = refused(**change)
+    assert all(word in message for word in words), message
+
+
+def test_trunk_that_is_no_gpt(tmp_path):
+    save(mamba.Model(mamba.Config.tiny()), tmp_path, 'mamba')
+    assert "arch='mamba'" in refused(trunk=str(tmp_path))
+
+
+def test_hub_that_cannot_be_reached(monkeypatch, root):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(root / 'cache'))
+    point_to('http://127.0.0.1:9', monkeypatch)
+    assert 'http://127.0.0.1:9/openai-community/gpt2/resolve/main/config.json' in refused(trunk='gpt2')

@@ -1,0 +1,160 @@
+"""highorder.py: sliding windows against one window at a time, and the networks against independent implementations."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import highorder
+import mamba
+import model as gpt
+from highorder import Config, Model
+from piecewise import sum_of_edges
+from tests.models.test_contract import perturb
+
+SLIDING = [{'n_layer': 0}, {'n_layer': 3}, {'network': 'high_order_input', 'n_layer': 2}, {'network': 'low_order_mlp'},
+           {'network': 'conv', 'n_layer': 3}, {'network': 'tail_focus', 'features': 4}, {'network': 'dual_convolution'},
+           {'kind': 'discontinuous', 'input_n': 1}, {'kind': 'fourier', 'n': 3, 'normalization': 'maxabs'}]
+
+
+def build(**more):
+    torch.manual_seed(0)
+    return perturb(Model(dataclasses.replace(Config.tiny(), **more))).eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randint(17, (3, 30), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('more', SLIDING, ids=str)
+def test_sliding_is_one_window_at_a_time(more, x):
+    """At every position of a long text: the network on the last `reach` characters, and on no others."""
+    model = build(**more)
+    reach = model.net.reach
+    whole = model(x)[0]
+    for t in range(x.shape[1]):
+        torch.testing.assert_close(model(x[:, max(0, t + 1 - reach):t + 1])[0][:, -1], whole[:, t], atol=1e-4, rtol=1e-4)
+    if reach < x.shape[1]:
+        changed = x.clone()
+        changed[:, -1 - reach] = (x[:, -1 - reach] + 1) % 17
+        assert torch.equal(model(changed)[0][:, -1], whole[:, -1])
+
+
+def strided(block, x):
+    """A causal convolution of kernel size 2, as the strided one of the original code: (B, 2N, C) -> (B, N, C)."""
+    norm, conv = block
+    pairs = norm(x).unflatten(1, (-1, 2)).flatten(2)                                # (B, N, 2C)
+    weight = conv.weight.view(-1, conv.P, conv.out_features)
+    return sum_of_edges(pairs.flatten(0, 1), weight, conv.n, conv.segments, conv.kind).view(*pairs.shape[:2], -1)
+
+
+def test_conv_is_strided(x):
+    net = build(network='conv', n_layer=3).net
+    h = net.first(x[:, -8:].view(3, 4, 2))
+    for block in net.rest[:2]:
+        h = strided(block, h)
+    torch.testing.assert_close(net.rest[2:](h)[:, 0], net(x)[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_dual_convolution_halves(x):
+    net = build(network='dual_convolution').net
+    h = net.wte(x[:, -8:])
+    while h.shape[1] > 1:
+        h = net.join(h.view(3, h.shape[1] // 2, -1))
+    torch.testing.assert_close(net.last(h)[:, 0], net(x)[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_tail_focus_by_its_sketch(x):
+    net = build(network='tail_focus', features=2, block_size=14).net
+    text = x[:, -14:]
+    fours = strided(net.pairs[0], net.pair(text[:, :8].view(3, 4, 2)))              # abcd, efgh
+    twos = net.pair(text[:, 8:12].view(3, 2, 2))                                    # ij, kl
+    h = net.focus(text[:, 12:]) + strided(net.tail[0], twos)[:, 0] + strided(net.tail[1], fours)[:, 0]
+    assert net.reach == 14
+    torch.testing.assert_close(net.rest(h), net(x)[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_low_order_mlp_reads_a_mean(x):
+    net = build(network='low_order_mlp').net
+    for t in (1, 29):                                                               # at the start, of those that are present
+        bag = net.first.weight[x[:, max(0, t - 7):t + 1] + 1].mean(1)
+        torch.testing.assert_close(net.rest(bag), net(x)[:, t])
+
+
+def test_one_value_per_character_is_one_hot(x):
+    net = build(network='high_order_input', kind='discontinuous', input_n=1).net
+    one_hot = torch.nn.functional.one_hot(x[:, -8:], 17).float().flatten(1)
+    torch.testing.assert_close(net.rest(one_hot @ net.first.links.weight), net(x)[:, -1])
+
+
+def test_continuous_characters_share_nodes():
+    """17 characters, 18 nodes: each is the mean of two, of which its neighbours use one."""
+    first = build(features=1).net.first
+    weight = first.links.weight
+    assert len(weight) == 18
+    torch.testing.assert_close(first(torch.arange(17)[:, None]), (weight[:-1] + weight[1:]) / 2)
+
+
+def test_linear_twins_are_the_originals(x):
+    for network, plain in (('transformer', gpt.Model(gpt.Config(16, 17, 1, 2, 16, bias=False))),
+                           ('mamba', mamba.Model(mamba.Config(16, 17, 1, 16, 4)))):
+        net = build(network=network, kind='linear').net
+        plain.eval().load_state_dict(net.state_dict())
+        assert torch.equal(plain(x[:, :16])[0], net(x[:, :16]))
+
+
+@pytest.mark.parametrize('network, names', [
+    ('transformer', {'h.0.attn.c_attn', 'h.0.attn.c_proj.1'}),
+    ('mamba', {f'layers.0.mixer.{p}_proj.1' for p in ('in', 'x', 'out')})])
+def test_which_layers_are_high_order(network, names):
+    assert {n for n, m in build(network=network).net.named_modules() if isinstance(m, highorder.PiecewisePolynomial)} == names
+
+
+def test_input_transformer_of_one_character_is_a_gpt(x):
+    net, x = build(network='high_order_input_transformer', features=1).net, x[:, :16]
+    plain = gpt.Model(gpt.Config(16, 17, 1, 2, 16, bias=False)).eval()
+    plain.lm_head.weight = torch.nn.Parameter(torch.empty(17, 16))                  # not tied
+    plain.load_state_dict({**{k: v for k, v in net.state_dict().items() if not k.startswith('wte')},
+                           'wte.weight': net.wte(torch.arange(17)[:, None])[:, 0].detach()})
+    torch.testing.assert_close(plain(x)[0], net(x))
+
+
+@pytest.mark.parametrize('network', ['high_order', 'high_order_input', 'low_order_mlp'])
+def test_centered_sees_both_sides_but_not_itself(network, x):
+    model = build(network=network, centered=True, features=5)
+    before = model.infill(x)
+    for k in (0, 7, 29):
+        changed = x.clone()
+        changed[:, k] = (x[:, k] + 1) % 17
+        moved = (model.infill(changed) - before).abs().amax((0, 2)) > 0
+        assert set(moved.nonzero().flatten().tolist()) == {i for i in (k - 2, k - 1, k + 1, k + 2) if 0 <= i < 30}
+    torch.testing.assert_close(model(x)[0][:, :-1], before[:, 1:])
+    assert model.step is None
+
+
+@pytest.mark.parametrize('more', [{'n_layer': 2}, {'network': 'conv', 'n_layer': 3}, {'network': 'mamba'},
+                                  {'network': 'transformer', 'kind': 'discontinuous'}], ids=str)
+def test_refined_networks_keep_their_function(more, x):
+    model = build(**more)
+    finer = model.refined(dataclasses.replace(model.config, n=4, segments=4, input_n=3)).eval()
+    assert sum(p.numel() for p in finer.parameters()) > sum(p.numel() for p in model.parameters())
+    torch.testing.assert_close(finer(x[:, :16])[0], model(x[:, :16])[0], atol=1e-4, rtol=1e-4)
+    for change, message in (({'n_embd': 32}, 'n, segments, input_n'), ({'segments': 3}, 'segments=3.*multiple of 2')):
+        with pytest.raises(ValueError, match=message):
+            model.refined(dataclasses.replace(model.config, **change))
+
+
+@pytest.mark.parametrize('settings, message', [
+    ({'network': 'hi_order'}, "network='hi_order'.*high_order, high_order_input"), ({'kind': 'spline'}, "kind='spline'"),
+    ({'normalization': 'batch'}, "normalization='batch'.*layer, maxabs, maxcenter, none"), ({'features': 0}, 'features=0'),
+    ({'segments': 0}, 'n=2.*segments=0'), ({'n': 0}, 'n=0.*segments=2'), ({'input_n': 1}, 'n=1'),
+    ({'kind': 'fourier', 'n': 4}, 'n=4.*odd'), ({'input_segments': 16}, 'input_segments=16.*vocab_size=17'),
+    ({'centered': True}, 'odd.*features=8'), ({'centered': True, 'features': 1}, 'at least 3.*features=1'),
+    ({'centered': True, 'features': 9, 'network': 'conv', 'n_layer': 2}, 'MLP.*network=conv'),
+    ({'network': 'conv', 'n_layer': 2}, 'features=8.*n_layer=2'),
+    ({'network': 'dual_convolution', 'features': 12}, 'features=12.*power of 2'),
+    ({'kind': 'linear'}, "kind='linear'.*high_order_input"), ({'network': 'transformer', 'n_head': 3}, 'n_embd=16.*n_head=3')])
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(Config.tiny(), **settings)

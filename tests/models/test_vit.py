@@ -1,0 +1,66 @@
+"""vit.py against transformers' ViT."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+import vit
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """(folder, model) of a small ViT of transformers."""
+    from transformers import ViTConfig, ViTModel
+    folder = tmp_path_factory.mktemp('vit')
+    torch.manual_seed(0)
+    model = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, image_size=12,
+                               patch_size=4, num_channels=3)).eval()
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn(p.shape)
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def patches(images, size):
+    """(B, C, H, W) -> (B, T, C * P * P), by a loop."""
+    B, _, H, W = images.shape
+    rows = [images[:, :, i:i + size, j:j + size].reshape(B, -1) for i in range(0, H, size) for j in range(0, W, size)]
+    return torch.stack(rows, dim=1)
+
+
+@torch.no_grad()
+def test_published_weights_give_the_published_features(published):
+    folder, theirs = published
+    ours = vit.Model.from_pretrained(str(folder), n_head=4).eval()
+    images = torch.randn(2, 3, 12, 12)
+    expected = theirs(images).last_hidden_state
+    torch.testing.assert_close(ours.trunk(patches(images, 4)), expected, atol=1e-4, rtol=1e-4)
+    mean = vit.Model.from_pretrained(str(folder), n_head=4, readout='mean').eval()
+    assert mean.cls is None and torch.equal(mean.wpe.weight, ours.wpe.weight[1:])
+
+
+@pytest.mark.parametrize(('change', 'settings', 'message'), [
+    (lambda w, c: None, {'block_size': 16}, r"'block_size': 9.*'block_size': 16"),
+    (lambda w, c: w.pop('encoder.layer.1.attention.attention.key.bias'), {}, r'h\.1\.attn\.c_attn\.bias is missing'),
+    (lambda w, c: w.update({'encoder.layer.0.output.dense.weight': torch.zeros(3, 3)}), {}, r'c_proj\.weight is \(3, 3\)'),
+    (lambda w, c: w.update({'embeddings.distillation_token': torch.zeros(1)}), {}, 'distillation_token has no place'),
+    (lambda w, c: w.pop('embeddings.position_embeddings'), {}, 'not the weights of a ViT'),
+    (lambda w, c: c.update(hidden_act='relu'), {}, "hidden_act='relu'"),
+    (lambda w, c: c.update(layer_norm_eps=1e-6), {}, 'layer_norm_eps=1e-06')])
+def test_weights_that_do_not_fit_are_refused(published, tmp_path, change, settings, message):
+    weights = safetensors.torch.load_file(published[0] / 'model.safetensors')
+    described = json.loads((published[0] / 'config.json').read_text())
+    change(weights, described)
+    safetensors.torch.save_file(weights, tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=message):
+        vit.Model.from_pretrained(str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize(('change', 'message'), [({'features': 0}, 'features=0'), ({'readout': 'last'}, "readout='last'"),
+                                                 ({'n_head': 5}, 'n_head=5'), ({'kind': 'x'}, "kind='x'")])
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        vit.Config(**change)

@@ -1,0 +1,402 @@
+"""A sweep: its search space, trials that do not depend on interruptions, and the best of them as a config."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import until
+
+from harness import ROOT, UserError, checkpoint, config, data, device, log
+from race.entrants import read
+from race.processes import locked, spent
+from train import TrainConfig, evaluate
+
+optuna = pytest.importorskip('optuna', reason='sweep.py searches with it')
+import sweep
+from sweep import Space, read_space
+
+GPT = ROOT / 'config' / 'shakespeare_gpt.py'
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(scope='module')
+def gpt(dataset, tmp_path_factory):
+    """A config whose 30 steps take long enough to be interrupted."""
+    path = tmp_path_factory.mktemp('configs') / 'gpt.py'
+    path.write_text(f"dataset, device, optimizer = '{dataset.name}', 'cpu', 'adamw'\n"
+                    'n_layer, n_head, n_embd, block_size = 1, 2, 16, 16\n'
+                    'batch_size, tokens_per_step, eval_windows, eval_interval = 4, 640, 8, 10\n'
+                    'min_lr, max_iters, log_interval = 0, 30, 5\n')
+    return path
+
+
+def main(*words):
+    """sweep.py in this process.  Returns what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        sweep.main(list(map(str, words)))
+    return shown.getvalue()
+
+
+def refusal(*words):
+    with pytest.raises(UserError) as e:
+        main(*words)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+
+def start(*words):
+    return subprocess.Popen([sys.executable, 'sweep.py', *map(str, words)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def results(out):
+    """The results of the trials, without the seconds that they took."""
+    found = [json.loads(p.read_text()) for p in out.glob('trial-*/result.json')]
+    return sorted(({k: v for k, v in r.items() if k != 'seconds'} for r in found), key=lambda r: r['number'])
+
+
+def table(out):
+    with open(out / 'table.csv', newline='', encoding='utf-8') as f:
+        return [{k: v for k, v in row.items() if k != 'seconds'} for row in csv.DictReader(f)]
+
+
+@pytest.fixture(scope='module')
+def swept(gpt, tmp_path_factory):
+    """Four trials on the command line, of which some fail.  Read only: `copied` is a copy."""
+    out = tmp_path_factory.mktemp('sweep') / 'sweep'
+    words = [gpt, '--search', 'learning_rate=log(1e-4,1)', 'n_head=2,3', 'dropout=(0,0.5)', '--set', 'weight_decay=0']
+    process = start(*words, f'--out={out}', '--trials=4')
+    shown, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    return SimpleNamespace(out=out, words=words, shown=shown)
+
+
+@pytest.fixture
+def copied(swept, tmp_path):
+    """(words, folder) of a copy of the sweep, to resume."""
+    shutil.copytree(swept.out, tmp_path / 'sweep')
+    return [*swept.words, '--trials=4', f'--out={tmp_path / "sweep"}'], tmp_path / 'sweep'
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    monkeypatch.setattr(sweep, 'train', lambda *_: pytest.fail('a trial is trained'))
+
+
+# the search space -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('text', 'name', 'space'), [
+    ('learning_rate=log(1e-4,1e-1)', 'learning_rate', Space(low=1e-4, high=1e-1, log=True)),
+    ('dropout=lin(0,0.3)', 'dropout', Space(low=0.0, high=0.3)),
+    ('dropout = ( 0, 0.3 )', 'dropout', Space(low=0.0, high=0.3)),
+    ('n_layer=2..5', 'n_layer', Space(low=2, high=5)),
+    ('n_layer=2,5', 'n_layer', Space((2, 5))),
+    ('optimizer=adamw,lion', 'optimizer', Space(('adamw', 'lion'))),
+    ('bias=True,false', 'bias', Space((True, False))),
+    ('dropout=0,0.1', 'dropout', Space((0.0, 0.1))),
+])
+def test_spaces(text, name, space):
+    found = read_space(text, [str(GPT)])
+    assert found == (name, space) and repr(found[1]) == repr(space)         # 2 == 2.0, but their types differ
+    found[1].distribution()
+
+
+def test_choices_of_several_numbers():
+    words = [str(ROOT / 'config' / 'shakespeare_pacing.py')]
+    name, space = read_space('dims=(40,80),(80,)', words)
+    assert [config.load([*words, f'--{name}={c}'], TrainConfig).model['dims'] for c in space.choices] == [(40, 80), (80,)]
+
+
+@pytest.mark.parametrize(('text', 'parts'), [
+    ('n_layer', ["'n_layer'", 'a..b']), ('=1,2', ["'=1,2'"]), ('n_layer=', ["'n_layer='"]),
+    ('n_layers=2..5', ['n_layers', "did you mean 'n_layer'"]),
+    ('n_layer=5..2', ['5 must be below 2']), ('n_layer=2..2', ['2 must be below 2']),
+    ('learning_rate=log(0.1,0.01)', ['above 0 and below 0.01']), ('learning_rate=log(0,1)', ['above 0 and below 1']),
+    ('learning_rate=log(-1,1)', ['learning_rate', '-1']),
+    ('n_layer=log(1,4)', ['n_layer', 'int', 'n_layer=a..b']), ('n_layer=lin(1.5,4)', ['n_layer', '1.5', 'int']),
+    ('n_layer=1..2.5', ['n_layer', '2.5', 'int']), ('dropout=0..0.5', ['dropout', 'float', 'dropout=lin(a,b)']),
+    ('bias=0..1', ['bias', "'0'", 'bool']), ('wandb_project=1..2', ['wandb_project', 'str']),
+    ('optimizer=adamw', ['at least 2']), ('dropout=0,0.0', ['at least 2']),
+    ('learning_rate=log(1,2,3)', ['learning_rate', 'log(1,2,3)']),
+    ('optimizer=adamw,lyon', ['optimizer', 'lyon']), ('n_layer=2,three', ['n_layer', 'three', 'int']),
+    *((f'{name}=1,2', ['cannot be compared', f'differ in {name}']) for name in ('seed', 'out_dir', 'block_size')),
+    ('beta1=0.8,0.9', ['beta1']),
+])
+def test_bad_spaces_are_refused(text, parts, untrained):
+    said = refusal(f'{GPT} --beta1=0.9', '--search', text)
+    assert all(part in said for part in parts), said
+
+
+@pytest.mark.parametrize(('words', 'part'), [
+    (['--search', 'n_layer=1..2', 'n_layer=1,2'], 'n_layer is searched twice'),
+    (['--search', 'n_layer=1..2', '--set', 'n_layer=1'], 'n_layer is also set'),
+    (['--search', 'n_layer=1..2', '--set', 'n_heads=1'], "did you mean 'n_head'?"),
+    (['--search', 'n_layer=1..2', '--trials=0'], '--trials=0'),
+    (['--search', 'n_layer=1..2', '--seconds=0'], '--seconds=0 must be above 0'),
+    (['--search', 'n_layer=1..2', '--steps=0.5'], '--steps=0.5 is less than one step'),
+    (['--search', 'n_layer=1..2', '--tokens=639'], '--tokens=639 is less than one step'),
+    (['--search', 'n_layer=1..2', '--steps=5', '--tokens=5'], '--steps'),
+    ([], '--search'),
+])
+def test_bad_commands_are_refused(words, part, gpt, untrained, tmp_path):
+    assert part in refusal(gpt, *words, f'--out={tmp_path / "out"}')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(('text', 'part'), [('', "'' is not a config"), ('gpt.py "', 'No closing'), ('gtp.py', 'gtp.py')])
+def test_bad_configs_are_refused(text, part):
+    assert part in refusal(text, '--search', 'n_layer=1..2')
+
+
+def test_optuna_is_missing(gpt, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    assert 'pip install optuna' in refusal(gpt, '--search', 'n_layer=1..2')
+
+
+# suggestions ------------------------------------------------------------------------------------------------------------------
+
+def bowl(values):
+    """Lowest, at 0, with a learning rate of 10 ** -2.5, 6 layers, lion and a dropout of 0.2."""
+    return ((math.log10(values['learning_rate']) + 2.5) ** 2 + 0.05 * (values['n_layer'] - 6) ** 2
+            + 0.5 * (values['optimizer'] != 'lion') + 2 * (values['dropout'] - 0.2) ** 2)
+
+
+def search(texts, trials, seed, result):
+    """(results, spaces) of a search with results that are computed."""
+    spaces, found = dict(read_space(text, [str(GPT)]) for text in texts), []
+    for number in range(trials):
+        values = sweep.suggest(spaces, found, seed, number)
+        found.append({'number': number, 'values': values, **result(values)})
+    return found, spaces
+
+
+@pytest.fixture(scope='module')
+def searches():
+    """Four searches of 40 trials on a bowl in which 7 and 8 layers fail."""
+    texts = ('learning_rate=log(1e-5,1)', 'n_layer=1..8', 'optimizer=adamw,lion,muon,sgd', 'dropout=lin(0,0.9)')
+    return [search(texts, 40, seed, lambda v: {'failed': 'too deep'} if v['n_layer'] > 6 else {'val_loss': bowl(v)})
+            for seed in range(4)]
+
+
+def test_suggestions_improve_and_avoid_failures(searches):
+    """Random ones would have equal means in both halves, and a quarter of failures."""
+    for trials, _ in searches:
+        early, late = ([r['val_loss'] for r in half if 'val_loss' in r] for half in (trials[:10], trials[20:]))
+        assert sum(late) / len(late) < 0.6 * sum(early) / len(early)
+    late = [r for trials, _ in searches for r in trials[20:]]
+    assert sum('failed' in r for r in late) < 0.18 * len(late)
+
+
+def test_suggestions_depend_on_the_seed_and_the_earlier_results(searches):
+    trials, spaces = searches[0]
+    through_json = json.loads(json.dumps(trials))
+    for number in (0, 1, 9, 25):
+        assert sweep.suggest(spaces, through_json[:number], 0, number) == trials[number]['values']
+        assert sweep.suggest(spaces, trials[:number], 5, number) != trials[number]['values']
+    assert len({json.dumps(r['values']) for r in trials}) == 40
+    for name, space in spaces.items():
+        for value in (r['values'][name] for r in trials):
+            assert value in space.choices if space.choices else space.low <= value <= space.high
+            assert space.choices or len(re.sub(r'e.*|\.|^[0.]+', '', repr(value))) <= 4         # digits
+
+
+def test_few_combinations_are_all_tried_once():
+    trials, spaces = search(('n_layer=1..5', 'optimizer=adamw,lion'), 10, 0, lambda v: {'val_loss': float(v['n_layer'])})
+    assert len({json.dumps(r['values']) for r in trials}) == 10 == math.prod(s.size for s in spaces.values())
+
+
+# a sweep ----------------------------------------------------------------------------------------------------------------------
+
+def test_the_last_weights_are_judged(swept, dataset):
+    """Those of the best trial, the only ones that are kept, by evaluate(); the others by the log of their run."""
+    done = [r for r in results(swept.out) if 'val_loss' in r]
+    for r in done:
+        rows = log.read(swept.out / f'trial-{r["number"]}' / 'metrics.csv')
+        assert [row['step'] for row in rows if 'val_loss' in row] == [0, 10, 20, 30]
+        assert (r['val_loss'], r['step'], r['tokens']) == (rows[-1]['val_loss'], 30, 30 * 640)
+        assert max(rows[:2], key=lambda row: row['step'])['lr'] == pytest.approx(       # a warm-up of a tenth: 3 steps
+            max(row['lr'] for row in rows if 'lr' in row), rel=0.1)
+    best = min(done, key=lambda r: r['val_loss'])
+    assert {p.parent.name for p in swept.out.glob('*/*.pt')} == {f'trial-{best["number"]}'}
+    model, content = checkpoint.load_model(swept.out / f'trial-{best["number"]}' / 'ckpt.pt')
+    text = data.TextData(dataset)
+    expected = evaluate(model, text, text.val_indices(8, 16), 8, device.setup('cpu', 'float32', False))
+    assert content['step'] == 30 and best['val_loss'] == pytest.approx(expected['val_loss'], rel=1e-5)
+    assert len({r['val_loss'] for r in done}) == len(done) > 1
+
+
+def test_tables_have_the_best_first_and_the_reasons_of_failures(swept):
+    rows, found = table(swept.out), {str(r['number']): r for r in results(swept.out)}
+    losses = [float(r['val_loss'] or 'inf') for r in rows]
+    assert losses == sorted(losses) and math.isfinite(losses[0]) and losses[-1] == math.inf
+    for row in rows:
+        assert {k: float(row[k]) for k in ('learning_rate', 'n_head', 'dropout')} == found[row['number']]['values']
+        if row['failed']:
+            assert row['n_head'] == '3' and 'n_embd=16' in row['failed'] and 'n_head=3' in row['failed']
+            assert re.search(rf'^\| +{row["number"]} .*failed .*n_embd=16', swept.shown, re.M)
+    assert re.findall(r'^\| +(\d) ', swept.shown, re.M) == [r['number'] for r in rows]
+
+
+def test_no_column_of_reasons_without_failures(gpt, tmp_path, monkeypatch):
+    done = {'val_loss': 2.0, 'seconds': 1}
+    monkeypatch.setattr(sweep, 'run', lambda number, values, *_: {'number': number, 'values': values, **done})
+    shown = main(gpt, '--search', 'dropout=0,0.1', f'--out={tmp_path}')
+    lines = [line for line in shown.splitlines() if line.startswith('|')]
+    assert len(lines) == 4 and all(line.endswith(('1 |', '-: |', 'seconds |')) for line in lines)
+    assert 'only 2 combinations' in shown
+
+
+def test_the_best_as_a_config_trains_the_same(swept, cli, tmp_path):
+    best = table(swept.out)[0]
+    settings = config.load([str(swept.out / 'best.py')], TrainConfig)
+    assert settings.train.weight_decay == 0 and settings.train.learning_rate == float(best['learning_rate'])
+    text = (swept.out / 'best.py').read_text()
+    assert 'python sweep.py ' in text and "'learning_rate=log(1e-4,1)'" in text and f'(number {best["number"]}, ' in text
+    done = cli('train.py', swept.out / 'best.py', f'--out_dir={tmp_path / "run"}', timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert log.read(tmp_path / 'run' / 'metrics.csv')[-1]['val_loss'] == float(best['val_loss'])
+
+
+def test_the_picture_shows_every_trial_on_its_tick(monkeypatch, tmp_path):
+    import matplotlib.pyplot as plt
+    figures = []
+    monkeypatch.setattr(plt, 'close', figures.append)
+    spaces = dict(read_space(text, [str(GPT)]) for text in
+                  ('learning_rate=log(1e-4,1)', 'n_layer=1..4', 'bias=True,False', 'dropout=lin(0,0.5)'))
+    ordered = [{'number': n, 'values': {'learning_rate': 10.0 ** -n, 'n_layer': n, 'bias': n == 2, 'dropout': n / 10}}
+               for n in (3, 1, 2, 4)]
+    for r, loss in zip(ordered, (1.5, 2.5, 3.5), strict=False):
+        r['val_loss'] = loss
+    ordered[3]['failed'] = 'a reason'
+    title = 'a config with a very long name $x ' * 8
+    sweep.draw(ordered, spaces, title, tmp_path / 'sweep.png')
+    assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+    axes = figures[0].axes
+    assert [ax.get_xlabel() for ax in axes] == list(spaces)
+    assert [ax.get_xscale() for ax in axes] == ['log', 'linear', 'linear', 'linear']
+    assert [t.get_text() for t in axes[2].get_xticklabels()] == ['True', 'False']
+    for ax, xs in zip(axes, ([1e-3, 0.1, 1e-2, 1e-4], [3, 1, 2, 4], [1, 1, 0, 1], [0.3, 0.1, 0.2, 0.4]), strict=True):
+        points = ax.collections[0].get_offsets()
+        assert points[:, 1].tolist() == [1.5, 2.5, 3.5] and points[:, 0].tolist() == pytest.approx(xs[:3])
+        star, ticks = ax.lines
+        assert star.get_ydata() == [1.5] and star.get_xdata() == points[0, 0] and list(ticks.get_xdata()) == [xs[3]]
+    box = figures[0].texts[0].get_window_extent() if figures[0].texts else figures[0]._suptitle.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figures[0].bbox.x1         # the title is not clipped
+
+
+# interruptions ----------------------------------------------------------------------------------------------------------------
+
+def test_an_interrupted_sweep_has_the_same_trials(swept, tmp_path):
+    """Started with fewer trials, stopped within a run, and resumed."""
+    out = tmp_path / 'sweep'
+    process = start(*swept.words, f'--out={out}', '--trials=3')
+    first = next(r['number'] for r in results(swept.out) if 'val_loss' in r)
+    until((out / f'trial-{first}' / 'ckpt.pt').exists, SimpleNamespace(is_alive=lambda: process.poll() is None, exitcode='?'))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1 and 'was stopped' in errors and errors.count('\n') == 1
+    stopped = [r for r in results(out) if r['number'] == first]
+    assert stopped == [{'number': first, 'values': results(swept.out)[first]['values']}]
+    step = checkpoint.load(out / f'trial-{first}' / 'ckpt.pt')['step']
+    assert step < 30
+    main(*swept.words, f'--out={out}', '--trials=3')
+    assert f'resumed at step {step}' in (out / f'trial-{first}.log').read_text()
+    assert results(out) == results(swept.out)[:3]
+    shown = main(*swept.words, f'--out={out}', '--trials=4')
+    assert re.findall(r'^trial (\d), learning_rate=\S+ n_head=\d dropout=\S+: (?:val|model)', shown, re.M) == ['3']
+    assert results(out) == results(swept.out) and table(out) == table(swept.out)
+
+
+def test_lost_tables_are_made_again_without_training(copied, swept, untrained):
+    words, out = copied
+    kept = json.loads((out / 'results.json').read_text())
+    assert [t['number'] for t in kept['trials']] == [int(r['number']) for r in table(out)]
+    assert kept['command'].startswith('python sweep.py ') and kept['data']['fingerprint']
+    for name in ('table.csv', 'best.py', 'sweep.png', 'results.json'):
+        (out / name).unlink()
+    worst = next(r for r in reversed(table(swept.out)) if r['val_loss'])['number']
+    shutil.copy(next(out.glob('*/ckpt.pt')), out / f'trial-{worst}' / 'ckpt.pt')
+    main(*words)
+    for name in ('table.csv', 'best.py'):
+        assert (out / name).read_text().splitlines()[3:] == (swept.out / name).read_text().splitlines()[3:]
+    assert (out / 'sweep.png').exists() and not (out / f'trial-{worst}' / 'ckpt.pt').exists()
+    assert json.loads((out / 'results.json').read_text())['trials'] == kept['trials']
+
+
+def test_another_sweep_in_the_same_folder_is_refused(copied, gpt, untrained):
+    words, out = copied
+    kept = {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+    for asked, parts in (([gpt, '--search', 'n_layer=1..2'], ['search']), ([*words, '--steps=20'], ['budget', '20']),
+                         ([*words, '--seed=1'], ['--seed is 0']), ([*words, '--set', 'beta1=0.5'], ['beta1 is 0.9', '0.5'])):
+        said = refusal(*asked, f'--out={out}')
+        assert said.startswith(f'{out} holds another sweep') and all(p in said for p in [*parts, '--overwrite'])
+    assert all(p.read_bytes() == content for p, content in kept.items())
+    with locked(out):
+        assert 'is in use' in refusal(*words, f'--out={out}')
+
+
+@pytest.mark.parametrize(('name', 'content'), [
+    ('trial-0/result.json', '{"number": 0, "val'), ('trial-0/result.json', '[]'), ('trial-0/result.json', '{"number": 0}'),
+    ('trial-0/result.json', '{"number": 0, "values": {"n_head": 9, "learning_rate": 0.1, "dropout": 0}}'), ('sweep.json', '[]'),
+    ('table.csv', None)])
+def test_bad_files_are_named(copied, untrained, name, content):
+    words, out = copied
+    if content is None:                 # a folder in the place of a file
+        (out / name).unlink()
+        (out / name).mkdir()
+    else:
+        (out / name).write_text(content)
+    said = refusal(*words)
+    assert said.startswith(f'{out / name} ') and 'same command' in said
+
+
+# failures ---------------------------------------------------------------------------------------------------------------------
+
+def test_a_sweep_without_success_ends_early_and_can_be_started_again(gpt, tmp_path, untrained):
+    said = refusal(gpt, '--search', 'n_head=3,5,6,7,9,11', f'--out={tmp_path}')
+    assert 'all 5 trials failed' in said and 'n_embd=16' in said and '--overwrite' in said
+    assert len(table(tmp_path)) == len(results(tmp_path)) == 5 and not (tmp_path / 'best.py').exists()
+    assert 'all 2 trials failed' in refusal(gpt, '--search', 'n_head=3,5', f'--out={tmp_path}', '--overwrite')
+    assert len(results(tmp_path)) == 2 and not (tmp_path / 'trial-2').exists()
+
+
+@pytest.mark.parametrize(('row', 'reason', 'result'), [
+    ('5,50,1.0,nan', 'the training loss became nan', 'diverged: its train_loss was nan at step 5'),
+    ('7,70,1.0,2.5', None, None)], ids=['diverged', 'stopped'])
+def test_a_diverged_trial_failed_and_a_stopped_one_did_not(gpt, tmp_path, monkeypatch, row, reason, result):
+    def train(words, folder, lock, progress):
+        (folder / 'metrics.csv').write_text(f'step,tokens,seconds,train_loss\n{row}\n')
+        return reason
+    monkeypatch.setattr(sweep, 'train', train)
+    said = refusal(gpt, '--search', 'n_layer=1..2', f'--out={tmp_path}', '--trials=1')
+    assert (result or 'trial 0 was stopped at step 7') in said
+    assert results(tmp_path)[0].get('failed') == result
+
+
+def test_the_budget_of_a_trial(gpt):
+    first = read([str(gpt), '--tokens_per_step=0'])
+    for batch_size, steps in ((2, 20), (4, 10), (5, 8)):
+        cfg = sweep.entrant(first, {'batch_size': batch_size}, ('tokens', 640)).settings.train
+        assert (cfg.max_iters, cfg.max_seconds, cfg.warmup_iters) == (steps, 0, 'auto')
+    cfg = sweep.entrant(first, {}, ('seconds', 2.5)).settings.train
+    assert (cfg.max_iters, cfg.max_seconds) == (0, 2.5) and spent(0, 2.5, {'step': 9, 'seconds': 0.5}) == 0.2
+    cfg = sweep.entrant(first, {}, None).settings.train
+    assert (cfg.max_iters, cfg.max_seconds) == (30, 0) and spent(30, 0, {'step': 45}) == 1 and spent(30, 0, {}) == 0
+
+
+@pytest.mark.parametrize(('name', 'values'), [('shakespeare_pacing', {'predicts': 'last'}),
+                                              ('shakespeare_wavegpt', {'reads': 'leak'})])
+def test_trials_with_other_losses_are_refused(dataset, name, values):
+    first = read([str(ROOT / 'config' / f'{name}.py'), f'--dataset={dataset.name}'])
+    with pytest.raises(UserError, match='cannot be compared'):
+        sweep.entrant(first, values, None)

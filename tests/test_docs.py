@@ -1,0 +1,151 @@
+"""README.md and docs/: tables agree with records, commands and links lead somewhere, and code blocks run."""
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import io
+import json
+import re
+import shlex
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+
+from harness import ROOT, arch, config
+from race import tables
+from train import TrainConfig
+from views import diagrams
+
+PAGES = {p.relative_to(ROOT).as_posix(): p.read_text(encoding='utf-8')
+         for p in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]}
+RECORDS = sorted((ROOT / 'results').glob('*.json'))
+COMMANDS = [(page, line) for page, text in PAGES.items() for line in re.findall(r'^ {4}((?:python|torchrun) .*)$', text, re.M)]
+BLOCKS = [(page, code) for page, text in PAGES.items() for code in re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)]
+GRU = next(code for page, code in BLOCKS if 'nn.GRU' in code)
+
+
+def test_readme_is_short():
+    assert len(PAGES['README.md'].splitlines()) <= 250 and len(PAGES['README.md'].encode()) <= 20_000
+
+
+# tables ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('page', PAGES)
+def test_tables_agree_with_their_records(page):
+    assert tables.refreshed(PAGES[page], ROOT) == PAGES[page], 'run python -m race.tables'
+
+
+@pytest.mark.parametrize('path', RECORDS, ids=lambda p: p.stem)
+def test_record_is_shown_with_its_command(path):
+    """The command stands on the same page, shortly before the table, and names configs that exist."""
+    mark, command = f'<!-- results/{path.name} -->', json.loads(path.read_text(encoding='utf-8'))['command'].replace("'", '"')
+    page, = (text for text in PAGES.values() if mark in text)
+    assert 0 <= page.index(mark) - page[:page.index(mark)].rindex(command) < 4000
+    for name in re.findall(r'config/\w+\.py', command):
+        assert (ROOT / name).is_file(), name
+
+
+def test_expected_losses_agree_with_their_records():
+    rows = re.findall(r'^\| (config/\w+)\.py \| .*? \| (.*?) \| (.*?) \| (\d+) \| \[.*?\]\((results/.*?)\) \|$',
+                      PAGES['README.md'], re.M)
+    assert len(rows) > 5
+    for name, loss, full, seconds, path in rows:
+        record = json.loads((ROOT / path).read_text(encoding='utf-8'))
+        runs = next(e['runs'] for e in record['entrants'] if e['name'] == name.removeprefix('config/'))
+        for shown, key in ((loss, 'val_loss'), (full, 'val_loss_full')):
+            values = [r[key] for r in runs]
+            assert shown == f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}', (name, key)
+        assert int(seconds) == round(statistics.mean(r['seconds'] for r in runs)), name
+
+
+# names, commands, links -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('page', PAGES)
+def test_named_files_exist(page):
+    named = r'\b(?:config|prepare|assets|tests|harness|results)/\w+(?:/\w+)?\.(?:py|png|json)'
+    for name in set(re.findall(named, PAGES[page])) - {'config/NAME.py'}:
+        assert (ROOT / name).is_file(), name
+    for name in set(re.findall(r'`(\w+\.py)`', PAGES[page])) - {'gru.py', 'NAME.py'}:
+        assert [*ROOT.glob(name), *(ROOT / 'config').glob(name)], name
+
+
+@pytest.mark.parametrize(('page', 'line'), COMMANDS)
+def test_options_in_commands_exist(page, line):
+    line = re.split(r'\s+# ', line)[0]
+    if module := re.search(r'python -m ([\w.]+)', line):
+        assert importlib.util.find_spec(module[1]), line
+        return
+    words = shlex.split(line)
+    at = next(i for i, w in enumerate(words) if w.endswith('.py'))
+    script, words = words[at], words[at + 1:]
+    if '--arch=gru' in words or 'config/NAME.py' in words:
+        return
+    for entrant in [words] if script == 'train.py' else [shlex.split(w) for w in words if w.startswith('config/')]:
+        config.load(entrant, TrainConfig)
+    if script.startswith('prepare/'):
+        known = (ROOT / script).read_text(encoding='utf-8') + (ROOT / 'prepare' / 'common.py').read_text(encoding='utf-8')
+        assert all(f"'--{option}'" in known for option in re.findall(r'--([a-z]+)', line)), line
+    elif script not in ('train.py', 'bench.py'):
+        importlib.import_module(Path(script).stem).arguments(words)
+
+
+def anchors(text):
+    """The #anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r'^#+ (.*)$', re.sub(r'^```.*?^```', '', text, flags=re.M | re.S), re.M)
+    return {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r'\]\(([^)\s]+)\)', PAGES[page]):
+        if target.startswith('https://'):
+            continue
+        path, _, anchor = target.partition('#')
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.is_file(), target
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding='utf-8')), target
+
+
+def test_readme_links_to_every_page():
+    assert {page for page in PAGES if page != 'README.md'} <= set(re.findall(r'\]\((docs/\w+\.md)', PAGES['README.md']))
+
+
+@pytest.mark.parametrize('draw', diagrams.DIAGRAMS, ids=lambda d: d.__name__)
+def test_diagrams_are_current(draw):
+    path = ROOT / 'docs' / 'img' / f'{draw.__name__}.svg'
+    assert path.read_text(encoding='utf-8') == draw(), 'run python -m views.diagrams'
+
+
+def test_page_on_architectures_has_the_whole_contract():
+    page = PAGES['docs/architectures.md']
+    names = {name for contract in (arch.ModelContract, arch.DataContract)
+             for name in {**vars(contract), **contract.__annotations__} if not name.startswith('_')}
+    names |= {f.name for f in dataclasses.fields(arch.Architecture)} - {'name'} | {'no_weight_decay', 'matrix'}
+    missing = {name for name in names if not re.search(rf'`[^`]*\b{name}\b[^`]*`', page)}
+    assert not missing
+
+
+# code -----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('page', 'code'), BLOCKS, ids=[f'{page}-{i}' for i, (page, _) in enumerate(BLOCKS)])
+def test_code_prints_what_its_comments_say(page, code, root):
+    expected = re.findall(r'^ *print\(.*\) +# (.*)$', code, re.M)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, page, 'exec'), {'__name__': 'example'})
+    assert printed.getvalue().splitlines()[:len(expected)] == expected
+
+
+def test_gru_of_readme_trains_and_keeps_the_contract(tree, dataset, cli):
+    (tree / 'gru.py').write_text(GRU, encoding='utf-8')
+    shutil.copytree(ROOT / 'tests', tree / 'tests', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(dataset, tree / 'data' / dataset.name)
+    trained = cli('train.py', '--arch=gru', f'--dataset={dataset.name}', '--n_embd=16', '--block_size=16', '--batch_size=4',
+                  '--max_iters=20', '--eval_interval=20', '--eval_windows=8', '--sample_tokens=5', '--device=cpu', cwd=tree)
+    assert trained.returncode == 0, trained.stderr
+    tested = cli('-m', 'pytest', '-q', 'tests/models/test_contract.py', '-k', 'gru', cwd=tree)
+    assert tested.returncode == 0 and int(re.search(r'(\d+) passed', tested.stdout)[1]) > 8, tested.stdout

@@ -1,0 +1,1 @@
+"""Figures of models, for look.py, docs/ and the pages of races."""

@@ -1,0 +1,213 @@
+"""
+Draw the diagrams of docs/, one per architecture:
+
+    python -m views.diagrams            # docs/img/*.svg
+
+Colours are mid-tones on a transparent background, so a diagram reads on a light page and on a dark one.
+"""
+
+from html import escape
+
+from harness import ROOT
+from harness.files import atomic
+
+BLUE, GREEN, ORANGE, RED, GREY = '#2f74a8', '#2f8458', '#b3690f', '#b8434f', '#6b737c'
+INK = '#757c85'         # text and arrows on the page's own background
+TRAINED, FROZEN = GREEN, GREY
+
+
+def text(x, y, s, size=14, color=INK, anchor='middle', weight=500):
+    return (f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{color}" text-anchor="{anchor}" font-weight="{weight}">'
+            f'{escape(s)}</text>')
+
+
+def box(x, y, w, h, s='', color=BLUE, size=14, opacity=1.0):
+    """A filled rectangle with white lines of text, centred."""
+    lines = s.split('\n') if s else []
+    top = y + h / 2 + size * 0.36 - (len(lines) - 1) * size * 0.6
+    return (f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="5" fill="{color}" fill-opacity="{opacity:g}"/>'
+            + ''.join(text(x + w / 2, top + i * size * 1.2, line, size, 'white') for i, line in enumerate(lines)))
+
+
+def path(points, color=INK, arrow=False, width=1.8, dash=''):
+    d = 'M' + ' L'.join(f'{x:g},{y:g}' for x, y in points)
+    return (f'<path d="{d}" fill="none" stroke="{color}" stroke-width="{width}"'
+            + (f' stroke-dasharray="{dash}"' if dash else '') + (' marker-end="url(#arrow)"' if arrow else '') + '/>')
+
+
+def arrow(*points):
+    return path(points, arrow=True)
+
+
+def dot(x, y, color=RED, r=4):
+    return f'<circle cx="{x:g}" cy="{y:g}" r="{r}" fill="{color}"/>'
+
+
+def sign(x, y, s):
+    """An operation, + or x, in a circle."""
+    return (f'<circle cx="{x:g}" cy="{y:g}" r="12" fill="none" stroke="{INK}" stroke-width="1.8"/>'
+            + text(x, y + 6, s, 18))
+
+
+def svg(width, height, title, *parts):
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+            f'role="img" font-family="Helvetica, Arial, sans-serif">\n<title>{escape(title)}</title>\n'
+            f'<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            f'<path d="M0,0 L8,4 L0,8 z" fill="{INK}"/></marker></defs>\n' + '\n'.join(parts) + '\n</svg>\n')
+
+
+def column(x, y, w, steps, gap=16, h=34):
+    """Boxes (text, colour) from top to bottom, joined by arrows."""
+    parts = []
+    for i, (s, color) in enumerate(steps):
+        at = y + i * (h + gap)
+        parts += [box(x, at, w, h, s, color), *([arrow((x + w / 2, at - gap), (x + w / 2, at))] if i else [])]
+    return parts
+
+
+def pacing():
+    rows, columns, size, x0, y0 = ['First Ci', 'tizen:⏎B', 'efore we', ' proceed'], 8, 50, 20, 62
+    here = 3 * columns + 4
+    offsets = {up * columns - right for up in range(4) for right in range(-3, 4) if up * columns >= right}
+    parts = [text(x0 + 4 * size, 26, 'text as a grid of 8 columns, and the causal 7 x 7 kernel', 15),
+             text(x0 + 4 * size, 46, 'small numbers: how many tokens back', 13)]
+    for at, character in enumerate(''.join(rows)):
+        x, y, back = x0 + at % columns * size, y0 + at // columns * size, here - at
+        kind = RED if not back else BLUE if back in offsets else GREY
+        parts += [box(x + 2, y + 2, size - 4, size - 4, color=kind, opacity=1 if back in offsets else 0.35),
+                  text(x + size / 2, y + 25, character.replace(' ', '␣'), 19, 'white' if back in offsets else INK)]
+        parts += [text(x + size / 2, y + 42, f'{back}', 11, 'white')] if back in offsets else []
+    below = y0 + 4 * size
+    for i, (color, opacity, s) in enumerate([
+            (RED, 1, 'the current token, which predicts the next'),
+            (BLUE, 1, 'read by the kernel: 25 taps with the current token'),
+            (GREY, 0.35, 'not read: later tokens, and the gaps 4, 12 and 20 back')]):
+        parts += [box(x0 + 2, below + 16 + 22 * i, 15, 15, color=color, opacity=opacity),
+                  text(x0 + 26, below + 28 + 22 * i, s, 13, anchor='start')]
+    x, w = 520, 250
+    parts += [text(x + w / 2, 26, 'one block of ConvNeXt V2, (B, T, C) to (B, T, C)', 15),
+              *column(x, 62, w, [('depthwise convolution, 25 taps', BLUE), ('LayerNorm', GREY),
+                                 ('linear, C to 4C, and GELU', BLUE),
+                                 ('GRN, norm of the rows above', ORANGE), ('linear, 4C to C', BLUE)], h=36),
+              arrow((x + w / 2, 36), (x + w / 2, 62)), sign(x + w / 2, 336, '+'), arrow((x + w / 2, 306), (x + w / 2, 324)),
+              arrow((x + w / 2, 44), (x + w + 30, 44), (x + w + 30, 336), (x + w / 2 + 13, 336))]
+    return svg(830, 360, 'PACING: the causal grid and one block', *parts)
+
+
+def wavegpt():
+    parts, y = [], 250
+    for i, character in enumerate('Citizen:'):
+        parts.append(box(20 + 36 * i, y, 32, 32, character, ORANGE))
+    for i, character in enumerate('Before w'):
+        parts.append(box(350 + 36 * i, y, 32, 32, character.replace(' ', '␣'), BLUE))
+    parts += [text(162, y + 54, 'the memory: M tokens before the window'), text(492, y + 54, 'the window: T tokens')]
+    # the joining WaveNet: 8 -> 4 -> 2 -> 1 in the drawing
+    for level, n in enumerate((4, 2, 1)):
+        step, top = 288 / n, 200 - 48 * level
+        for i in range(n):
+            x = 20 + step * (i + 0.5) - 2
+            for side in (-step / 4, step / 4):
+                parts.append(path([(x + side, top + (50 if not level else 48)), (x, top + 24)], width=1.4))
+            parts.append(box(x - 18, top, 36, 24, color=ORANGE))
+    parts += [text(262, 134, 'WaveNet', anchor='start'), text(262, 152, '(B, 1, C)', 13, anchor='start'),
+              box(350, 130, 284, 84, 'causal transformer\n(B, T, C)', BLUE, 15),
+              *(arrow((366 + 36 * i, y), (366 + 36 * i, 214)) for i in range(8)),
+              box(210, 38, 290, 40, 'alpha · decoder + (1 - alpha) · WaveNet', GREEN),
+              arrow((162, 104), (162, 58), (210, 58)), text(156, 84, '1 - alpha', anchor='end'),
+              arrow((492, 130), (492, 100), (440, 100), (440, 78)), text(500, 108, 'alpha', anchor='start'),
+              arrow((500, 58), (530, 58)), box(530, 38, 150, 40, 'LayerNorm, logits', GREY)]
+    return svg(700, 320, 'WaveGPT: a transformer over the window and a WaveNet over the tokens before it', *parts)
+
+
+def curve(x0, y0, w, h, knots, color=RED, dots=True):
+    """A piecewise linear function through knots (x in [-1, 1], y in [-1, 1])."""
+    at = [(x0 + (x + 1) / 2 * w, y0 + (1 - y) / 2 * h) for x, y in knots]
+    return [path(at, color, width=2.4), *(dot(*p, color) for p in at if dots)]
+
+
+def frame(x, y, w, h):
+    return f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="none" stroke="{INK}" stroke-opacity="0.6" rx="4"/>'
+
+
+def highorder():
+    parts = [text(150, 26, 'a layer: every edge is a function', 15)]
+    shapes = [[(-1, -.6), (0, .7), (1, -.2)], [(-1, .8), (0, -.5), (1, .4)], [(-1, -.2), (0, -.8), (1, .9)]]
+    for i, knots in enumerate(shapes):
+        y = 60 + i * 84
+        parts += [box(20, y + 14, 44, 32, f'x{"₁₂₃"[i]}', BLUE), arrow((64, y + 30), (96, y + 30)), frame(98, y, 90, 60),
+                  *curve(98, y, 90, 60, knots), arrow((188, y + 30), (258, 174 + (i - 1) * 8))]
+    parts += [sign(272, 174, '+'), arrow((285, 174), (305, 174)), box(306, 158, 44, 32, 'y', GREEN),
+              text(185, 318, 'y = f₁(x₁) + f₂(x₂) + f₃(x₃)')]
+    x, y, w, h = 460, 62, 260, 200
+    px = [x + 40, x + w / 2, x + w - 40]
+    py = [y + 130, y + 40, y + 150]
+    parts += [text(x + w / 2, 26, 'one edge function (n = 2, segments = 2)', 15), frame(x, y, w, h),
+              *(path([(v, y), (v, y + h)], width=1, dash='3 4') for v in px),
+              path([(x, y + 130 + 40 * 90 / 90), (px[0], py[0])], RED, width=2.4, dash='6 4'),
+              path([(px[0], py[0]), (px[1], py[1])], ORANGE, width=4), path([(px[1], py[1]), (px[2], py[2])], RED, width=2.4),
+              path([(px[2], py[2]), (x + w, py[2] + 40 * 110 / 90)], RED, width=2.4, dash='6 4'),
+              *(dot(a, b) for a, b in zip(px, py, strict=True)),
+              *(text(v, y + h + 20, s) for v, s in zip(px, ('-1', '0', '1'), strict=True)),
+              path([(x + 85, y + h), (x + 85, y + 86)], INK, width=1.4), text(x + 85, y + h + 20, 'x', 14, ORANGE),
+              text(x + w / 2, 304, 'dots: trained values; thick: the piece that x uses', 13),
+              text(x + w / 2, 322, 'dashed: straight lines outside of [-1, 1]', 13)]
+    return svg(780, 335, 'High-order networks: a layer of edge functions', *parts)
+
+
+def mamba():
+    x = 150
+    parts = [text(190, 26, 'one block, (B, T, C) to (B, T, C)', 15), arrow((190, 34), (190, 56)),
+             box(80, 56, 220, 34, 'RMSNorm', GREY), arrow((190, 90), (190, 106)),
+             box(80, 106, 220, 34, 'linear, C to 2E', BLUE),
+             arrow((x - 30, 140), (x - 30, 160)), arrow((290, 140), (290, 260)),
+             box(30, 160, 180, 34, 'convolution of 4, SiLU', BLUE), arrow((120, 194), (120, 210)),
+             box(30, 210, 180, 50, 'Δ, b, c from the token;\nselective scan', ORANGE),
+             arrow((120, 260), (120, 290), (178, 290)), box(240, 260, 100, 34, 'SiLU', GREY), arrow((240, 290), (203, 290)),
+             sign(190, 290, 'x'), arrow((190, 303), (190, 322)), box(80, 322, 220, 34, 'linear, E to C', BLUE),
+             arrow((190, 356), (190, 374)), sign(190, 387, '+'),
+             arrow((190, 40), (14, 40), (14, 387), (177, 387)), text(298, 206, 'gate', anchor='start')]
+    x0, gap = 420, 130
+    parts += [text(x0 + 190, 26, 'the scan: a state of N numbers per channel', 15)]
+    for i in range(3):
+        x = x0 + i * gap
+        parts += [box(x, 176, 74, 48, f'h{"₁₂₃"[i]}', ORANGE, 17), box(x + 9, 286, 56, 34, f'x{"₁₂₃"[i]}', BLUE),
+                  arrow((x + 37, 286), (x + 37, 224)), text(x + 43, 262, 'Δ b', anchor='start'),
+                  arrow((x + 37, 176), (x + 37, 116)), text(x + 43, 152, 'c', anchor='start'),
+                  box(x + 9, 82, 56, 34, f'y{"₁₂₃"[i]}', GREEN), arrow((x + 74, 200), (x + gap, 200)),
+                  text(x + 103, 190, 'exp(ΔA)', 12)]
+    parts += [text(x0 + 120, 358, 'h ← exp(Δ A) h + Δ b x', 15), text(x0 + 290, 358, 'y = c · h', 15),
+              text(x0 + 190, 382, 'Δ, b and c differ from token to token; A is negative and trained', 13)]
+    return svg(830, 410, 'Mamba: one block, and the selective scan', *parts)
+
+
+def fpt():
+    y, parts = 120, []
+    for i in range(4):
+        parts.append(box(16 + 14 * i, y - 12 + 12 * i, 26, 34, color=BLUE, opacity=0.55 + 0.15 * i))
+    parts += [text(55, y + 88, 'T tokens of', 13), text(55, y + 106, 'D features', 13), arrow((92, y + 22), (114, y + 22)),
+              box(114, y - 10, 84, 64, 'input\nlayer', TRAINED), arrow((198, y + 22), (216, y + 22)),
+              box(216, y - 10, 90, 64, '+ positions', TRAINED), arrow((306, y + 22), (336, y + 22)),
+              f'<rect x="336" y="{y - 32}" width="330" height="108" rx="8" fill="none" stroke="{INK}" stroke-dasharray="6 4"/>',
+              text(501, y - 44, 'each block of the pretrained trunk')]
+    x = 346
+    for s, w, color in (('norm', 54, TRAINED), ('attention', 90, FROZEN), ('norm', 54, TRAINED), ('MLP', 76, FROZEN)):
+        parts += [box(x, y - 10, w, 64, s, color), *([arrow((x + w, y + 22), (x + w + 12, y + 22))] if s != 'MLP' else [])]
+        x += w + 12
+    parts += [arrow((x - 12, y + 22), (684, y + 22)), box(684, y - 10, 54, 64, 'norm', TRAINED),
+              arrow((738, y + 22), (756, y + 22)), box(756, y - 10, 84, 64, 'output\nlayer', TRAINED),
+              text(798, y + 76, 'last position', 13),
+              arrow((840, y + 22), (862, y + 22)), text(890, y + 27, 'answer'),
+              box(346, 218, 16, 16, color=TRAINED), text(370, 231, 'trained', anchor='start'),
+              box(450, 218, 16, 16, color=FROZEN), text(474, 231, 'frozen: no gradient, no optimizer state', anchor='start')]
+    return svg(930, 250, 'FPT: a frozen trunk between trained layers', *parts)
+
+
+DIAGRAMS = (pacing, wavegpt, highorder, mamba, fpt)
+
+if __name__ == '__main__':
+    folder = ROOT / 'docs' / 'img'
+    folder.mkdir(parents=True, exist_ok=True)
+    for draw in DIAGRAMS:
+        with atomic(folder / f'{draw.__name__}.svg', 'w') as f:
+            f.write(draw())
+        print(folder / f'{draw.__name__}.svg')
