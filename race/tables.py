@@ -214,10 +214,17 @@ MARK = re.compile(r'(<!-- (results/[\w.]+\.json(?: results/[\w.]+\.json)*) -->\n
 
 def refreshed(page, root):
     """The text of a page in which each table after a mark is that of the record which the mark names; of several records, one
-    table over their tasks."""
+    table over their tasks.  The hardware stands below the first table of a page that was measured on it."""
+    machines = set()
+
     def table(found):
         records = [json.loads((root / name).read_text(encoding='utf-8')) for name in found[2].split()]
-        return f'{found[1]}\n' + (short(*records) if len(records) == 1 else f'{markdown(*across(records))}\n') + found[3]
+        if len(records) > 1:
+            return f'{found[1]}\n{markdown(*across(records))}\n{found[3]}'
+        machine = records[0]['machine']
+        shown = short(records[0]).replace(f'; {machine}', '' if machine in machines else f'; {machine}')
+        machines.add(machine)
+        return f'{found[1]}\n{shown}{found[3]}'
     return MARK.sub(table, page)
 
 
