@@ -93,7 +93,8 @@ class Log:
         import matplotlib.pyplot as plt
         from matplotlib.ticker import EngFormatter
         fig, ax = plt.subplots(figsize=(7, 4), layout='constrained')
-        for name, style in (('train_loss', {'color': '#9db7d5', 'lw': 1}), ('val_loss', {'color': '#c2452d', 'lw': 2, 'marker': 'o', 'ms': 4}),
+        for name, style in (('train_loss', {'color': '#9db7d5', 'lw': 1}),
+                            ('val_loss', {'color': '#c2452d', 'lw': 2, 'marker': 'o', 'ms': 4}),
                             ('val_loss_full', {'color': '#c2452d', 'lw': 1, 'ls': '--'})):
             points = [(r['tokens'], r[name]) for r in self.rows if r.get(name) is not None]
             if points:
