@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from harness import UserError, command, config, device
+from harness import Arguments, UserError, command, config, device
 from harness.arch import build
 from harness.files import atomic
 from harness.generate import benchmark, describe
@@ -41,7 +41,7 @@ from train import TrainConfig, Trainer
 
 def arguments(argv):
     """The options of one of the four commands; .settings: --name=value of all configs."""
-    parser = config.Arguments(description=__doc__)
+    parser = Arguments(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='train | scan | links | generate')
     options = {'train': ('rounds', 50), 'scan': ('rounds', 3), 'links': ('rounds', 5), 'generate': ('tokens', 250)}
     for name, (option, default) in options.items():

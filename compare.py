@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from harness import UserError, checkpoint, command, config, device
+from harness import Arguments, UserError, checkpoint, command, device
 from harness.files import atomic
 from harness.generate import generate
 from race import page, tables
@@ -35,7 +35,7 @@ from train import evaluate
 
 
 def arguments(argv):
-    parser = config.Arguments(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument('configs', nargs='+', help='config files; in quotes, with settings of their own behind them')
     add_budget(parser, seconds='of training, without evaluation', tokens="of training (default: the first config's max_iters)",
                flops='of training, counted on a step', steps='of the optimizer')

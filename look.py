@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 import model as gpt
-from harness import BIDIRECTIONAL, UserError, checkpoint, command, config, data, device
+from harness import BIDIRECTIONAL, Arguments, UserError, checkpoint, command, data, device
 from harness.arch import load_arch
 from harness.files import atomic
 from harness.tokenizer import Tokenizer
@@ -43,10 +43,10 @@ READ = 1 << 13      # tokens from which the inputs of piecewise-polynomial layer
 
 
 def arguments(argv):
-    parser = config.Arguments(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument('run', help='the folder of a run (its best checkpoint), or a checkpoint file')
     parser.add_argument('--only', help='names of the pictures to draw, such as influence,surprise (default: all)')
-    parser.add_argument('--prompt', help='the text to draw (default: a part of the validation text)')
+    parser.add_argument('--prompt', type=str, help='the text to draw (default: a part of the validation text)')
     parser.add_argument('--out', help='the folder for the pictures (default: look/ in the folder of the run)')
     parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
     return parser.parse_args(argv)
@@ -134,18 +134,6 @@ def save(pictures, folder, title):
         raise UserError(f'{folder} cannot be written ({e.strerror}): choose another folder by --out') from None
 
 
-def open_data(content, run, prompt):
-    """The data set that a checkpoint was trained on; with a prompt None if it is missing or another.  Never prepares it."""
-    name, fingerprint = content['loop']['dataset'], content['data']['fingerprint']
-    if (data.local(name) / 'meta.json').exists():
-        found = data.open_data(name, fingerprint.endswith('-leaking'), make=False)
-        if found.fingerprint == fingerprint:
-            return found
-    if prompt is None:
-        raise UserError(f'data/{name} is missing or is not the data that {run} was trained on: prepare it' +
-                        ', or choose a text by --prompt "..."' * ('tokenizer' in content['data']))
-
-
 def main(argv):
     args = arguments(argv)
     only = None if args.only is None else [name.strip().removesuffix('.png') for name in args.only.split(',')]
@@ -155,7 +143,10 @@ def main(argv):
     arch, folder = load_arch(content['arch']), path.resolve().parent
     if model.predicts == 'task' and args.prompt is not None:
         raise UserError(f'--prompt: {args.run} was trained on a task, and its pictures show validation examples')
-    dataset = open_data(content, args.run, args.prompt)
+    dataset = data.data_of(content)
+    if dataset is None and args.prompt is None:
+        raise UserError(f'data/{content["loop"]["dataset"]} is missing or is not the data that {args.run} was trained on: '
+                        'prepare it' + ', or choose a text by --prompt "..."' * ('tokenizer' in content['data']))
     import matplotlib
     matplotlib.use('Agg')       # before pyplot is imported, which takes a second that --help and errors need not wait for
     if model.predicts == 'task':

@@ -17,12 +17,13 @@ or rewrite a text repeatedly by a model that sees both sides of a character:
 
 import contextlib
 import math
+import os
 import sys
 from pathlib import Path
 
 import torch
 
-from harness import BIDIRECTIONAL, LEAKS, UserError, checkpoint, command, config, device
+from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device
 from harness.arch import complete, load_arch
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
@@ -30,13 +31,13 @@ from harness.tokenizer import Tokenizer, gpt2_spec
 
 
 def arguments(argv):
-    parser = config.Arguments(description=__doc__)
+    parser = Arguments(description=__doc__)
     add = parser.add_argument
     add('run', nargs='*', help='the folder of a run (its best checkpoint), or a checkpoint file; several are mixed')
     add('--weights', help='of the runs in the mixture, such as 0.7,0.3 (default: equal)')
     add('--pretrained', metavar='NAME', help='published weights instead of a run, such as gpt2')
     add('--arch', default='model', help='the model file that loads the published weights')
-    add('--start', action='append', help='the text to continue, or FILE:path (default: a line break); may be repeated')
+    add('--start', action='append', type=str, help='the text to continue, or FILE:path (default: a line break); repeatable')
     add('--num_samples', type=int, default=1, help='texts for each start')
     add('--max_new_tokens', type=int, default=300)
     add('--temperature', type=float, help='0: greedy (default: 0.8; --automaton: 0)')
@@ -82,7 +83,7 @@ def prompt(start, tokenizer):
     if start is None:
         return tokenizer.begin()
     if start.startswith('FILE:'):
-        path = Path(start[len('FILE:'):])
+        path = Path(os.path.expanduser(start[len('FILE:'):]))
         try:
             start = path.read_text(encoding='utf-8')
         except (OSError, UnicodeDecodeError) as e:

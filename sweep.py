@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from harness import LEAKS, UserError, command, config, device
+from harness import LEAKS, Arguments, UserError, command, config, device
 from harness.files import atomic
 from race.entrants import add_budget, read, read_budget, split_words
 from race.page import write_record
@@ -41,7 +41,7 @@ NEVER = ('help', 'arch', 'dataset', 'leaking_split', 'block_size', 'centered', '
 
 
 def arguments(argv):
-    parser = config.Arguments(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument('config', help='a config file; in quotes, with settings of its own behind it')
     parser.add_argument('--search', nargs='+', action='extend', required=True, metavar='NAME=SPACE', help=FORMS)
     parser.add_argument('--trials', type=int, default=30, help='including those of earlier commands (default 30)')

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import safetensors.torch
 
-from harness import UserError, checkpoint, command, config
+from harness import Arguments, UserError, checkpoint, command
 from harness.files import atomic
 
 
 def main(argv):
-    parser = config.Arguments(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument('run', help='the folder of a run (its best checkpoint), or a checkpoint file')
     parser.add_argument('folder', help='where config.json and model.safetensors are written')
     args = parser.parse_args(argv)

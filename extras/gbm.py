@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from harness import UserError, command, config, data
+from harness import Arguments, UserError, command, data
 from harness.files import atomic, digest
 from harness.generate import sample_token
 from harness.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ FLOOR = 1e-6        # added to every probability: LightGBM gives an unseen token
 
 
 def arguments(argv):
-    parser = config.Arguments(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument('run', nargs='?', help='the folder of a trained model, to generate a text (default: train a model)')
     parser.add_argument('--seed', type=int, default=1337, help='of the examples and the trees, or of the text')
     add = parser.add_argument_group('training').add_argument
@@ -55,7 +55,7 @@ def arguments(argv):
         add('--overwrite', action='store_true', help='replace the model in --out')]
     add = parser.add_argument_group('generation').add_argument
     sampling = [
-        add('--start', help='the text to continue, or FILE:path (default: a line break)'),
+        add('--start', type=str, help='the text to continue, or FILE:path (default: a line break)'),
         add('--max_new_tokens', type=int, default=300),
         add('--temperature', type=float, default=0.8, help='0: greedy'),
         add('--top_k', type=int, default=50, help='sample from the k most likely tokens (0: all)')]

@@ -1,5 +1,6 @@
 """Code that the commands share.  It knows no architecture."""
 
+import argparse
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SPLITS = ('train', 'val', 'test')       # of a task
 
 LEAKS = 'this model sees the tokens that it predicts: its loss is not that of a language model'
 BIDIRECTIONAL = 'this model sees both sides of a token: its loss is not that of a language model, and it cannot continue a text'
@@ -14,6 +16,18 @@ BIDIRECTIONAL = 'this model sees both sides of a token: its loss is not that of 
 
 class UserError(SystemExit):
     """An error that the user can fix: one sentence on stderr, exit code 1, no traceback."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UserErrors.  In an argument without a type, which may be a path, ~ is the home folder;
+    an argument that is a text has type=str."""
+
+    def __init__(self, **more):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more)
+        self.register('type', None, os.path.expanduser)
+
+    def error(self, message):
+        raise UserError(f'{message}; {self.prog} --help lists the options')
 
 
 def command(main, interrupted='stopped'):

@@ -4,7 +4,6 @@ Settings: the defaults of a dataclass, then a Python file of plain assignments, 
 Names and types are checked against TrainConfig and the architecture's Config.
 """
 
-import argparse
 import ast
 import contextlib
 import dataclasses
@@ -66,16 +65,6 @@ def load(argv, TrainConfig):
     return Settings(TrainConfig(**train), arch, model, Path(files[0]).stem if files else arch.name)
 
 
-class Arguments(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UserErrors."""
-
-    def __init__(self, **more):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more)
-
-    def error(self, message):
-        raise UserError(f'{message}; {self.prog} --help lists the options')
-
-
 @dataclasses.dataclass
 class Raw:
     """A value on the command line, before coerce() gives it the type of its setting."""
@@ -100,7 +89,7 @@ def parse_flags(argv):
 
 def run_file(path):
     """The values that a config file assigns, as a dict."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
         source = path.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as e:
@@ -119,7 +108,8 @@ def run_file(path):
 
 
 def coerce(name, value, kind):
-    """value as the type `kind`.  An int is accepted as a float, a whole float as an int, a list as a tuple."""
+    """value as the type `kind`.  An int is accepted as a float, a whole float as an int, a list as a tuple, and ~ as the
+    home folder: a text is a name or a path."""
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     kinds = {typing.get_origin(k) or k: typing.get_args(k) for k in (typing.get_args(kind) if union else (kind,))}
     typed = isinstance(value, Raw)
@@ -140,6 +130,8 @@ def coerce(name, value, kind):
         raise UserError(f'{name}={given!r} has the wrong type: expected {expected}, got {type(value).__name__}')
     if type(value) is float and not math.isfinite(value):
         raise UserError(f'{name}={given!r} is not a finite number')
+    if type(value) is str:
+        value = os.path.expanduser(value)
     if type(value) is tuple and kinds[tuple]:           # tuple[int, ...]
         value = tuple(coerce(name, v, kinds[tuple][0]) for v in value)
     return value

@@ -220,18 +220,24 @@ def read_meta(folder):
     return meta
 
 
-def open_data(name, leaking_split=False, make=True):
-    """The TextData or TaskData of data/<name>.  make: run prepare/<name>.py if it is missing.  Only training does that: a name
-    in a checkpoint may come from a stranger and must not run anything."""
-    folder = ensure(name) if make else local(name)
-    if not make and not (folder / 'meta.json').exists():
-        raise UserError(f'data/{name}, which this checkpoint was trained on, is missing: run python prepare/{name}.py first')
+def open_data(name, leaking_split=False):
+    """The TextData or TaskData of data/<name>, which prepare/<name>.py makes if it is missing."""
+    folder = ensure(name)
     meta = read_meta(folder)
     if meta['kind'] not in KINDS:
         return (LeakingText if leaking_split else TextData)(folder)
     if leaking_split:
         raise UserError(f'leaking_split: data/{name} is a task ({meta["kind"]}), and only windows of a text overlap')
     return TaskData(folder, meta)
+
+
+def data_of(content):
+    """The data set that a checkpoint was trained on; None if it is missing or data/<name> is another.  It is never made: a
+    checkpoint may come from a stranger and must not run anything."""
+    name, fingerprint = content['loop']['dataset'], content['data']['fingerprint']
+    if (local(name) / 'meta.json').exists():
+        found = open_data(name, fingerprint.endswith('-leaking'))
+        return found if found.fingerprint == fingerprint else None
 
 
 GENERAL = {'common', 'text', 'bpe', 'gutenberg'}      # files of prepare/ that do not make the data set of their name

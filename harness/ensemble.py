@@ -86,11 +86,10 @@ def judge(ensemble, names, contents, count):
 
     names, contents: of the runs, their checkpoints.  Raises UserError if that text is not available."""
     fingerprints = [c['data']['fingerprint'] for c in contents]
-    name, leaking = contents[0]['loop']['dataset'], fingerprints[0].endswith('-leaking')
-    text = data.open_data(name, leaking, make=False)
-    if text.fingerprint != fingerprints[0]:
-        raise UserError(f'--eval: data/{name} is not the data that {names[0]} was trained on: prepare it again, or name a run '
-                        f'with available data first')
+    name, text = contents[0]['loop']['dataset'], data.data_of(contents[0])
+    if text is None:
+        raise UserError(f'--eval: data/{name} is missing or is not the data that {names[0]} was trained on: prepare it, or '
+                        f'name a run with available data first')
     T = ensemble.config.block_size
     starts = text.val_indices(count, T)
     losses = ensemble.losses(text, starts, min(c['loop']['batch_size'] for c in contents)).tolist()
@@ -101,7 +100,7 @@ def judge(ensemble, names, contents, count):
     lines = [markdown(headers, rows if len(names) > 1 else rows[:1]),
              f'per token, on {len(starts):,} windows of {T} tokens of data/{name}; val_loss: all positions at which '
              f'{"every run" if len(names) > 1 else "the run"} predicts; val_loss_full: the token after each full window']
-    if leaking:
+    if fingerprints[0].endswith('-leaking'):
         lines.append(f'{names[0]} was trained with leaking_split, on its validation text too: no loss here is evidence')
     return '\n'.join(lines + [f'{name} may have been trained on the validation text of {names[0]}'
                               for name, f in zip(names, fingerprints, strict=True) if f != fingerprints[0]])

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from harness import UserError
+from harness import SPLITS, UserError
 
 KINDS = ('classify', 'bits', 'regress')
-SPLITS = ('train', 'val', 'test')
+CHUNK = 1 << 22     # values that are checked at once: x may be larger than memory
 METRICS = {'accuracy': 'accuracy', 'error': 'mean absolute error', 'auc': 'ROC-AUC'}
 
 
@@ -36,9 +36,10 @@ class TaskData:
             self.vocab_size, self.standard = meta['vocab_size'], meta['standard']
             self.splits = {split: (self._map(f'{split}_x'), self._map(f'{split}_y')) for split in SPLITS}
             for split, (x, y) in self.splits.items():
-                if not len(x) == len(y) == meta['examples'][split] or x.shape[1:] != self.splits['train'][0].shape[1:]:
+                if not 0 < len(x) == len(y) == meta['examples'][split] or x.shape[1:] != self.splits['train'][0].shape[1:]:
                     raise UserError(f'{self.folder}/{split}_x.npy and {split}_y.npy are not the {meta["examples"][split]:,} '
                                     f'examples of meta.json: run python prepare/{meta["script"]} --overwrite')
+                check(self.kind, self.outputs, self.vocab_size, x, y, f'{self.folder}/{split}_{{}}.npy')
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f'{self.folder / "meta.json"} is damaged ({type(e).__name__}: {e}): prepare the data '
                             f'again') from None
@@ -64,9 +65,6 @@ class TaskData:
         (B, outputs) float32 bits, or (B,) float32 standardised numbers."""
         x, y = (np.stack([part[i] for i in indices]) for part in self.splits[split])
         if self.vocab_size:
-            if x.max(initial=0) >= self.vocab_size:
-                raise UserError(f'{self.folder}/{split}_x.npy contains the token {x.max()}, but the vocabulary has '
-                                f'{self.vocab_size}: prepare the data again')
             x = torch.from_numpy(x.astype(np.int64))
         else:
             x = (torch.from_numpy(x.astype(np.float32)) - self.standard[0]) / self.standard[1]
@@ -175,6 +173,31 @@ class TaskData:
 
     def show(self, model, cfg):
         """A task generates nothing."""
+
+
+def check(kind, outputs, vocab_size, x, y, name):
+    """Raises UserError, with the row, for arrays that are no examples of such a task.  name: theirs, with {} for x or y."""
+    def below(count):
+        return 'biu', lambda v: (v >= 0) & (v < count), f'an integer from 0 to {count - 1}'
+
+    finite = 'biuf', lambda v: np.abs(v) <= np.finfo(np.float32).max, 'finite in float32'
+    bits = 'biuf', lambda v: (v == 0) | (v == 1), '0 or 1'
+    if y.shape[1:] != (outputs,) * (kind == 'bits') or x.ndim != 2 + (not vocab_size):
+        raise UserError(f'{name.replace("{}", "x")} has the shape {x.shape}, y {y.shape}: expected '
+                        f'(N, T{", D" * (not vocab_size)}) and (N,{f" {outputs}" * (kind == "bits")})')
+    for letter, array, (types, valid, expected) in (
+            ('y', y, {'classify': below(outputs), 'bits': bits, 'regress': finite}[kind]),
+            ('x', x, below(vocab_size) if vocab_size else finite)):
+        where = name.replace('{}', letter)
+        if array.dtype.kind not in types:
+            raise UserError(f'{where} has the type {array.dtype}: each must be {expected}')
+        if valid is finite[1] and array.dtype.kind != 'f':
+            continue        # integers are finite
+        rows = max(1, CHUNK * len(array) // max(1, array.size))
+        for start in range(0, len(array), rows):
+            part = array[start:start + rows]
+            if len(wrong := np.argwhere(~valid(part))):
+                raise UserError(f'{where}, row {start + wrong[0][0]:,}: {part[tuple(wrong[0])]} must be {expected}')
 
 
 def format_metric(metric, value):

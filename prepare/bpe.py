@@ -3,8 +3,8 @@ A data set of your own text in the tokens of a byte pair encoding that is traine
 
     python prepare/bpe.py NAME FILE_OR_FOLDER ... [--merges=1024]
 
-Folders are searched for *.txt and *.md, in alphabetical order. The last tenth of the text is the validation text; the merges
-are learned from the rest. Sennrich et al. 2016 (arXiv 1508.07909), on bytes as in GPT-2 (Radford et al. 2019).
+Files and folders are read as by text.py. The last tenth of the text is the validation text; the merges are learned from the
+rest. Sennrich et al. 2016 (arXiv 1508.07909), on bytes as in GPT-2 (Radford et al. 2019).
 """
 
 import heapq

@@ -49,17 +49,17 @@ def members(path, accept):
 
 
 class Stub:
-    """Stands for an array, its class or its dtype when a pickle is loaded: it only stores the state."""
+    """Stands for an array, its class or its dtype when a pickle is loaded: it only stores the arguments and the state."""
 
     def __init__(self, *args):
-        self.state = None
+        self.args, self.state = args, None
 
     def __setstate__(self, state):
         self.state = state
 
 
-KNOWN = {('numpy.core.multiarray', '_reconstruct'): Stub, ('numpy._core.multiarray', '_reconstruct'): Stub,
-         ('numpy', 'ndarray'): Stub, ('numpy', 'dtype'): Stub,
+NUMPY = 'numpy', 'numpy.core.multiarray', 'numpy._core.multiarray', 'numpy.core.numeric', 'numpy._core.numeric'
+KNOWN = {**{(module, name): Stub for module in NUMPY for name in ('ndarray', 'dtype', '_reconstruct', '_frombuffer')},
          ('_codecs', 'encode'): lambda text, encoding: text.encode('latin-1')}      # bytes, in Python 3's pickles for Python 2
 
 
@@ -77,7 +77,15 @@ def batch(raw, where):
     """The images (N, 3, 32, 32) and classes (N,) of one pickled file, uint8."""
     try:
         content = Unpickler(io.BytesIO(raw), encoding='bytes').load()
-        _, shape, _, by_column, pixels = content[b'data'].state
+        content = {key if isinstance(key, bytes) else key.encode(): value for key, value in content.items()}
+        array = content[b'data']
+        if array.state:         # of _reconstruct()
+            _, shape, dtype, by_column, pixels = array.state
+        else:                   # of _frombuffer(), in protocol 5
+            pixels, dtype, shape, order = array.args
+            by_column = order == 'F'
+        if dtype.args[0] not in ('u1', b'u1'):
+            raise ValueError(f'the type is {dtype.args[0]}')
         x = np.frombuffer(pixels, np.uint8).reshape(shape, order='F' if by_column else 'C')
         y = np.array(content[b'labels'], np.uint8)
         x = x.reshape(len(y), 3, SIDE, SIDE)

@@ -6,33 +6,30 @@ written here.  No torch is needed to make a data set, so --help is fast.
 import argparse
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from harness import ROOT, UserError, files
+from harness import ROOT, SPLITS, Arguments, UserError, files
 from harness.files import atomic, check_name
 from harness.tokenizer import Tokenizer
 
-SPLITS = ('train', 'val', 'test')
 DRAWS = 20      # per example, before distinct() gives up
 
 
 # options ------------------------------------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser with --overwrite.  Errors are one sentence; an existing data/<name> is refused without --overwrite."""
+class Parser(Arguments):
+    """A parser with --overwrite, without which an existing data/<name> is refused."""
 
     def __init__(self, doc, name=None):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(description=doc)
         self.add_argument('--overwrite', action='store_true', help='replace the data set if it exists')
         self.set_defaults(name=name)
-
-    def error(self, message):
-        raise UserError(f'{message}; {self.prog} --help lists the options')
 
     def parse_args(self, argv=None):
         args = super().parse_args(argv)
@@ -88,6 +85,48 @@ def fetch(what, url, name, expected=None):
 # texts --------------------------------------------------------------------------------------------------------------------
 
 
+def read_text(path, encoding='utf-8', hint='convert it to UTF-8'):
+    """The text of a file, with '\\n' as its line ends and without a byte order mark.  Raises UserError."""
+    try:
+        raw = Path(path).read_bytes()
+        text = raw.decode('utf-8-sig' if encoding == 'utf-8' else encoding)
+    except UnicodeDecodeError as e:
+        text, where = None, e.start
+    except OSError as e:
+        raise UserError(f'{path} cannot be read ({e.strerror})') from None
+    marked = raw[:2] in (b'\xff\xfe', b'\xfe\xff')
+    if marked or b'\0' in raw:       # UTF-16 of English text is also UTF-8, with a zero byte for every other character
+        raise UserError(f'{path} is UTF-16{", or no text, for it has zero bytes" * (not marked)}: convert it to UTF-8')
+    if text is None:
+        raise UserError(f'{path} is not {encoding.upper()} text (byte {where}): {hint}')
+    return text.replace('\r\n', '\n').replace('\r', '\n')
+
+
+def walk(folder):
+    """The files in a folder and in its folders, sorted; not hidden ones or those in node_modules.  Links are followed, and no
+    folder is read twice.  Raises UserError."""
+    def refuse(e):
+        raise UserError(f'{e.filename} cannot be read ({e.strerror})')
+
+    found, seen = [], set()
+    for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(path)
+        folders[:] = sorted(f for f in folders if f[0] != '.' and f != 'node_modules' and real not in seen)
+        found += [Path(path, name) for name in names if name[0] != '.' and real not in seen]
+        seen.add(real)
+    return sorted(found)
+
+
+def check_distinct(texts):
+    """Raises UserError if two of the texts, [(name, text)], are the same: a validation text would be trained on."""
+    seen = {}
+    for name, text in texts:
+        text = text.strip()
+        if text and text in seen:
+            raise UserError(f'{seen[text]} and {name} have the same text, but no validation text may be trained on: omit one')
+        seen[text] = name
+
+
 def split_text(text):
     """(training text, validation text): the validation text is the last tenth."""
     cut = int(0.9 * len(text))
@@ -111,11 +150,16 @@ def char_tokenizer(*texts):
     return {'kind': 'char', 'chars': sorted(set().union(*texts))}
 
 
+def printable(source):
+    """The source of a data set, in whose name the bytes of a file name that are not UTF-8 become U+FFFD."""
+    return source | {'name': os.fsencode(source['name']).decode(errors='replace')}
+
+
 def text_meta(tokens, hashes, dtype, tokenizer, source, script, **more):
     """meta.json of a text.  tokens: {split: count}.  hashes: the SHA-256 of each file of tokens, train before val."""
     fingerprint = hashlib.sha256(json.dumps([hashes, str(dtype), tokenizer], sort_keys=True).encode()).hexdigest()[:16]
     return {'kind': 'text', 'dtype': str(dtype), 'vocab_size': Tokenizer(tokenizer).n_vocab, 'tokens': tokens, **more,
-            'source': source, 'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer}
+            'source': printable(source), 'script': script, 'fingerprint': fingerprint, 'tokenizer': tokenizer}
 
 
 def write_text(name, text, tokenizer, source, script, val=None):
@@ -146,7 +190,7 @@ def write_text(name, text, tokenizer, source, script, val=None):
     except OSError as e:
         raise UserError(f'{folder} cannot be written ({e})') from None
     print(f'data/{name}: {counts["train"]:,} training tokens, {counts["val"]:,} validation tokens, vocabulary '
-          f'{encoder.n_vocab:,}, {source["name"]}, fingerprint {meta["fingerprint"]}')
+          f'{encoder.n_vocab:,}, {meta["source"]["name"]}, fingerprint {meta["fingerprint"]}')
 
 
 # tasks --------------------------------------------------------------------------------------------------------------------
@@ -196,10 +240,13 @@ def write_task(name, kind, splits, outputs, source, script, vocab_size=0, labels
     """Write data/<name>.  splits: {'train' | 'val' | 'test': (x, y)}, arrays as in harness/tasks.py.  source: {'name', ...}.
     labels: names of the classes.  more: optional keys of meta.json: numbers (class k is the number k), guess ({metric:
     chance}), draw (how views/tasks.py draws an example).  Raises UserError for an empty split or a class without training
-    examples."""
+    examples, or a value that the task cannot have."""
+    from harness.tasks import METRICS, TaskData, check, format_metric  # imports torch, which --help does not need
+    source = printable(source)
     for split in SPLITS:
         if not len(splits[split][0]):
             raise UserError(f'{source["name"]}: the {split} split has no examples: more are needed')
+        check(kind, outputs, vocab_size, *splits[split], f'{source["name"]}: {split}_{{}}')
     x, y = splits['train']
     if kind == 'classify' and not more.get('numbers'):
         missing = np.flatnonzero(np.bincount(y, minlength=outputs) == 0)
@@ -232,7 +279,6 @@ def write_task(name, kind, splits, outputs, source, script, vocab_size=0, labels
             listed = ', '.join(f'{labels[i] if labels else i}: {n:,}' for i, n in enumerate(counts))
             print(f'  {split}: ' + (listed if outputs <= 40 else
                                     f'{outputs} classes, {counts.min():,} to {counts.max():,} examples each'))
-    from harness.tasks import METRICS, TaskData, format_metric  # imports torch, which --help does not need
     task = TaskData(folder, meta)
     print('  chance on the test split: ' + ', '.join(f'{METRICS[k]} {format_metric(k, v)} ({task.chance_answer(k)})'
                                                      for k, v in task.chance('test').items()))

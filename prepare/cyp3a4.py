@@ -36,21 +36,29 @@ def table(path):
     """[(line number, SMILES, class)] of all molecules.  Raises UserError."""
     rows = []
     try:
-        with open(path, encoding='utf-8-sig', newline='') as f:
-            reader = csv.DictReader(f, delimiter=',' if Path(path).suffix == '.csv' else '\t')
-            if missing := [name for name in ('Drug', 'Y') if name not in (reader.fieldnames or ())]:
+        with open(path, encoding='utf-8-sig') as f:
+            lines = f.read().split('\n')
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f'{path} cannot be read as a table in UTF-8 ({e})') from None
+    for number, line in enumerate(lines, 1):
+        try:        # line by line, so that a quote which is not closed swallows no other molecules
+            (fields,) = csv.reader([line], delimiter=',' if Path(path).suffix.lower() == '.csv' else '\t', strict=True)
+        except csv.Error as e:
+            raise UserError(f'{path}, line {number}: {e}, such as a quote that is not closed: fix or remove it') from None
+        if number == 1:
+            names = fields
+            if missing := [name for name in ('Drug', 'Y') if name not in names]:
                 raise UserError(f'{path} has no column {" and ".join(missing)} in its first line: use the tab-separated table '
                                 f'at {URL}')
-            for row in reader:
-                # Dataverse doubles backslashes (a bond), which no SMILES has
-                smiles, y = (row['Drug'] or '').strip().replace('\\\\', '\\'), (row['Y'] or '').strip()
-                if not smiles:
-                    raise UserError(f'{path}, line {reader.line_num}, has no SMILES in the column Drug: fix or remove it')
-                if y not in CLASSES:
-                    raise UserError(f'{path}, line {reader.line_num}: Y={y!r:.40} must be 0 or 1')
-                rows.append((reader.line_num, smiles, CLASSES[y]))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f'{path} cannot be read as a table in UTF-8 ({e})') from None
+        elif fields:
+            row = dict(zip(names, fields, strict=False))      # a line may be too short
+            # Dataverse doubles backslashes (a bond), which no SMILES has
+            smiles, y = row.get('Drug', '').strip().replace('\\\\', '\\'), row.get('Y', '').strip()
+            if not smiles:
+                raise UserError(f'{path}, line {number}, has no SMILES in the column Drug: fix or remove it')
+            if y not in CLASSES:
+                raise UserError(f'{path}, line {number}: Y={y!r:.40} must be 0 or 1')
+            rows.append((number, smiles, CLASSES[y]))
     return rows
 
 
@@ -92,6 +100,9 @@ def main(argv):
     molecules = [list(smiles) if args.characters else TOKEN.findall(smiles) for _, smiles, _ in rows]
     found, kind = groups(rows, path, args.seed)
     parts = fill(found, len(rows))
+    if kind == 'scaffold' and (empty := [split for split in SPLITS if rows and not parts[split]]):
+        raise UserError(f'{path}: {len(found[0])} of {len(rows)} molecules have the same scaffold, or no ring and thus '
+                        f'none, so the {empty[0]} split is empty: add molecules with other ring systems')
     vocabulary = SPECIAL + sorted({token for i in parts['train'] for token in molecules[i]})
     ids = {token: i for i, token in enumerate(vocabulary)}
     if long := sum(len(tokens) > args.longest for tokens in molecules):

@@ -6,11 +6,10 @@ Books of Project Gutenberg by their numbers, one token per character: data/guten
     python prepare/gutenberg.py 50133 --input=FOLDER --characters=120000    # local files, the first 120,000 characters
 
 A book is a file pgID.txt, ID-0.txt or ID.txt in the folder --input, or a download to data/downloads. The header and the
-licence, outside of the START and END lines, are removed. Books after --val are the validation text; without --val, it is the
-last tenth.
+licence, outside of the START and END lines, are removed, and so are credits and notes of the transcriber at the head. Books
+after --val are the validation text; without --val, it is the last tenth.
 """
 
-import hashlib
 import re
 import sys
 import unicodedata
@@ -25,7 +24,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command, files
-from prepare.common import Parser, char_tokenizer, check_new, positive, split_text, summarize, truncate, write_text
+from prepare import common
+from prepare.common import char_tokenizer, check_distinct, check_new, positive, read_text, split_text, summarize, truncate
 
 URL = 'https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt'
 SEP = '\n\n'        # between two books
@@ -36,6 +36,12 @@ WORKERS = 4         # parallel downloads: the site asks robots for restraint
 OF = r' OF (?:TH(?:E|IS) )?(?:COPYRIGHTED )?PROJECT GUTENBERG'
 START = re.compile(rf'^ *\*\*\* ?START{OF}(?:[^*\n]*(?:\n[^*\n]+){{0,3}}\*\*\* *$)?.*\n?', re.M | re.I)
 END = re.compile(rf'(?:^ *End{OF}(?:.*\n){{1,6}}?)?^ *\*\*\* ?END{OF}', re.M | re.I)
+
+# First paragraphs that are not of the book: 'Produced by ...', or a note of the transcriber, in brackets or below a heading
+NOTE = r"Transcriber['\u2019s]*\ notes?\b"
+CREDITS = re.compile(rf"""\A(?:\s*[*_(]*(?: \[{NOTE}[^\]]*\] | (?: {NOTE}(?:[ :._*]*\n[ \n]*\n)? |
+                     (?:This\ )?(?:e-?text\ |e-?book\ |file\ )?(?:was\ )?
+                     (?:produced|prepared|transcribed|scanned|digiti[sz]ed)\ (?:by|from)\b ).*(?:\n.*\S.*)* ))+""", re.X | re.I)
 
 # ASCII for characters that Unicode's compatibility decomposition (NFKD) leaves as they are. Libraries know more scripts, but
 # their tables change, and with them fingerprints; NFKD is guaranteed never to change.
@@ -83,28 +89,22 @@ def find(number, folder):
 def book(number, folder, encoding, keep):
     """(text, number of characters that became '?', {'id', 'title', 'sha256'}); the hash is that of the file."""
     path = find(number, folder)
-    try:
-        raw = path.read_bytes()
-        text = raw.decode('utf-8-sig' if encoding == 'utf-8' else encoding).replace('\r\n', '\n').replace('\r', '\n')
-    except UnicodeDecodeError as e:
-        raise UserError(f'{path} is not {encoding} text (byte {e.start}): try --encoding=latin-1 for an old book') from None
-    except OSError as e:
-        raise UserError(f'{path} cannot be read ({e.strerror})') from None
+    text = read_text(path, encoding, 'try --encoding=latin-1 for an old book')
     start = START.search(text)
     end = start and END.search(text, start.end())
     if not end:
         line = "'*** END OF' after its '*** START OF'" if start else "'*** START OF THE PROJECT GUTENBERG EBOOK'"
         raise UserError(f'{path} has no line {line}, so it is incomplete: replace it with {URL.format(number)}')
     title = re.search(r'^Title: *(.*\S)', text[:start.start()], re.M)
-    text = text[start.end():end.start()].strip()
+    text = CREDITS.sub('', text[start.end():end.start()]).strip()
     if not text:
         raise UserError(f'{path} has no text between its START and END lines: omit book {number}')
-    meta = {'id': number, 'title': title[1] if title else f'book {number}', 'sha256': hashlib.sha256(raw).hexdigest()}
+    meta = {'id': number, 'title': title[1] if title else f'book {number}', 'sha256': files.digest(path)}
     return *((text, 0) if keep else to_ascii(text)), meta
 
 
 def main(argv):
-    parser = Parser(__doc__)
+    parser = common.Parser(__doc__)
     parser.add_argument('ids', nargs='+', type=positive, metavar='ID', help='numbers of the books')
     parser.add_argument('--val', nargs='+', type=positive, metavar='ID', default=[], help='further books, for validation')
     parser.add_argument('--name', help='the data set becomes data/<name>; train on it with --dataset=<name>')
@@ -126,6 +126,7 @@ def main(argv):
         texts, lost, books = zip(*tqdm(found, total=len(ids), unit=' books', leave=False, disable=None), strict=True)
     if sum(lost):
         print(f"{sum(lost):,} of {sum(map(len, texts)):,} characters have no ASCII form and became '?': --no-ascii keeps them")
+    check_distinct((f'book {number}', text) for number, text in zip(ids, texts, strict=True))
     titles = [b['title'] for b in books]
     text, title = truncate(SEP.join(texts[:n]) + '\n', summarize(titles[:n]), args.characters)
     ends = [*accumulate(len(t) + len(SEP) for t in texts[:n])]
@@ -137,7 +138,7 @@ def main(argv):
     elif n > 1:
         tail = [t for t, end in zip(titles, ends, strict=True) if end > len(split_text(text)[0])]
         print(f'the validation text, the last tenth, is from {" and ".join(tail)}')
-    write_text(name, text, char_tokenizer(text, val or ''), {'name': title, 'books': books}, Path(__file__).name, val)
+    common.write_text(name, text, char_tokenizer(text, val or ''), {'name': title, 'books': books}, Path(__file__).name, val)
 
 
 if __name__ == '__main__':

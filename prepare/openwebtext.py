@@ -12,16 +12,12 @@ shard and writes the same files.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
-from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +33,7 @@ from prepare.common import Parser, data_folder, fetch, natural, positive, summar
 HUB, DATASET = 'https://huggingface.co', 'Skylion007/openwebtext'
 END = '<|endoftext|>'
 VAL_TOKENS = 1_000_000
-BATCH = 256, 1_000_000      # at most this many documents, or characters, per task of a worker
+BATCH = 256, 1_000_000      # at most this many documents, or characters, are encoded at once
 
 # documents ----------------------------------------------------------------------------------------------------------------
 
@@ -104,6 +100,8 @@ def read_txt(path):
     with open(path, encoding='utf-8-sig') as f:
         tail = ''
         while block := f.read(max(1 << 20, len(tail))):     # growing blocks, or a long document takes quadratic time
+            if block.count('\0') > len(block) // 4:
+                raise ValueError('it is UTF-16')
             *complete, tail = (tail + block).split(END)
             yield from filter(str.strip, complete)
         yield from filter(str.strip, [tail])
@@ -129,50 +127,13 @@ def batches(sources, place, limit):
         row = 0
 
 
-# tokens -------------------------------------------------------------------------------------------------------------------
-
-
-def start_worker(spec):
-    """Ctrl-C is left to the main process; a worker ends when the main process has ended."""
-    global tokenizer
-    tokenizer = Tokenizer(spec)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def encode(texts):
-    """The tokens of documents, as the bytes of uint16."""
-    ids = []
-    for text in texts:
-        try:
-            ids += tokenizer.bpe.encode_ordinary(text)
-        except BaseException as e:      # a panic of tiktoken is no Exception, and cannot be pickled
-            raise ValueError(f'{text[:40]!r} ..., {len(text):,} characters ({e})') from None
-        ids.append(tokenizer.spec['special'][END])
-    return np.array(ids, dtype=np.uint16).tobytes()
-
-
-def encode_parallel(batches, spec):
-    """Yields (tokens, place) of each batch in order, encoded by all cores; at most two batches per core are waiting."""
-    workers, waiting = os.cpu_count() or 1, deque()
-    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else None)      # fork is unsafe on macOS
-    pool = ProcessPoolExecutor(workers, context, start_worker, (spec,))
+def encode(tokenizer, text):
+    """The tokens of a document."""
     try:
-        pool.submit(int).result()       # forks the workers before this process has other threads
-        while True:
-            while len(waiting) <= 2 * workers and (batch := next(batches, None)):
-                waiting.append((pool.submit(encode, batch[0]), batch[1]))
-            if not waiting:
-                return
-            future, place = waiting.popleft()
-            try:
-                yield np.frombuffer(future.result(), np.uint16), place
-            except ValueError as e:
-                raise UserError(f'tiktoken cannot encode the document {e}: remove it') from None
-    except BrokenProcessPool:
-        raise UserError('a worker process was killed, perhaps for lack of memory: run the same command to resume') from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return [*tokenizer.bpe.encode_ordinary(text), tokenizer.spec['special'][END]]
+    except BaseException as e:      # a panic of tiktoken is no Exception
+        raise UserError(f'tiktoken cannot encode the document {text[:40]!r} ..., {len(text):,} characters ({e}): remove '
+                        f'it') from None
 
 
 # shards -------------------------------------------------------------------------------------------------------------------
@@ -189,9 +150,12 @@ def load_state(work, arguments):
     """The state of the unfinished run in the folder `work`, else of a new one.  Raises UserError if it had other arguments."""
     if not (work / 'state.json').exists():
         shutil.rmtree(work, ignore_errors=True)
-        paths = [path for path, _ in arguments['input']]
-        return {'arguments': arguments, 'files': [{'name': p, 'sha256': None} for p in paths] if paths else list_hub(),
-                'place': [0, 0, 0], 'skip': 0, 'counts': [], 'val': 0}
+        sources = [{'name': path, 'sha256': files.digest(path)} for path, _ in arguments['input']]
+        for i, source in enumerate(sources):
+            if twin := next((s['name'] for s in sources[:i] if s['sha256'] == source['sha256']), None):
+                raise UserError(f'--input: {twin} and {source["name"]} are the same, but no validation text may be trained on: '
+                                f'omit one')
+        return {'arguments': arguments, 'files': sources or list_hub(), 'place': [0, 0, 0], 'skip': 0, 'counts': [], 'val': 0}
     state = json.loads((work / 'state.json').read_text(encoding='utf-8'))
     if state.get('arguments') != arguments:
         raise UserError(f'{work} is an unfinished run with other arguments ({json.dumps(state.get("arguments"))[:200]}): '
@@ -207,22 +171,25 @@ def load_state(work, arguments):
 def write_shards(work, state, spec):
     """Encode all documents from the state's place on into shards.  Every shard but the first and the last is full; the first
     consists of whole documents, because its end is the validation text."""
-    counts, arguments, end = state['counts'], state['arguments'], spec['special'][END]
+    counts, arguments, end, tokenizer = state['counts'], state['arguments'], spec['special'][END], Tokenizer(spec)
     work.mkdir(parents=True, exist_ok=True)
     for path in {*work.iterdir()} - {work / name for name in (*map(shard_name, range(len(counts))), 'val.bin', 'state.json')}:
         path.unlink()       # left by a killed run
-    stream, written = batches(state['files'], state['place'], arguments['documents'] or sys.maxsize), 0
-    with tqdm(unit=' tokens', unit_scale=True, initial=sum(counts), disable=None) as bar:
-        for tokens, place in encode_parallel(stream, spec):
+    written = 0
+    with tqdm(unit=' tokens', unit_scale=True, initial=sum(counts), disable=None) as bar, \
+            ThreadPoolExecutor(os.cpu_count()) as pool:         # tiktoken releases Python's lock
+        for texts, place in batches(state['files'], state['place'], arguments['documents'] or sys.maxsize):
+            tokens = np.array([*chain(*pool.map(partial(encode, tokenizer), texts))][state['skip']:], np.uint16)
             while True:
-                rest, room = tokens[state['skip']:], arguments['shard_tokens'] - written
-                if not counts and room < len(rest):     # up to the last end of a document
-                    room = int(np.flatnonzero(np.append(end, rest[:room]) == end)[-1])
+                room = arguments['shard_tokens'] - written
+                if not counts and room < len(tokens):       # up to the last end of a document
+                    room = int(np.flatnonzero(np.append(end, tokens[:room]) == end)[-1])
+                part, tokens = tokens[:room], tokens[room:]
                 with open(work / shard_name(len(counts)), 'ab') as f:
-                    f.write(rest[:room].tobytes())
-                written += len(rest[:room])
-                bar.update(len(rest[:room]))
-                if room >= len(rest):
+                    f.write(part.tobytes())
+                written += len(part)
+                bar.update(len(part))
+                if not len(tokens):
                     break
                 state['skip'] += room
                 finish_shard(work, state, written, end)
@@ -298,7 +265,7 @@ def main(argv):
         write_shards(work, state, spec)
         publish(work, folder, state, spec)
     except OSError as e:
-        raise UserError(f'{work} cannot be written ({e})') from None
+        raise UserError(f'{work} cannot be made ({e})') from None
 
 
 if __name__ == '__main__':

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))      # so that the script runs from any folder
 
-from harness import UserError, command, files
-from prepare.common import Parser, char_tokenizer, write_text
+from harness import command, files
+from prepare.common import Parser, char_tokenizer, read_text, write_text
 
 URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
@@ -28,10 +28,7 @@ def shakespeare(path=None):
         path = path or files.download(URL, 'tinyshakespeare.txt', SHA256)
     except OSError as e:
         return plays(e)
-    try:
-        text = Path(path).read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f'--input={path} cannot be read as UTF-8 text ({e})') from None
+    text = read_text(path)
     sha256 = files.digest(path)
     return text, {'name': 'tiny Shakespeare' if sha256 == SHA256 else Path(path).name, 'sha256': sha256}
 

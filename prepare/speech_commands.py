@@ -14,7 +14,7 @@ import io
 import math
 import sys
 import tempfile
-import wave
+import warnings
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command, files
 from prepare.cifar10 import members
-from prepare.common import Parser, fetch, write_task
+from prepare.common import Parser, fetch, walk, write_task
 
 URL = 'http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
 SHA256 = 'af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58'
@@ -34,7 +34,7 @@ BLOCK = 1024                # seconds of sound in memory
 
 
 def accept(name):
-    return name.name in LISTS or (name.suffix == '.wav' and name.parent.name not in ('', '_background_noise_')
+    return name.name in LISTS or (name.suffix.lower() == '.wav' and name.parent.name not in ('', '_background_noise_')
                                   and not name.name.startswith('.'))
 
 
@@ -43,30 +43,46 @@ def contents(path):
     if not Path(path).is_dir():
         yield from members(path, accept)
         return
-    for file in tqdm(sorted(Path(path).rglob('*')), unit=' files', leave=False, disable=None):
+    for file in tqdm(walk(path), unit=' files', leave=False, disable=None):
         name = PurePosixPath(file.relative_to(path).as_posix())
-        if accept(name) and file.is_file():
+        if accept(name):
             yield name, file.read_bytes()
+
+
+class Whole(io.BytesIO):
+    """Raises ValueError for a truncated chunk.  A program that writes into a pipe does not know the size of its last one."""
+
+    def read(self, size=-1):
+        found = super().read(size)
+        if len(found) < size != 0xFFFFFFFF and (found or size != 4):        # the file may end where a chunk may begin
+            raise ValueError('it is truncated')
+        return found
 
 
 def second(content, name):
     """The first second of a WAV file, its channels averaged: (RATE,) int16.  Raises UserError."""
-    from scipy.signal import resample_poly  # here, because it is slow to import
+    from scipy.io import wavfile  # here, because they are slow to import
+    from scipy.signal import resample_poly
     try:
-        with wave.open(io.BytesIO(content)) as f:
-            channels, width, rate, count = f.getparams()[:4]
-            raw = np.frombuffer(f.readframes(count), np.uint8)
-        if not count or len(raw) < count * channels * width:
-            raise ValueError('its sound is truncated')
-        raw = raw.reshape(count, channels, width)
-        wide = np.zeros((count, channels, 4), np.uint8)
-        wide[..., 4 - width:] = raw ^ 128 if width == 1 else raw        # 8-bit samples are unsigned
+        with warnings.catch_warnings(action='ignore', category=wavfile.WavFileWarning):
+            rate, sound = wavfile.read(Whole(content))
+        if not len(sound) or not np.isfinite(sound).all():
+            raise ValueError('it has no sound, or a sample that is not finite')
+        bits = 8 * sound.dtype.itemsize
+        wide = sound.reshape(len(sound), -1).astype(np.float64) - 128 * (bits == 8)                 # 8-bit samples are unsigned
         step = math.gcd(rate, RATE)
-        sound = resample_poly(wide.view('<i4')[..., 0].mean(1) / 65536, RATE // step, rate // step)[:RATE]
-    except (wave.Error, EOFError, RuntimeError, ValueError) as e:
-        raise UserError(f'{name} is not a WAV file with 8, 16, 24 or 32 bits per sample ({str(e) or "it is truncated"}): '
+        sound = wide.mean(1) * 2.0 ** (15 if sound.dtype.kind == 'f' else 16 - bits)
+        sound = resample_poly(sound, RATE // step, rate // step)[:RATE]
+    except Exception as e:      # a damaged file may fail in any way
+        raise UserError(f'{name} is not a WAV file that can be read ({" ".join(str(e).split())[:80] or type(e).__name__}): '
                         f'convert or remove it') from None
     return np.pad(np.rint(sound).clip(-32768, 32767).astype(np.int16), (0, RATE - len(sound)))
+
+
+def entries(content):
+    """The files WORD/NAME.wav of a list, which may be written as by Windows or by find."""
+    lines = content.decode('utf-8-sig', errors='replace').replace('\\', '/').splitlines()
+    return {'/'.join(PurePosixPath(line.strip()).parts[-2:]) for line in lines if line.strip()}
 
 
 def make(path, source, folder):
@@ -75,7 +91,7 @@ def make(path, source, folder):
     with open(folder / 'all', 'wb') as f:
         for name, content in contents(path):
             if name.name in LISTS:
-                lists[name.name] = set(content.decode(errors='replace').split())
+                lists[name.name] = entries(content)
             else:
                 names.append((name.parent.name, name.name))
                 f.write(second(content, f'{path}, {name},').tobytes())
@@ -83,6 +99,12 @@ def make(path, source, folder):
         raise UserError(f'{path} contains no WORD/NAME.wav')
     if missing := [name for name in LISTS if name not in lists]:
         raise UserError(f'{path} contains no {missing[0]}, which lists the files WORD/NAME.wav of a split, one per line')
+    val, test, known = *(lists[name] for name in LISTS), {f'{word}/{file}' for word, file in names}
+    if absent := sorted((val | test) - known):
+        raise UserError(f'{path} lacks {len(absent)} of the files in its lists, such as {absent[0]}: add them, or remove these '
+                        f'lines')
+    if both := sorted(val & test):
+        raise UserError(f'{path}: {both[0]} is in both lists: remove it from one of them')
     which = np.array([[f'{word}/{file}' in lists[name] for name in LISTS] for word, file in names]) @ [1, 2]
     words = sorted({word for word, _ in names})
     y = np.array([words.index(word) for word, _ in names])

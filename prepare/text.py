@@ -3,8 +3,8 @@ A data set of your own text: data/<name>.
 
     python prepare/text.py NAME FILE_OR_FOLDER ... [--tokens=char|bytes|gpt2] [--characters=120000]
 
-Folders are searched for *.txt and *.md, in alphabetical order. The last tenth of the text, or of its first --characters, is the
-validation text.
+Folders are searched for *.txt and *.md, in alphabetical order, and so are linked folders, but not hidden ones and node_modules.
+The last tenth of the text, or of its first --characters, is the validation text. No text may occur twice.
 """
 
 import hashlib
@@ -15,25 +15,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command
 from harness.tokenizer import gpt2_spec
-from prepare.common import Parser, char_tokenizer, positive, summarize, truncate, write_text
+from prepare.common import Parser, char_tokenizer, check_distinct, positive, read_text, summarize, truncate, walk, write_text
 
 
 def read(paths):
     """(text, name) of files and folders: their texts, joined by an empty line.  Raises UserError."""
     found = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob('*') if p.suffix in ('.txt', '.md') and p.is_file()) if path.is_dir() else [path]
+        inside = [p for p in walk(path) if p.suffix.lower() in ('.txt', '.md')] if path.is_dir() else [path]
         if not inside:
             raise UserError(f'{path} contains no .txt and no .md file')
         found += inside
-    texts = []
-    for path in found:
-        try:
-            texts.append(path.read_text(encoding='utf-8-sig'))      # -sig: without the byte order mark of some editors
-        except UnicodeDecodeError as e:
-            raise UserError(f'{path} is not UTF-8 text (byte {e.start}): convert it first') from None
-        except OSError as e:
-            raise UserError(f'{path} cannot be read ({e.strerror})') from None
+    texts = [read_text(path) for path in found]
+    check_distinct(zip(found, texts, strict=True))
     return '\n\n'.join(texts), summarize([p.name for p in found])
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness import ROOT, UserError, data, files
+from harness import ROOT, SPLITS, UserError, data, files
 from prepare import common
 
 torch.set_num_threads(1)
@@ -277,6 +277,26 @@ needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='os.fork makes t
 def contents(folder):
     """{path: content} of all files in a folder and its folders, hidden ones too."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+def text_of(name):
+    """(the two texts of data/<name>, its meta.json); nothing else may be in the folder."""
+    made = data.TextData(data.ROOT / 'data' / name)
+    assert names(made.folder) == ['meta.json', 'train.bin', 'val.bin']
+    return tuple(made.tokenizer.decode(made.tokens[split].tolist()) for split in ('train', 'val')), made.meta
+
+
+def task_of(name):
+    """({split: (x, y)}, meta.json) of data/<name>; nothing else may be in the folder."""
+    task = data.open_data(name)
+    assert names(task.folder) == sorted(['meta.json', *(f'{split}_{letter}.npy' for split in SPLITS for letter in 'xy')])
+    for split in SPLITS:
+        task.examples(split, [0])       # what a model is given
+    return {split: (np.array(x), np.array(y)) for split, (x, y) in task.splits.items()}, task.meta
 
 
 def byte_letters():

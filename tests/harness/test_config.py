@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 
+import look
+import sample
 import train
 from harness import ROOT, UserError, arch, config, data, tasks
 from harness.arch import build, build_config, load_arch
@@ -211,3 +213,34 @@ def test_data_sets_follow_the_contract(dataset, task_data):
         assert all(callable(getattr(found, n)) for n in methods - without)
         assert all(hasattr(found, n) for n in arch.DataContract.__annotations__)
     assert isinstance(found, tasks.TaskData) and isinstance(found.batch('val', [0], torch.nn.Module()), tuple)
+
+
+@pytest.mark.parametrize('words', [
+    ['train.py', 'HOME/absent.py'], ['train.py', '--out_dir=HOME/new', '--init_from=HOME/absent', '--arch=pacing'],
+    ['train.py', '--arch=fpt', '--dataset=BITS', '--trunk=HOME/absent', '--out_dir=HOME/new'], ['sample.py', 'HOME/absent'],
+    ['sample.py', '--pretrained=HOME/absent.safetensors'], ['look.py', 'HOME/absent'], ['compare.py', 'HOME/absent.py'],
+    ['compare.py', 'config/shakespeare_gpt.py', '--out=HOME/file/race', '--steps=1'], ['bench.py', 'train', 'HOME/absent.py'],
+    ['sweep.py', 'HOME/absent.py', '--search', 'n_layer=1,2', '--out=HOME/new'], ['extras/export.py', 'HOME/absent', 'HOME/x'],
+    ['extras/gbm.py', 'HOME/absent'], ['prepare/text.py', 'mine', 'HOME/absent'], ['prepare/bpe.py', 'mine', 'HOME/absent'],
+    ['prepare/gutenberg.py', '84', '--input=HOME/absent'], ['prepare/mnist.py', '--name=mine', '--input=HOME/absent'],
+    ['prepare/openwebtext.py', '--name=mine', '--input', 'HOME/absent.txt'],
+    *([f'prepare/{name}.py', '--input=HOME/absent', '--overwrite'] for name in
+      ('shakespeare_char', 'cifar10', 'cyp3a4', 'speech_commands')),
+], ids=' '.join)
+def test_a_path_may_begin_at_home(refused, task_data, tmp_path, monkeypatch, words):
+    """Every command says the same of ~ as of the folder that it stands for."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'file').touch()
+    words = [word.replace('BITS', task_data('bits').name) for word in words]
+    tilde, path = (refused(*(word.replace('HOME', home) for word in words)) for home in ('~', str(tmp_path)))
+    assert tilde == path and str(tmp_path) in tilde and '~' not in tilde
+
+
+def test_settings_and_texts_with_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'mine.py').write_text("out_dir = '~/runs'")
+    found = config.load(['~/mine.py', '--init_from=~/gpt2', '--wandb_project=a~b'], train.TrainConfig)
+    assert (found.name, found.train.out_dir, found.train.init_from, found.train.wandb_project) == \
+        ('mine', f'{tmp_path}/runs', f'{tmp_path}/gpt2', 'a~b')
+    assert sample.arguments(['run', '--start', '~/ is home']).start == ['~/ is home']
+    assert look.arguments(['run', '--prompt', '~/ is home']).prompt == '~/ is home'

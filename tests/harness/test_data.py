@@ -1,7 +1,9 @@
 """Texts on disk: which windows a step reads, and errors of damaged files; and the tokenizers."""
 
 import hashlib
+import itertools
 import json
+import os
 import re
 import shutil
 
@@ -148,6 +150,22 @@ def cut(folder, split, count):
     path.write_bytes(path.read_bytes()[:count])
 
 
+def in_shards(folder, cuts=(5000, 10000), splits=('train',), dtype='uint16'):
+    """Cuts splits of a data set into shards.  Returns its folder."""
+    counts = {}
+    for split in ('train', 'val'):
+        rewrite(folder, split, dtype)
+        if split in splits:
+            tokens = np.fromfile(folder / f'{split}.bin', dtype)
+            (folder / f'{split}.bin').unlink()
+            parts = np.split(tokens, [c for c in cuts if c < len(tokens)])
+            counts[split] = [len(p) for p in parts]
+            for i, part in enumerate(parts):
+                part.tofile(folder / f'{split}_{i:04d}.bin')
+    change(folder, shards=counts, dtype=dtype)
+    return folder
+
+
 DAMAGES = {     # what is done to the folder, and what the error must name
     'one byte short': (lambda f: cut(f, 'train', -1), r'train\.bin is truncated .* python prepare/text\.py'),
     'half': (lambda f: cut(f, 'val', 1000), r'val\.bin .* 1,000 bytes'),
@@ -171,6 +189,15 @@ DAMAGES = {     # what is done to the folder, and what the error must name
     'no characters': (lambda f: change(f, tokenizer={'kind': 'char'}), r'meta\.json is damaged .*chars'),
     'a BPE that is not base64': (lambda f: change(f, tokenizer=BPE | {'ranks': ['A']}), r'meta\.json is damaged'),
     'unknown tokenizer': (lambda f: change(f, tokenizer={'kind': 'words'}), "tokenizer 'words'"),
+    'a short shard': (lambda f: os.truncate(in_shards(f) / 'train_0001.bin', 999), r'train_0001\.bin .* 999 bytes'),
+    'no shard': (lambda f: (in_shards(f) / 'train_0002.bin').unlink(), r'train_0002\.bin .* 0 bytes'),
+    'dtype of shards': (lambda f: change(in_shards(f), dtype='uint32'), r'train_0000\.bin .*uint32'),
+    'bad token in a shard': (lambda f: rewrite(in_shards(f), 'train_0001', at=4, token=11), r'train_0001\.bin .*token 11, but'),
+    'bad last token': (lambda f: rewrite(in_shards(f), 'train_0002', at=-1, token=11), r'train_0002\.bin .*token 11, but'),
+    'another sum': (lambda f: change(in_shards(f), shards={'train': [5000, 5000]}), r'meta\.json is damaged .*train'),
+    'another split': (lambda f: change(in_shards(f), shards={'test': [3]}), r'train\.bin .* 0 bytes'),
+    **{f'shards {v}': (lambda f, v=v: change(f, shards=v), r'meta\.json is damaged')
+       for v in ({'train': []}, {'train': ['many']}, ['train'], 3)},
     **{f'no {key}': (lambda f, key=key: change(f, **{key: None}), rf'meta\.json lacks {key}: ')
        for key in ('kind', 'dtype', 'vocab_size', 'tokens', 'tokenizer', 'source', 'script', 'fingerprint')},
 }
@@ -192,6 +219,39 @@ def test_a_bad_token_that_opening_does_not_check(broken, monkeypatch):
     assert text.windows('train', [0, 4983, 5001], 16)[0].max() < 11
     for starts in ([0, 4984, 5001], [5000]):            # as a target, as an input
         assert 'train.bin contains the token 60000' in sentence(text.windows, 'train', starts, 16)
+    in_shards(broken, [4990, 9000])     # of each shard, a part is checked
+    monkeypatch.setattr(data, 'SCAN', 30)
+    assert 'train_*.bin contains the token 60000' in sentence(data.TextData(broken).windows, 'train', [4995], 16)
+    monkeypatch.setattr(data, 'SCAN', 33)
+    assert 'train_0001.bin contains the token 60000' in sentence(data.TextData, broken)
+
+
+@pytest.mark.parametrize('lengths', [[7], [3, 4], [1, 1, 1, 4], [0, 3, 0, 0, 4, 0], [0]])
+def test_slices_of_shards(lengths):
+    whole = np.arange(100, 100 + sum(lengths), dtype=np.uint16)
+    shards = data.Shards(np.split(whole, np.cumsum(lengths)[:-1]))
+    assert len(shards) == len(whole)
+    for a, b in [*itertools.product([None, *range(-9, 10)], repeat=2), (np.int64(1), np.int64(3))]:
+        found = shards[a:b]
+        assert isinstance(found, np.ndarray) and found.dtype == whole.dtype and found.tolist() == whole[a:b].tolist(), (a, b)
+
+
+@pytest.mark.parametrize('kind', [data.TextData, data.LeakingText])
+@pytest.mark.parametrize('dtype', ['uint16', 'uint32'])
+@pytest.mark.parametrize('cuts, splits', [([5000], ['train']), ([10, 11, 300, 5000, 10790], ['train', 'val']), ([], ['train'])])
+def test_a_text_in_shards_is_the_same(dataset, broken, kind, dtype, cuts, splits):
+    one, many = kind(dataset), kind(in_shards(broken, cuts, splits, dtype))
+    many.require(100)
+    assert re.search(r'/train\S*\.bin .*block_size=13000', sentence(many.require, 13000))
+    assert one.fingerprint == many.fingerprint
+    for split in ('train', 'val'):
+        assert len(one.tokens[split]) == len(many.tokens[split])
+        starts = np.arange(0, len(one.tokens[split]) - 100, 7)
+        for before in (0, 30):
+            found, expected = (text.windows(split, starts, 100, before) for text in (many, one))
+            assert found[0].equal(expected[0]) and found[1].equal(expected[1])
+    assert one.train_indices(50, 16, 1, 2).tolist() == many.train_indices(50, 16, 1, 2).tolist()
+    assert one.val_indices(50, 16).tolist() == many.val_indices(50, 16).tolist()
 
 
 def test_a_text_shorter_than_the_window(broken):
@@ -246,16 +306,21 @@ def test_a_data_set_that_no_script_makes(script, name):
     assert f"no data set '{name}'" in printed and ', made, mine, ' in printed and f' {name},' not in printed
 
 
+def of(name, fingerprint='x'):
+    """What a checkpoint says of its data."""
+    return {'loop': {'dataset': name}, 'data': {'fingerprint': fingerprint}}
+
+
 @pytest.mark.parametrize('name', ['', '../made', '/made', 'a/b', 'a b', 'caf\u00e9', '..', None, 3])
 def test_a_name_never_leaves_data_and_prepare(script, name):
     script("raise SystemExit('it was run')")
-    for call in (data.ensure, data.local, data.open_data, lambda name: data.open_data(name, make=False)):
+    for call in (data.ensure, data.local, data.open_data, lambda name: data.data_of(of(name))):
         assert f"'{name}' cannot name a data set" in sentence(call, name)
 
 
 def test_a_checkpoint_runs_no_script(script):
     folder = script("raise SystemExit('it was run')")
-    assert 'python prepare/made.py first' in sentence(lambda: data.open_data('made', make=False)) and not folder.exists()
+    assert data.data_of(of('made')) is None and not folder.exists()
 
 
 # tokenizers -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -94,9 +95,38 @@ def test_damaged_tasks(root):
                                   ('meta.json', b'{"kind": "bits"}', 'lacks examples, fingerprint, outputs')):
         (folder / name).write_bytes(content)
         assert reason in sentence(data.open_data, 't')
-    x = np.array([[0, 1], [2, 9]], np.uint8)
-    write_task('t', 'classify', {s: (x, np.array([0, 1])) for s in SPLITS}, 2, {'name': 't'}, 't.py', vocab_size=3)
-    assert 'contains the token 9, but the vocabulary has 3' in sentence(data.open_data('t').examples, 'val', [0, 1])
+
+
+@pytest.mark.parametrize('letter, index, value, reason', [
+    ('x', (3, 1, 2), np.nan, 'row 3: nan'), ('x', (2, 0, 0), -np.inf, 'row 2: -inf'), ('x', (4, 0, 0), 1e39, r'row 4: 1e\+39'),
+    ('x', (4, 1), 7, 'row 4: 7 .* 0 to 6'), ('x', (0, 1), -1, 'row 0: -1'), ('x', (0, 1), 2.5, 'type float64'),
+    ('x', None, None, r'(shape \(6, 2, 3, 1\)|are not the 6 examples)'),
+    ('classify', 3, 4, 'row 3: 4 .* 0 to 3'), ('classify', 1, -1, 'row 1: -1'),
+    ('classify', 1, 0.5, 'type float64'), ('bits', (2, 1), 2, 'row 2: 2 .* 0 or 1'), ('bits', (2, 1), 0.5, 'row 2: 0.5'),
+    ('bits', None, None, r'y \(6, 4, 1\)'), ('regress', 5, np.nan, 'row 5: nan'), ('regress', None, None, r'y \(6, 1\)')])
+def test_values_that_a_task_cannot_have(root, monkeypatch, letter, index, value, reason):
+    """They are refused when they are written, and when they are read, in chunks."""
+    monkeypatch.setattr(tasks, 'CHUNK', 7)
+    kind, which = ('classify', 0) if letter == 'x' else (letter, 1)
+    tokens = letter == 'x' and index is not None and len(index) == 2
+    y = {'classify': np.arange(6) % 4, 'bits': np.eye(6, 4), 'regress': np.arange(6.0)}[kind]
+    good = [np.ones((6, 2), np.int64) if tokens else np.ones((6, 2, 3)), y]
+    wrong = good[which].astype(float if isinstance(value, float) else int)
+    if index is None:
+        wrong = wrong[..., None]
+    else:
+        wrong[index] = value
+    bad = [wrong, y] if letter == 'x' else [good[0], wrong]
+    rest = OUTPUTS[kind], {'name': 'the file'}, 't.py', 7 * tokens
+    write_task('t', kind, dict.fromkeys(SPLITS, good), *rest)
+    for split in SPLITS:
+        assert re.search(f'the file: {split}_[xy]\\b.*{reason}', sentence(
+            write_task, 't', kind, {**dict.fromkeys(SPLITS, good), split: bad}, *rest))
+        path = root / 'data' / 't' / f'{split}_{"xy"[which]}.npy'
+        np.save(path, wrong)
+        assert re.search(f'{split}_[xy].npy.*{reason}', sentence(data.open_data, 't'))
+        np.save(path, good[which])
+    data.open_data('t')
 
 
 @pytest.mark.parametrize('y, n, reason', [([0, 2, 2, 0], 4, 'the file: the class dog has no examples'),

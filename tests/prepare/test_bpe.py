@@ -1,13 +1,12 @@
 """prepare/bpe.py against a trainer that recounts all pairs, and against the tokenizers library."""
 
-import json
 import random
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 import regex
-from conftest import byte_letters, sentence, tiny_train
+from conftest import byte_letters, sentence
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import Tokenizer as Reference
 from tokenizers import decoders, models, pre_tokenizers
@@ -79,7 +78,7 @@ TEXTS = {'verses': lambda rng: shakespeare(rng, 3000), 'strange': lambda rng: st
 each_text = pytest.mark.parametrize('make', TEXTS.values(), ids=TEXTS)
 
 
-# ---------------------------------------------------------------------------------------------------- the merges
+# the merges
 
 
 @each_text
@@ -106,7 +105,7 @@ def test_merges_do_not_depend_on_the_validation_text():
     assert len(other) == len(text) and bpe.train_tokenizer('x', other, 300) == bpe.train_tokenizer('x', text, 300)
 
 
-# ---------------------------------------------------------------------------------------------------- the tokenizer
+# the tokenizer
 
 
 def reference(text, count):
@@ -152,7 +151,7 @@ def test_every_byte_is_a_token():
         assert b''.join(tokenizer.token_bytes(i) for i in raw) == raw
 
 
-# ---------------------------------------------------------------------------------------------------- the scripts
+# the scripts
 
 
 def test_a_data_set_of_a_text(prepare, root, tmp_path, capsys):
@@ -166,18 +165,14 @@ def test_a_data_set_of_a_text(prepare, root, tmp_path, capsys):
     assert made.meta['tokenizer'] == bpe.train_tokenizer('mine', text, 120) and 'merges' not in capsys.readouterr().out
     prepare('bpe.py', 'few', tmp_path / 'short.md')
     assert data.TextData(root / 'data' / 'few').vocab_size == 256 + 3 + 1 and '3 merges' in capsys.readouterr().out
-    for words, reason in ((('mine', tmp_path / 'short.md'), 'data/mine already exists'),
+    prepare('shakespeare_bpe.py', f'--input={tmp_path / "mine.txt"}')
+    meta = data.TextData(root / 'data' / 'shakespeare_bpe').meta
+    assert meta['script'] == 'shakespeare_bpe.py' and meta['source']['name'] == 'mine.txt'
+    assert meta['tokenizer'] == bpe.train_tokenizer('shakespeare_bpe', text, 1024)
+    twice = f'{tmp_path / "mine.txt"} and {tmp_path / "mine.txt"} have the same text'
+    for words, reason in ((('new', tmp_path / 'mine.txt', tmp_path), twice),
+                          (('mine', tmp_path / 'short.md'), 'data/mine already exists'),
                           (('new', tmp_path / 'short.md', '--merges=-1'), "'-1' must be an integer of at least 0")):
         assert reason in sentence(prepare, 'bpe.py', *words)
 
 
-def test_shakespeare(tree, cli, tmp_path):
-    text = shakespeare(random.Random(7), 20_000)
-    (tmp_path / 'input.txt').write_text(text, encoding='utf-8')
-    done = cli(tree / 'prepare' / 'shakespeare_bpe.py', '--input=input.txt', cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == '', done.stderr
-    meta = json.loads((tree / 'data' / 'shakespeare_bpe' / 'meta.json').read_text())
-    assert meta['script'] == 'shakespeare_bpe.py' and meta['vocab_size'] <= 1281
-    assert meta['tokenizer'] == bpe.train_tokenizer('shakespeare_bpe', text, 1024)
-    done = cli(*tiny_train('shakespeare_bpe', tree / 'run', '--max_iters=1'), cwd=tree)
-    assert done.returncode == 0 and 'text: input.txt' in done.stdout, done.stderr

@@ -3,12 +3,11 @@
 import re
 import threading
 import unicodedata
-from pathlib import Path
 
 import pytest
-from conftest import sentence
+from conftest import sentence, text_of
 
-from harness import data, files
+from harness import files
 from prepare import gutenberg
 from prepare.common import split_text
 
@@ -74,20 +73,12 @@ def shelf(tmp_path):
     return add
 
 
-def read(name):
-    """(the two texts of data/<name>, its meta.json)."""
-    made = data.TextData(data.ROOT / 'data' / name)
-    assert sorted(p.name for p in made.folder.iterdir()) == ['meta.json', 'train.bin', 'val.bin']
-    return tuple(made.tokenizer.decode(made.tokens[split].tolist()) for split in ('train', 'val')), made.meta
-
-
 # a book -----------------------------------------------------------------------------------------------------------------
-
 
 def test_a_book_from_a_file(make, shelf, capsys):
     folder = shelf(pg50133=ebook(HORROR))
     make(50133, f'--input={folder}')
-    texts, meta = read('gutenberg_50133')
+    texts, meta = text_of('gutenberg_50133')
     text = cleaned(HORROR) + '\n'
     assert texts == split_text(text) and meta['script'] == 'gutenberg.py'
     assert meta['tokenizer'] == {'kind': 'char', 'chars': sorted(set(text))}
@@ -113,20 +104,26 @@ def test_a_book_from_a_file(make, shelf, capsys):
 ], ids=['this', 'no blanks', 'etext, open', 'mixed case', 'copyrighted', 'title of three lines', 'last words', 'longer'])
 def test_the_lines_around_a_book(make, shelf, start, end):
     make(7, f'--input={shelf(pg7=ebook(HORROR, start=start, end=end))}')
-    assert ''.join(read('gutenberg_7')[0]) == cleaned(HORROR) + '\n'
+    assert ''.join(text_of('gutenberg_7')[0]) == cleaned(HORROR) + '\n'
 
 
+CREDITS = [     # at the head of books of the site
+    'Produced by David Widger', 'This eBook was produced by Greg Weeks.', '_Transcribed from the 1894 edition by David Price_',
+    'E-text prepared by Al Haines\r\nand the team (https://www.pgdp.net)\r\n\r\n\r\n[Transcriber\'s Note: a\r\n\r\nb.]',
+    'Produced by A\r\n\r\n(This file was produced from images)', 'TRANSCRIBER\u2019S NOTES:\r\n\r\nErrors are\r\ncorrected.',
+    'Transcriber\'s note: errors\r\nare corrected.']
 LOOKALIKE = f'* * *\r\n\r\n***\r\nThe start of the story.\r\nEnd of the Project Gutenberg\r\n{HORROR}*** END OF CHAPTER ONE ***'
 
 
 @pytest.mark.parametrize('raw, text', [
     ('\ufeff***'.encode() + ebook(HORROR).partition(b'***')[2], HORROR),
-    (ebook(LOOKALIKE), LOOKALIKE),
+    (ebook(LOOKALIKE), LOOKALIKE), *((ebook(f'{credit}\r\n\r\n\r\n{HORROR}'), HORROR) for credit in CREDITS),
+    (ebook(f'It was produced by me.\r\n{HORROR}'), f'It was produced by me.\r\n{HORROR}'),
     (ebook('A line.\r\n***\r\n' + HORROR, start='*** START OF THE PROJECT GUTENBERG EBOOK'), 'A line.\r\n***\r\n' + HORROR),
-], ids=['no header', 'lines that look like a border', 'an open START line'])
-def test_nothing_of_the_book_is_lost(make, shelf, raw, text):
+])
+def test_the_book_is_what_is_left(make, shelf, raw, text):
     make(7, f'--input={shelf(pg7=raw)}')
-    assert ''.join(read('gutenberg_7')[0]) == cleaned(text) + '\n'
+    assert ''.join(text_of('gutenberg_7')[0]) == cleaned(text) + '\n'
 
 
 @pytest.mark.parametrize('raw, reason', [
@@ -135,7 +132,7 @@ def test_nothing_of_the_book_is_lost(make, shelf, raw, text):
     (ebook(HORROR, start='*** END OF THE PROJECT GUTENBERG EBOOK ***', end='*** START OF THE PROJECT GUTENBERG EBOOK ***'),
      "no line '*** END OF'"),
     (ebook(' \r\n'), 'no text between its START and END lines'), (ebook('too short'), '10 characters'),
-    (ebook('caf\u00e9').decode().encode('utf-16'), 'byte 0'), (b'caf\xe9 ' + ebook(HORROR), 'byte 3'),
+    (ebook('caf\u00e9').decode().encode('utf-16'), 'UTF-16'), (b'caf\xe9 ' + ebook(HORROR), 'byte 3'),
 ], ids=['no START', 'empty file', 'no END', 'END before START', 'no text', 'short', 'UTF-16', 'latin-1'])
 def test_bad_files(make, shelf, root, raw, reason):
     folder = shelf(pg7=raw)
@@ -149,11 +146,10 @@ def test_a_book_in_another_encoding(make, shelf, encoding):
     text = 'Caf\u00e9, na\u00efve, 5\u00bd\u00b0\r\n' * 9 + ('\u201cQuoted\u201d' if encoding == 'cp1252' else '')
     folder = shelf(pg7=ebook(text).decode('utf-8-sig').replace('\u2014', '-').encode(encoding))
     make(7, f'--input={folder}', f'--encoding={encoding}')
-    assert ''.join(read('gutenberg_7')[0]) == 'Cafe, naive, 5-1/2 deg.\n' * 9 + ('"Quoted"\n' if encoding == 'cp1252' else '')
+    assert ''.join(text_of('gutenberg_7')[0]) == 'Cafe, naive, 5-1/2 deg.\n' * 9 + '"Quoted"\n' * (encoding == 'cp1252')
 
 
 # ASCII ------------------------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize('text, ascii', [
     ('plain ASCII\tstays\n~', 'plain ASCII\tstays\n~'),
@@ -186,14 +182,13 @@ def test_letters_with_accents_lose_them():
 def test_characters_without_an_ascii_form_are_counted(make, shelf, capsys):
     """A letter and its accents count once."""
     make(7, f'--input={shelf(pg7=ebook(GREEK))}')
-    assert ''.join(read('gutenberg_7')[0]) == ('It is written: ?? ????, ? and ? 5.\n' * 9)
+    assert ''.join(text_of('gutenberg_7')[0]) == ('It is written: ?? ????, ? and ? 5.\n' * 9)
     assert '72 of 314 characters' in capsys.readouterr().out
     make(7, '--no-ascii', f'--input={shelf()}')
-    assert ''.join(read('gutenberg_7')[0]) == GREEK.replace('\r\n', '\n') and 'ASCII' not in capsys.readouterr().out
+    assert ''.join(text_of('gutenberg_7')[0]) == GREEK.replace('\r\n', '\n') and 'ASCII' not in capsys.readouterr().out
 
 
 # several books ----------------------------------------------------------------------------------------------------------
-
 
 def test_downloads_keep_the_order_of_the_numbers(make, site):
     """The first book arrives last: it waits until the others, requested in parallel, are sent.  Downloads are kept."""
@@ -201,62 +196,38 @@ def test_downloads_keep_the_order_of_the_numbers(make, site):
     site.sent = {2: threading.Event(), 3: threading.Event()}
     site.waits = {1: site.sent[3], 3: site.sent[2]}
     make(1, 3, 2)
-    texts, meta = read('gutenberg_1_3_2')
+    texts, meta = text_of('gutenberg_1_3_2')
     assert texts == split_text('\n\n'.join(map(cleaned, (HORROR, OLD, DRACULA))) + '\n')
     assert [(b['id'], b['sha256']) for b in meta['source']['books']] == \
         [(i, files.digest(files.DOWNLOADS / f'pg{i}.txt')) for i in (1, 3, 2)]
     assert meta['source']['name'] == 'The Dunwich Horror and 2 more'
     make(1, 3, 2, '--name=again')
-    assert len(site.log) == 3 and read('again') == (texts, meta)
+    assert len(site.log) == 3 and text_of('again') == (texts, meta)
 
 
 def test_books_for_validation_are_not_trained_on(make, shelf):
     """Their characters are in the vocabulary."""
     folder = shelf(pg1=ebook(HORROR), pg2=ebook(DRACULA, 'Dracula'), pg3=ebook(OLD, 'Frankenstein'))
     make(2, '--val', 3, 1, f'--input={folder}')
-    texts, meta = read('gutenberg_2_val_3_1')
+    texts, meta = text_of('gutenberg_2_val_3_1')
     assert texts == (cleaned(DRACULA) + '\n', cleaned(OLD) + '\n\n' + cleaned(HORROR) + '\n')
     assert set(texts[1]) - set(texts[0]) and meta['tokenizer']['chars'] == sorted(set(''.join(texts)))
     assert meta['source']['name'] == 'Dracula, validated on Frankenstein and 1 more'
+    assert 'pg85.txt, 85-0.txt or 85.txt' in sentence(make, 85, f'--input={folder}')
     make(1, 2, '--val', 3, '--name=horror', f'--input={folder}')
-    assert read('horror')[0] == (cleaned(HORROR) + '\n\n' + cleaned(DRACULA) + '\n', cleaned(OLD) + '\n')
-
-
-def test_the_books_of_the_validation_text_are_named(make, shelf, capsys):
-    folder = f'--input={shelf(pg1=ebook(HORROR * 15), pg2=ebook(DRACULA, "Dracula"), pg3=ebook(OLD[:40], "Frankenstein"))}'
-    for words, titles in (((2, 3, 1), 'The Dunwich Horror'), ((1, 2, 3), 'The Dunwich Horror and Dracula and Frankenstein'),
-                          ((2, 3), 'Dracula and Frankenstein'), ((1,), None), ((2, '--val', 1), None)):
-        make(*words, folder)
-        found = re.search('the validation text, the last tenth, is from (.*)', capsys.readouterr().out)
-        assert (found and found[1]) == titles, words
+    assert text_of('horror')[0] == (cleaned(HORROR) + '\n\n' + cleaned(DRACULA) + '\n', cleaned(OLD) + '\n')
 
 
 def test_a_book_that_does_not_exist(make, site, root):
     """The old data set stays, and the other downloads are kept."""
     site.books = {1: ebook(HORROR), 2: ebook(DRACULA)}
     make(1, 2, '--name=mine')
-    before = read('mine')
-    site.books[4] = ebook(OLD)
+    before = text_of('mine')
+    site.books |= {4: ebook(OLD), 5: ebook(HORROR + ' ')}
+    assert 'book 1 and book 5 have the same text' in sentence(make, 1, 2, '--val', 5, '--name=mine')
     printed = sentence(make, 4, 3, 1, '--name=mine')
-    assert f'{site.url}/cache/epub/3/pg3.txt (404)' in printed and read('mine') == before
-    assert sorted(p.name for p in files.DOWNLOADS.iterdir()) == ['pg1.txt', 'pg2.txt', 'pg4.txt']
-
-
-def test_a_book_put_by_hand(make, site):
-    site.refuse = 503
-    url, path = re.search(r'put (\S+) by hand at (\S+)$', sentence(make, 84)).groups()
-    assert url == f'{site.url}/cache/epub/84/pg84.txt' and Path(path).parent == files.DOWNLOADS
-    Path(path).write_bytes(ebook(OLD))
-    make(84)
-    assert ''.join(read('gutenberg_84')[0]) == cleaned(OLD) + '\n'
-
-
-def test_the_names_of_local_files(make, shelf, site):
-    """The site's own name takes precedence; nothing is downloaded."""
-    for name, text in (('84', OLD), ('84_0', DRACULA), ('pg84', HORROR)):
-        make(84, f'--input={shelf(**{name: ebook(text)})}')
-        assert ''.join(read('gutenberg_84')[0]) == cleaned(text) + '\n'
-    assert 'pg85.txt, 85-0.txt or 85.txt' in sentence(make, 84, 85, f'--input={shelf()}') and site.log == []
+    assert f'{site.url}/cache/epub/3/pg3.txt (404)' in printed and text_of('mine') == before
+    assert sorted(p.name for p in files.DOWNLOADS.iterdir()) == ['pg1.txt', 'pg2.txt', 'pg4.txt', 'pg5.txt']
 
 
 def test_the_first_characters(make, shelf):
@@ -271,7 +242,7 @@ def test_the_first_characters(make, shelf):
             ((1, '--val', 2, '--characters=300'), (one[:300], two + '\n'),
              'The Dunwich Horror, first 300 characters, validated on Dracula')):
         make(*words, '--name=mine', folder)
-        found, meta = read('mine')
+        found, meta = text_of('mine')
         assert found == texts and meta['source']['name'] == name
     assert 'book 2' in sentence(make, 1, 2, f'--characters={len(one) + 2}', folder)
 

