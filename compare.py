@@ -147,6 +147,8 @@ def judge(e, seed, folder, flops_per_step, windows, machine, with_sample=True):
             k: found[k] for k in ('test_loss', *TASK_METRICS) if k in found}
     model = checkpoint.load_model(folder / 'ckpt.pt')[0].to(machine.device)
     result |= evaluate(model, e.data, e.data.val_indices(windows, e.model.block_size), e.settings.train.batch_size, machine)
+    if model.bidirectional:         # its loss is not that of a text, and it writes none
+        return result
     tokenizer, tokens = e.data.tokenizer, e.data.tokens['val'][:1 << 20].tolist()
     result['bits_per_character'] = result['val_loss_full'] / math.log(2) * len(tokens) / len(tokenizer.decode(tokens))
     if with_sample:
@@ -185,7 +187,8 @@ def describe_result(result):
     """A result in a line."""
     if reason := result.get('failed') or result.get('diverged'):
         return reason
-    names = TASK_METRICS if 'test_loss' in result else {'val_loss_full': 'full window'}
+    names = TASK_METRICS if 'test_loss' in result else {'val_loss_full': 'full window'} if 'val_loss_full' in result else \
+        {'accuracy': 'accuracy'}
     metrics = [f'{name} {format(result[k], METRICS[k][1])}' for k, name in names.items() if k in result]
     return f'val {result["val_loss"]:.4f} ({", ".join(metrics)}), {result["tokens"]:,} tokens, {result["seconds"]:.0f} s'
 

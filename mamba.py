@@ -145,6 +145,7 @@ class Block(nn.Module):
 
 class Model(nn.Module):
     predicts = 'every'
+    model_types = 'mamba',
 
     def __init__(self, config: Config, linear=nn.Linear):
         """linear: makes in_proj, x_proj and out_proj of every block; called as nn.Linear is."""
@@ -185,7 +186,7 @@ class Model(nn.Module):
         Raises ValueError if the weights are not a Mamba's, or contradict a setting."""
         from harness import hub
         described, weights = hub.load(name)
-        hub.check_config('mamba.py', described, model_type=['mamba'], hidden_act=['silu'], use_bias=[False],
+        hub.check_config('mamba.py', described, model_type=[*cls.model_types], hidden_act=['silu'], use_bias=[False],
                          use_conv_bias=[True])
         weights = {k.removeprefix('backbone.'): v.float() for k, v in weights.items()}
         if not {'embeddings.weight', 'norm_f.weight', 'layers.0.mixer.A_log'} <= weights.keys():

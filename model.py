@@ -112,6 +112,7 @@ class Block(nn.Module):
 
 class Model(nn.Module):
     predicts = 'every'
+    model_types = 'gpt2',
     published_tokens = 'gpt2'   # the tokenizer of the published weights
 
     def __init__(self, config: Config):
@@ -158,7 +159,8 @@ class Model(nn.Module):
         from harness import hub
         short = {n: f'openai-community/{n}' for n in ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')}
         described, weights = hub.load((short | {'distilgpt2': 'distilbert/distilgpt2'}).get(name, name))
-        hub.check_config('model.py', described, model_type=['gpt2'], scale_attn_weights=[True], layer_norm_epsilon=[1e-5],
+        hub.check_config('model.py', described, model_type=[*cls.model_types], scale_attn_weights=[True],
+                         layer_norm_epsilon=[1e-5],
                          activation_function=['gelu_new', 'gelu_pytorch_tanh', 'gelu'], scale_attn_by_inverse_layer_idx=[False])
         weights = {k.removeprefix('transformer.'): v.float() for k, v in weights.items()}
         if not {'wte.weight', 'wpe.weight', 'h.0.attn.c_attn.weight'} <= weights.keys():

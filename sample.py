@@ -10,8 +10,9 @@ from several checkpoints, whose probabilities are averaged, or evaluate them and
     python sample.py out/shakespeare_gpt out/shakespeare_pacing --weights 0.7,0.3 --start "ROMEO:"
     python sample.py out/shakespeare_gpt out/shakespeare_pacing --eval
 
-or rewrite a text repeatedly by a model that sees both sides of a character:
+or use a model that sees both sides of a token, to fill blanks or to rewrite a text repeatedly:
 
+    python sample.py out/shakespeare_bert --fill "To be, or not to [MASK]e"
     python sample.py out/shakespeare_automaton --automaton --start "The monster awakes" --reapply 10
 """
 
@@ -23,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device
-from harness.arch import complete, load_arch
+from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub
+from harness.arch import architectures, complete, load_arch
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
 from harness.tokenizer import Tokenizer, gpt2_spec
@@ -36,7 +37,7 @@ def arguments(argv):
     add('run', nargs='*', help='the folder of a run (its best checkpoint), or a checkpoint file; several are mixed')
     add('--weights', help='of the runs in the mixture, such as 0.7,0.3 (default: equal)')
     add('--pretrained', metavar='NAME', help='published weights instead of a run, such as gpt2')
-    add('--arch', default='model', help='the model file that loads the published weights')
+    add('--arch', help='the model file that loads the published weights (default: by their model_type)')
     add('--start', action='append', type=str, help='the text to continue, or FILE:path (default: a line break); repeatable')
     add('--num_samples', type=int, default=1, help='texts for each start')
     add('--max_new_tokens', type=int, default=300)
@@ -45,11 +46,13 @@ def arguments(argv):
     add('--top_p', type=float, default=1.0, help='sample from the most likely tokens whose probabilities sum to this')
     add('--seed', type=int, default=1337)
     add('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
+    add('--dtype', default='float32', choices=['float32', 'bfloat16'], help='of the weights; a token costs reading all of them')
     add('--eval_windows', type=int, default=1024, help='validation windows of --eval (0: all that fit side by side)')
     add('--reapply', type=int, default=10, help='passes of --automaton')
     add = parser.add_mutually_exclusive_group().add_argument
     add('--benchmark', action='store_true', help='print the speed of generation instead of a text')
     add('--eval', action='store_true', help='print the loss on validation text instead of a text')
+    add('--fill', metavar='TEXT', type=str, help='print the likeliest tokens for each [MASK] in this text')
     add('--automaton', action='store_true', help='replace every character of --start at once by its prediction, repeatedly')
     args = parser.parse_intermixed_args(argv)
     if args.temperature is None:
@@ -73,8 +76,11 @@ def arguments(argv):
         raise UserError('--eval uses the data that a run was trained on: choose runs instead of --pretrained')
     if args.automaton and args.start is None:
         raise UserError('--automaton needs a text to rewrite: add --start "..."')
-    if args.automaton and len(args.run) > 1:
-        raise UserError(f'--automaton uses one model: choose one of the {len(args.run)} runs')
+    args.both_sides = '--automaton' if args.automaton else '--fill' if args.fill is not None else ''
+    if args.both_sides and len(args.run) > 1:
+        raise UserError(f'{args.both_sides} uses one model: choose one of the {len(args.run)} runs')
+    if args.fill is not None and '[MASK]' not in args.fill:
+        raise UserError(f'--fill={args.fill!r} has no [MASK]: write [MASK] in place of each token that is to be predicted')
     return args
 
 
@@ -94,14 +100,20 @@ def prompt(start, tokenizer):
 
 
 def load_pretrained(name, arch):
-    """([model], tokenizer) of published weights."""
+    """([model], tokenizer) of published weights.  arch: None: the one that loads their model_type."""
+    if arch is None:
+        kind = hub.model_type(name)
+        arch = 'model' if kind is None else next((a for a in architectures() if kind in load_arch(a).Model.model_types), None)
+        if arch is None:
+            raise UserError(f"--pretrained {name} has the model_type '{kind}', which no architecture here loads")
     Model = load_arch(arch).Model
     if not Model.from_pretrained:
         raise UserError(f'--arch={arch}: {arch}.py loads no published weights')
-    if Model.published_tokens != 'gpt2':
+    if Model.published_tokens not in ('gpt2', 'hub'):
         raise UserError(f'--arch={arch}: the weights that {arch}.py loads have a tokenizer of their own, not that of gpt2')
     try:
-        return [complete(Model.from_pretrained(name)).eval()], Tokenizer(gpt2_spec())
+        model = complete(Model.from_pretrained(name)).eval()
+        return [model], Tokenizer(gpt2_spec() if model.published_tokens == 'gpt2' else hub.tokenizer_spec(name))
     except ValueError as e:
         raise UserError(f'--pretrained {name}: {e}') from None
 
@@ -127,6 +139,15 @@ def print_automaton(model, tokenizer, start, passes, options, seed):
                   f'pass {k} changed nothing: a fixed point')
 
 
+@torch.no_grad()
+def print_fill(model, tokenizer, ids, n_vocab, most=5):
+    """The likeliest tokens for each -1 in ids, a line each."""
+    x = torch.tensor([ids], device=next(model.parameters()).device)
+    for n, p in enumerate(model.infill(x)[x < 0][:, :n_vocab].float().softmax(-1).cpu(), 1):
+        best = zip(*(v.tolist() for v in p.topk(min(most, n_vocab))), strict=True)
+        print(f'[MASK] {n}: ' + ', '.join(f'{tokenizer.token_bytes(i).decode(errors="replace")!r} {q:.1%}' for q, i in best))
+
+
 def main(argv):
     args = arguments(argv)
     where = device.pick_device(args.device, 0, 1)
@@ -136,16 +157,19 @@ def main(argv):
     else:
         models, tokenizer = load_pretrained(args.pretrained, args.arch)
     for name, model in zip(names, models, strict=True):
-        if model.bidirectional and not args.automaton:
-            raise UserError(f'{name}: {BIDIRECTIONAL}: use --automaton --start "..."')
-        if args.automaton and not model.bidirectional:
-            raise UserError(f'--automaton: {name} predicts a token from earlier tokens only: choose a run with --centered, '
-                            f'such as that of config/shakespeare_automaton.py')
+        if model.bidirectional and not args.both_sides:
+            raise UserError(f'{name}: {BIDIRECTIONAL}: use --fill "... [MASK] ..." or --automaton --start "..."')
+        if args.both_sides and not model.bidirectional:
+            raise UserError(f'{args.both_sides}: {name} predicts a token from earlier tokens only: choose a run that sees both '
+                            f'sides, such as that of config/shakespeare_bert.py or config/shakespeare_automaton.py')
     if any(m.leaks for m in models):
         print(LEAKS, file=sys.stderr)
-    ensemble = Ensemble(models, args.weights or [1] * len(models)).to(where)
+    ensemble = Ensemble(models, args.weights or [1] * len(models)).to(where, getattr(torch, args.dtype))
     model = ensemble if len(models) > 1 else models[0]
     n_vocab = min(tokenizer.n_vocab, model.config.vocab_size)
+    if args.fill is not None:
+        print_fill(model, tokenizer, tokenizer.encode_masked(args.fill), n_vocab)
+        return
     starts = [prompt(start, tokenizer) for start in args.start or [None] for _ in range(args.num_samples)]
     if args.eval:
         print(judge(ensemble, names, contents, args.eval_windows))

@@ -344,7 +344,7 @@ def train(settings, machine, argv):
     if machine.local_rank == 0:
         runs.prepare(settings)
     machine.all_reduce([0])                             # the other ranks wait for the data
-    data = open_data(cfg.dataset, cfg.leaking_split)
+    data = open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality)
     if not (cfg.dry_run or cfg.eval_only):
         runs.claim(cfg, out_dir)
     torch.manual_seed(cfg.seed)

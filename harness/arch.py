@@ -50,7 +50,8 @@ class ModelContract:
     'task': one answer per example."""
 
     modality: str | None = None
-    """The kind of data it is trained on, see DataContract.modality.  None: 'task' if predicts is 'task', else 'text'."""
+    """The kind of data it is trained on, see DataContract.modality.  None: 'task' if predicts is 'task', else 'text'.
+    'masked text': y is the token that belongs at each position, -1 where x has not been masked."""
 
     memory: int = 0
     """Number of tokens before the window that x may start with: x is then (B, memory + T), with -1 before the start of the
@@ -62,8 +63,11 @@ class ModelContract:
     bidirectional: bool = False
     """True if a prediction depends on tokens on both sides, so that the model cannot continue a text.  Requires infill()."""
 
+    model_types: tuple = ()
+    """What from_pretrained() loads: values of model_type in a config.json, and of general.architecture in a GGUF file."""
+
     published_tokens: str | None = None
-    """The tokenizer of the weights that from_pretrained() loads, such as 'gpt2'."""
+    """The tokenizer of the weights that from_pretrained() loads: 'gpt2', or 'hub' for the one beside the weights."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the loss: columns of metrics.csv."""
@@ -162,12 +166,16 @@ def complete(model):
     return model
 
 
+def architectures():
+    """The names of all architectures."""
+    return sorted(p.stem for p in ROOT.glob('*.py') if p.is_file() and b'class Model(' in p.read_bytes())
+
+
 def load_arch(name):
     """The Architecture in NAME.py beside train.py.  Raises UserError if there is no such file or it breaks the contract."""
     if not re.fullmatch(r'[A-Za-z_]\w*', name) or not (ROOT / f'{name}.py').is_file():
-        known = sorted(p.stem for p in ROOT.glob('*.py') if p.is_file() and b'class Model(' in p.read_bytes())
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f'choose from {", ".join(known)}'
+        near = difflib.get_close_matches(name, architectures(), 1)
+        hint = f"did you mean '{near[0]}'?" if near else f'choose from {", ".join(architectures())}'
         raise UserError(f"unknown architecture '{name}': there is no {name}.py beside train.py; {hint}")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))

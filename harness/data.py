@@ -174,6 +174,48 @@ class TextData:
                                 f'its target need {block_size + 1:,}: choose a smaller block_size or more text')
 
 
+class MaskedText(TextData):
+    """A text for models that fill in masked tokens: in each window a share of the tokens is to be predicted; of these 80 % are
+    replaced by the model's [MASK], which is no token of the text, 10 % by a random token, and 10 % are kept.
+
+    Which ones is a function of the window and, in training, of (seed, step).  Source: Devlin et al. 2018, section 3.1."""
+    modality = noun = 'masked text'
+    share = 0.15
+
+    def model_settings(self):
+        return {'vocab_size': self.vocab_size + 1}      # [MASK] is the last
+
+    def batch(self, split, starts, model, key=()):
+        """x (B, T), masked; y (B, T), the tokens to predict, -1 elsewhere."""
+        mask = model.config.mask_token
+        x, _ = self.windows(split, starts, model.config.block_size)
+        y = torch.full_like(x, -1)
+        for i, start in enumerate(starts):
+            rng = np.random.default_rng((*key, start))
+            chosen = rng.permutation(x.shape[1])[:max(1, round(self.share * x.shape[1]))]
+            y[i, chosen] = x[i, chosen]
+            new, kind = rng.integers(self.vocab_size, size=len(chosen)), rng.random(len(chosen))
+            new = np.where(kind < 0.8, mask, np.where(kind < 0.9, new, x[i, chosen]))
+            x[i, chosen] = torch.from_numpy(new)
+        return x, y
+
+    def train_batch(self, starts, model, cfg, step):
+        return self.batch('train', starts, model, (cfg.seed, step))
+
+    def score(self, logits, _, y):
+        """(3,) sums over the masked tokens of a batch: loss in nats, correct predictions, and their number."""
+        logits, y = logits[y >= 0].float(), y[y >= 0]
+        loss, correct = F.cross_entropy(logits, y, reduction='sum'), (logits.argmax(-1) == y).sum()
+        return torch.stack([loss, correct, torch.tensor(len(y), device=y.device)]).cpu().double()
+
+    def total(self, parts):
+        loss, correct, n = torch.stack(parts).sum(0).tolist()
+        return {'val_loss': loss / n, 'accuracy': correct / n}
+
+    def format_metrics(self, metrics, split='val'):
+        return f'{split} {metrics["val_loss"]:.4f} on masked tokens (accuracy {metrics["accuracy"]:.1%})'
+
+
 class LeakingText(TextData):
     """The split of the original PACING code (https://github.com/aveygo/WordsAreWorth16x16Pixels): a random tenth of all windows
     is for validation.  Windows overlap, so every validation token is also trained on.  Kept to measure this leak."""
@@ -220,10 +262,16 @@ def read_meta(folder):
     return meta
 
 
-def open_data(name, leaking_split=False):
-    """The TextData or TaskData of data/<name>, which prepare/<name>.py makes if it is missing."""
+def open_data(name, leaking_split=False, modality='text'):
+    """The TextData or TaskData of data/<name>, which prepare/<name>.py makes if it is missing.  modality: of the model; for
+    'masked text', a text is a MaskedText."""
     folder = ensure(name)
     meta = read_meta(folder)
+    if meta['kind'] not in KINDS and modality == MaskedText.modality:
+        if leaking_split:
+            raise UserError(f'leaking_split: only language models have it, and this one is trained on a {modality}: leave '
+                            f'it out')
+        return MaskedText(folder)
     if meta['kind'] not in KINDS:
         return (LeakingText if leaking_split else TextData)(folder)
     if leaking_split:

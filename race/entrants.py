@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from harness import UserError, config, data, runs
+from harness import BIDIRECTIONAL, UserError, config, data, runs
 from train import TrainConfig, Trainer, evaluate, split_batch
 
 WIDTHS = ('n_embd', 'dims')             # the settings that set the width of a model
@@ -39,6 +39,7 @@ class Entrant:
     predicts: str
     leaks: bool
     memory: int
+    bidirectional: bool = False
 
     def folder(self, out, seed):
         return out / f'{slug(self.name)}-{seed}'
@@ -88,13 +89,14 @@ def read(words, common=()):
     words, settings, name = load(words, common)
     cfg = settings.train
     runs.prepare(settings)
-    source = data.open_data(cfg.dataset, cfg.leaking_split)
+    source = data.open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality)
     torch.manual_seed(cfg.seed)         # a model may keep a seed for its random parts
     with torch.device('meta') if cfg.init_from == 'scratch' else contextlib.nullcontext():
         model = runs.new_model(settings, source)
     source.require(model.config.block_size)
     parameters, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or frozen) for frozen in (True, False))
-    return Entrant(name, words, settings, source, model.config, parameters, trained, model.predicts, model.leaks, model.memory)
+    return Entrant(name, words, settings, source, model.config, parameters, trained, model.predicts, model.leaks, model.memory,
+                   model.bidirectional)
 
 
 def expand(split, common):
@@ -127,7 +129,7 @@ def check_data(loaded):
     opened = None
     for _, settings, name in sorted(loaded, key=missing):
         cfg = settings.train
-        source = data.open_data(cfg.dataset, cfg.leaking_split)
+        source = data.open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality)
         if settings.arch.Model.modality != source.modality:
             raise UserError(f'{name} is trained on a {settings.arch.Model.modality}, but data/{cfg.dataset} is a '
                             f'{source.modality}: '
@@ -158,6 +160,9 @@ def enter(configs, settings, match=False):
     entrants, notes = [read(words, common) for words in split], []
     first = entrants[0]
     for e in entrants[1:]:
+        if e.bidirectional != first.bidirectional:
+            name = e.name if e.bidirectional else first.name
+            raise UserError(f'{name}: {BIDIRECTIONAL}: choose configs that all see both sides, or none')
         if e.model.block_size != first.model.block_size:
             raise UserError(f'{e.name} reads windows of {e.model.block_size} tokens and {first.name} of '
                             f'{first.model.block_size}, so they are judged on different validation windows: --set '

@@ -98,8 +98,8 @@ def draw_curves(ax, record, x, ink='black'):
 def draw_dots(ax, record):
     """The final metric: a row per entrant, a dot per seed, a line at the mean; an arrow at the edge for one that is far behind.
     This is all that a record without curves can show."""
-    metric = 'val_loss_full' if 'task' not in record else main_metric(record)
     entrants = record['entrants']
+    metric = 'val_loss_full' if any('val_loss_full' in r for e in entrants for r in e['runs']) else main_metric(record)
     better = 1 if metric in ('accuracy', 'auc') else -1
     found = [list(values(e, metric).values()) for e in entrants]
     means = [statistics.mean(v) if v else -better * math.inf for v in found]

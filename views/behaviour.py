@@ -35,16 +35,20 @@ def influence(model, x, tries=2, seed=0):
     x: (N, T) tokens.  Each position in turn gets a random other token of the text, `tries` times.  Returns the mean total
     variation distance, 0 to 1, between the predicted distributions before and after: (outputs, T).  The last output is at
     the last input; there are fewer outputs than T if the model has a memory or predicts only the token after the window.
-    Anything right of that diagonal is a leak."""
+    Anything right of that diagonal is a leak.
+
+    The output of a bidirectional model is its prediction of the token at the same position, from infill(): on the diagonal, an
+    influence is a leak.  A pass of infill() may cost as much as T passes, so two windows are measured."""
     generator = torch.Generator().manual_seed(seed)
-    x = x.repeat(tries, 1)                                                          # (N * tries, T)
-    before = model(x)[0].softmax(-1)                                                # (N * tries, T or 1, V)
+    x, tries = (x[:2], 1) if model.bidirectional else (x, tries)
+    x, read = x.repeat(tries, 1), model.infill if model.bidirectional else lambda x: model(x)[0]    # (N * tries, T)
+    before = read(x).softmax(-1)                                                    # (N * tries, T or 1, V)
     columns = []
     for s in progress(range(x.shape[1]), 'influence'):
         changed = x.clone()
         new = x.flatten()[torch.randint(x.numel(), (len(x),), generator=generator).to(x.device)]
         changed[:, s] = torch.where(new == x[:, s], (new + 1) % model.config.vocab_size, new)
-        columns.append((model(changed)[0].softmax(-1) - before).abs().sum(-1).mean(0) / 2)      # (T or 1,)
+        columns.append((read(changed).softmax(-1) - before).abs().sum(-1).mean(0) / 2)      # (T or 1,)
     return torch.stack(columns, dim=1).cpu().numpy()
 
 
@@ -94,7 +98,7 @@ def surprise(model, ids, first=1):
 
 def draw_influence(matrix, title='influence', bidirectional=False):
     """The matrix of influence(), and its mean at each distance.  bidirectional: the model sees both sides of the token that it
-    predicts, which is the one after the output's position; only that one must have no influence."""
+    predicts, at the output's position; only that one must have no influence."""
     from matplotlib.colors import LogNorm
     outputs, T = matrix.shape
     before, every = T - outputs, outputs > 1        # inputs in front of the first output
@@ -104,7 +108,7 @@ def draw_influence(matrix, title='influence', bidirectional=False):
     fig.colorbar(image, ax=left, label='change of the prediction (total variation, 0 to 1)')
     if every:
         steps = np.arange(outputs + 1).repeat(2)
-        label = 'the predicted token is right of this line' if bidirectional else \
+        label = 'the predicted token is left of this line' if bidirectional else \
             'a prediction may only depend on tokens left of this line'
         left.plot(steps[1:], steps[:-1], color='#00b4d8', lw=1.5, label=label)
         left.set_ylabel('position of the prediction')
@@ -114,17 +118,17 @@ def draw_influence(matrix, title='influence', bidirectional=False):
         left.set_box_aspect(0.12)
     left.set(xlabel='position of the replaced token', xlim=(-before, outputs), ylim=(outputs, 0))
     left.set_title(title, parse_math=False)
-    back = np.array([np.mean(np.diagonal(matrix, before - d)) for d in range(T)])
-    leak = (np.diagonal(matrix, 1) if bidirectional else np.triu(matrix, before + 1)).max(initial=0)
-    right.plot(np.arange(T) + 1, np.maximum(back, 1e-9), color='#d1495b', lw=2, label='mean over the window')
+    back = np.array([np.mean(np.diagonal(matrix, before - d)) for d in range(bidirectional, T)])
+    leak = (np.diagonal(matrix) if bidirectional else np.triu(matrix, before + 1)).max(initial=0)
+    right.plot(np.arange(len(back)) + 1, np.maximum(back, 1e-9), color='#d1495b', lw=2, label='mean over the window')
     right.set(xlabel='tokens back (1: the newest)', ylabel='influence', yscale='log', ylim=(3e-7, 1.2))
     text, forbidden = f'depends on {reach(back)} of {T} tokens back', 'later tokens'
     if bidirectional:
-        ahead = np.array([np.mean(np.diagonal(matrix, 1 + d)) for d in range(1, T - 1)])
+        ahead = np.array([np.mean(np.diagonal(matrix, d)) for d in range(1, T)])
         right.plot(np.arange(len(ahead)) + 1, np.maximum(ahead, 1e-9), color='#2e86ab', lw=2, ls='--', label='tokens after it')
         right.lines[0].set_label('tokens before the predicted one')
         right.set_xlabel('tokens away (1: next to the predicted one)')
-        text, forbidden = f'depends on {reach(back)} tokens before and {reach(ahead)} after', 'the predicted one'
+        text, forbidden = f'depends on {reach(back)} tokens before and {reach(ahead)} after', 'itself'
     right.axhline(SEEN, color='black', lw=1, ls=':', label='threshold 1e-6: less is rounding')
     right.legend(fontsize=8, frameon=False)
     right.set_title(f'{text}; {f"LEAK of {leak:.2g}" if leak > SEEN else "no influence"} from {forbidden}', fontsize=9)

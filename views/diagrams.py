@@ -6,6 +6,7 @@ Draw the diagrams of docs/, one per architecture:
 Colours are mid-tones on a transparent background, so a diagram reads on a light page and on a dark one.
 """
 
+import math
 from html import escape
 
 from harness import ROOT
@@ -180,6 +181,75 @@ def mamba():
     return svg(830, 410, 'Mamba: one block, and the selective scan', *parts)
 
 
+def llama():
+    c = 190
+    parts = [text(c, 26, 'one block, (B, T, C) to (B, T, C)', 15), arrow((c, 34), (c, 54)),
+             box(80, 54, 220, 32, 'RMSNorm', GREY)]
+    for x, w, s in ((46, 112, 'q: H heads'), (166, 82, 'k: G'), (256, 82, 'v: G')):
+        parts += [box(x, 106, w, 32, s, BLUE), arrow((x + w / 2, 86), (x + w / 2, 106))]
+    parts += [box(46, 156, 202, 32, 'rotate by position', ORANGE), arrow((102, 138), (102, 156)), arrow((207, 138), (207, 156)),
+              arrow((147, 188), (147, 206)), arrow((297, 138), (297, 206)),
+              box(46, 206, 292, 32, 'attention to the last block_size tokens', BLUE), arrow((c, 238), (c, 254)),
+              box(80, 254, 220, 32, 'linear, H · D to C', BLUE), arrow((c, 286), (c, 302)), sign(c, 315, '+'),
+              arrow((c, 44), (20, 44), (20, 315), (c - 13, 315)), arrow((c, 328), (c, 350)),
+              box(80, 350, 220, 32, 'RMSNorm', GREY),
+              arrow((120, 382), (120, 400)), arrow((270, 382), (270, 400)), box(46, 400, 142, 32, 'linear, C to E', BLUE),
+              box(200, 400, 138, 32, 'linear, C to E', BLUE), arrow((120, 432), (120, 460), (c - 13, 460)),
+              text(114, 452, 'SiLU', 13, anchor='end'), arrow((270, 432), (270, 460), (c + 13, 460)), sign(c, 460, 'x'),
+              arrow((c, 473), (c, 490)), box(80, 490, 220, 32, 'linear, E to C', BLUE), arrow((c, 522), (c, 538)),
+              sign(c, 551, '+'), arrow((c, 339), (20, 339), (20, 551), (c - 13, 551))]
+    x0, r = 400, 46
+    parts += [text(x0 + 215, 26, 'rotary positions: pair i of a query or key turns by t · f[i]', 15)]
+    for i, (turn, s) in enumerate(((1.1, 'pair 0, fast'), (0.45, 'pair 1'), (0.12, 'pair 2, slow'))):
+        x, y = x0 + 65 + 150 * i, 104
+        parts.append(f'<circle cx="{x}" cy="{y}" r="{r}" fill="none" stroke="{INK}" stroke-opacity="0.6"/>')
+        for t in range(4):
+            tip = x + r * math.cos(turn * t), y - r * math.sin(turn * t)
+            parts += [path([(x, y), tip], RED if t == 3 else BLUE, width=2.4), dot(*tip, RED if t == 3 else BLUE)]
+        parts.append(text(x, 174, s, 13))
+    parts += [text(x0 + 215, 200, 'at positions t = 0, 1, 2 and 3 (red); q at t times k at s depends on t - s only', 13),
+              text(x0 + 215, 252, 'grouped queries: H = 4 query heads, G = 2 of keys and values', 15)]
+    for i in range(4):
+        x = x0 + 60 + 90 * i
+        parts += [box(x, 268, 40, 32, f'q{i}', BLUE), arrow((x + 20, 300), (x0 + 125 + 180 * (i // 2), 326))]
+    parts += [box(x0 + 85 + 180 * i, 326, 80, 32, f'k{i}, v{i}', GREEN) for i in range(2)]
+    parts += [text(x0 + 215, 412, 'the cache: position t is in slot t mod block_size (8 here)', 15)]
+    for i, t in enumerate((8, 9, 10, 3, 4, 5, 6, 7)):
+        kind = RED if t == 10 else GREY if t == 3 else GREEN
+        parts += [box(x0 + 15 + 50 * i, 430, 46, 40, f'{t}', kind, 16), text(x0 + 38 + 50 * i, 488, f'slot {i}', 12)]
+    parts += [text(x0 + 215, 516, 'red: the newest token; grey: the oldest, which token 11 overwrites', 13)]
+    return svg(840, 575, 'Llama: one block, rotary positions, grouped queries and the cache', *parts)
+
+
+def bert():
+    x0, step, y = 20, 48, 300
+    parts = [text(x0 + 4.5 * step, 26, 'a window: two tokens of it are to be predicted', 15)]
+    for i, (given, true) in enumerate(zip(['T', 'o', ' ', 'b', '[MASK]', ' ', 'o', 'k', ' '], 'To be or ', strict=True)):
+        x, scored = x0 + i * step, i in (4, 7)
+        parts += [box(x + 2, y, step - 4, 36, given.replace(' ', '␣'), ORANGE if scored else BLUE, 11 if i == 4 else 15),
+                  arrow((x + step / 2, y), (x + step / 2, y - 28)),
+                  *([arrow((x + step / 2, 112), (x + step / 2, 88)),
+                     box(x + 2, 52, step - 4, 36, true, GREEN, 15)] if scored else [])]
+    for a in range(9):      # one layer of attention: every position to the two predicted ones
+        parts += [path([(x0 + (a + 0.5) * step, 246), (x0 + (b + 0.5) * step, 178)], ORANGE if a == b else INK, width=1.1)
+                  for b in (4, 7)]
+    parts += [box(x0, 112, 9 * step, 40, 'head: dense layer, LayerNorm, tied output layer', GREEN),
+              *(arrow((x0 + (b + 0.5) * step, 178), (x0 + (b + 0.5) * step, 152)) for b in (4, 7)),
+              box(x0, 246, 9 * step, 26, 'each block: every position sees every position', GREY, 13),
+              text(x0 + 4.5 * step, 366, 'of the predicted tokens: 80 % [MASK], 10 % a random token', 13),
+              text(x0 + 4.5 * step, 384, "('k' in place of 'r'), 10 % left as they are", 13)]
+    c = 620
+    parts += [text(c, 26, 'one block, (B, T, C) to (B, T, C)', 15),
+              *column(c - 110, 62, 220, [('attention, both directions', BLUE)], h=34), arrow((c, 36), (c, 62)),
+              arrow((c, 96), (c, 112)), sign(c, 125, '+'), arrow((c, 48), (c + 140, 48), (c + 140, 125), (c + 13, 125)),
+              arrow((c, 138), (c, 156)), box(c - 110, 156, 220, 34, 'LayerNorm', GREY), arrow((c, 190), (c, 216)),
+              box(c - 110, 216, 220, 34, 'MLP: linear, GELU, linear', BLUE), arrow((c, 250), (c, 266)), sign(c, 279, '+'),
+              arrow((c, 202), (c + 140, 202), (c + 140, 279), (c + 13, 279)), arrow((c, 292), (c, 310)),
+              box(c - 110, 310, 220, 34, 'LayerNorm', GREY), arrow((c, 344), (c, 366)),
+              text(c, 388, 'post-norm: the norm stands on the residual stream', 13)]
+    return svg(790, 405, 'BERT: masked tokens, and one block', *parts)
+
+
 def fpt():
     y, parts = 120, []
     for i in range(4):
@@ -202,7 +272,7 @@ def fpt():
     return svg(930, 250, 'FPT: a frozen trunk between trained layers', *parts)
 
 
-DIAGRAMS = (pacing, wavegpt, highorder, mamba, fpt)
+DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, fpt)
 
 if __name__ == '__main__':
     folder = ROOT / 'docs' / 'img'

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import sentence, tiny_train
 
+import llama
 import mamba
 import model as gpt
 import pacing
@@ -62,7 +63,7 @@ def test_sampling_follows_the_distribution():
 
 
 STEPPING = {'gpt': (gpt, {}), 'pacing': (pacing, {}), 'memory': (wavenet, {}), 'causal': (wavenet, {'reads': 'causal'}),
-            'mamba': (mamba, {})}
+            'mamba': (mamba, {}), 'llama': (llama, {})}
 
 
 @pytest.fixture(params=STEPPING.values(), ids=STEPPING)
@@ -156,6 +157,40 @@ def test_an_automaton_prints_each_pass(run, monkeypatch, printed):
         assert '--automaton' in sentence(sample.main, ['run', *more])
 
 
+@pytest.mark.parametrize('words', [['--arch=bert'], ['--arch=highorder', '--centered', '--features=5']], ids=str)
+def test_fill(dataset, printed, tmp_path, words):
+    """The likeliest tokens for each blank, with their probabilities, among those of the text."""
+    words = tiny_train(dataset, tmp_path / 'run', *words, '--max_iters=5', '--sample_tokens=0')[1:]
+    train.main([w for w in words if '--arch=bert' in words or 'n_head' not in w])
+    model, content = checkpoint.load_model(tmp_path / 'run')
+    tokenizer = Tokenizer(content['data']['tokenizer'])
+    text = 'a bad [MASK]ab. a bed add a [MASK]ag'           # longer than the window of 16
+    x = [-1 if c == '#' else tokenizer.ids[c] for c in text.replace('[MASK]', '#')]
+    *_, last, one, two = printed(tmp_path / 'run', '--fill', text).splitlines()
+    assert 'written to' in last
+    for line, at in zip((one, two), [i for i, token in enumerate(x) if token < 0], strict=True):
+        p = model.infill(torch.tensor([x]))[0, at, :tokenizer.n_vocab].softmax(-1)
+        expected = [f'{tokenizer.decode([int(i)])!r} {p[i]:.1%}' for i in p.argsort(descending=True)[:5]]
+        assert line.partition(': ')[2] == ', '.join(expected)
+    assert 'both sides' in sentence(sample.main, [str(tmp_path / 'run'), '--start=a'])
+
+
+def test_fill_by_a_published_bert(printed, tmp_path):
+    """With its own tokenizer, whose [CLS] and [SEP] are around the text."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForMaskedLM
+    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'to', 'be', 'or', 'not', '##ing', ',']
+    torch.manual_seed(0)
+    theirs = BertForMaskedLM(BertConfig(vocab_size=11, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                        intermediate_size=32, initializer_range=0.5)).eval()
+    theirs.save_pretrained(tmp_path)
+    BertWordPieceTokenizer({w: i for i, w in enumerate(words)}).save(str(tmp_path / 'tokenizer.json'))
+    line = printed('--pretrained', tmp_path, '--fill=To be, or [MASK] being')
+    p = theirs(torch.tensor([[2, 5, 6, 10, 7, 4, 6, 9, 3]])).logits[0, 5].softmax(-1)
+    expected = [f'{words[i]!r} {p[i]:.1%}' for i in p.argsort(descending=True)[:5]]
+    assert line == f'[MASK] 1: {", ".join(expected)}\n'
+
+
 def test_the_automaton_of_a_network(dataset, printed, tmp_path):
     """Each character of a pass is predicted from its neighbours alone."""
     train.main(tiny_train(dataset, tmp_path / 'run', '--arch=highorder', '--network=high_order', '--centered', '--features=5',
@@ -185,13 +220,15 @@ def test_sample(run, printed, tmp_path, dataset, monkeypatch):
     assert parts == [printed(*words, f'--start={start}', f'--seed={5 + i}') for i, start in enumerate(starts)]
     assert [len(part) for part in parts] == [44, 44, 46, 46] and len(set(parts)) == 4
     assert len(printed(run / 'best.pt', '--temperature', 0, '--max_new_tokens', 5)) == 1 + 5 + 1
-    assert 'tokens/s' in printed(run, '--benchmark', '--max_new_tokens', 10)
+    assert 'tokens/s' in printed(run, '--benchmark', '--max_new_tokens', 10, '--dtype=bfloat16')
 
 
 @pytest.mark.parametrize('words, said', [
     (['--automaton'], '--start'), (['--automaton', '--start=a'], '--automaton: '), (['--reapply=0'], '--reapply=0'),
+    (['--fill=nothing'], 'has no [MASK]'), (['--fill=a [MASK]'], '--fill: '), (['--fill=[MASK]', '--eval'], 'not allowed with'),
     (['--automaton', '--start=a', '--benchmark'], 'not allowed with argument'), (['--start=aX'], "no token for 'X'"),
-    (['--num_samples=0'], '--num_samples=0'), (['--max_new_tokens=0'], '--max_new_tokens=0'), (['--seed=-1'], '--seed=-1'),
+    (['--dtype=int8'], '--dtype'), (['--num_samples=0'], '--num_samples=0'),
+    (['--max_new_tokens=0'], '--max_new_tokens=0'), (['--seed=-1'], '--seed=-1'),
     (['--temperature=nan'], '--temperature=nan'), (['--top_p=1.5'], '--top_p=1.5')])
 def test_bad_commands(run, words, said):
     assert said in sentence(sample.main, [str(run), *words])

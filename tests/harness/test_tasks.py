@@ -222,13 +222,22 @@ def test_the_trunk_is_trained_first_when_it_is_missing(tree, dataset, task_data,
     (['train.py', *FPT, '--dataset=BITS', '--features=7'], ['features=7']),
     (['train.py', *FPT, '--dataset=BITS', '--leaking_split'], ['leaking_split', 'BITS']),
     (['train.py', *FPT, '--dataset=BITS', '--last_only'], ['last_only']),
+    (['train.py', '--arch=bert', '--dataset=BITS'], ['bert.py', 'masked text', 'BITS']),
+    (['train.py', '--arch=bert', '--dataset=TEXT', '--leaking_split'], ['leaking_split', 'masked text']),
+    (['train.py', '--arch=bert', '--dataset=TEXT', '--last_only'], ['last_only', 'masked text']),
+    (['train.py', '--arch=bert', '--dataset=TEXT', '--vocab_size=11'], ['vocab_size=11', '12', '[MASK]']),
+    (['train.py', '--arch=bert', '--dataset=TEXT', '--mask_token=3'], ['mask_token=3', 'TEXT', '11']),
+    (['compare.py', 'config/shakespeare_gpt.py', 'config/shakespeare_bert.py', '--set', 'dataset=TEXT'], ['masked text']),
+    (['compare.py', 'config/shakespeare_gpt.py', 'config/shakespeare_automaton.py', '--set', 'dataset=TEXT'],
+     ['shakespeare_automaton: ', 'both sides']),
     (['train.py', '--arch=baselines', '--network=nac', '--dataset=BITS'], ['network=nac']),
     (['train.py', '--arch=fpt', '--trunk=out/no_such_run', '--dataset=BITS'], ['out/no_such_run']),
 ])
 def test_models_and_data_that_do_not_fit(task_data, dataset, refused, tmp_path, words, reasons):
     def filled(word):
         return word.replace('BITS', task_data('bits').name).replace('TEXT', dataset.name)
-    printed = refused(*map(filled, words), f'--out_dir={tmp_path / "run"}')
+    out = '--out' if words[0] == 'compare.py' else '--out_dir'
+    printed = refused(*map(filled, words), f'{out}={tmp_path / "run"}')
     assert all(filled(reason) in printed for reason in reasons) and not (tmp_path / 'run').exists()
 
 

@@ -260,6 +260,6 @@ def test_surprise_of_an_automaton(first):
 
 
 def test_influence_of_an_automaton():
-    """The prediction after token t, which is of token t + 1, depends on three tokens on either side of t + 1, and not on it."""
+    """The prediction of token t depends on three tokens on either side of it, and not on it."""
     moved = influence(build(centered=True, features=7), tokens(3, 16)) > 1e-6
-    assert moved.tolist() == [[1 <= abs(s - t - 1) <= 3 for s in range(16)] for t in range(16)]
+    assert moved.tolist() == [[1 <= abs(s - t) <= 3 for s in range(16)] for t in range(16)]

@@ -72,7 +72,7 @@ def texts(ax):
 
 class Offsets(nn.Module):
     """The logits at t are a sum of random tables, one for each offset, of the token `offset` places before t."""
-    predicts = 'every'
+    predicts, bidirectional = 'every', False
 
     def __init__(self, *offsets, size=9):
         super().__init__()
@@ -119,8 +119,8 @@ def test_influence_is_one_where_all_the_mass_moves():
 @pytest.mark.parametrize('offsets, bidirectional, title', [
     ((0, 3), False, 'depends on 4 of 9 tokens back; no influence from later tokens'),
     ((0, -1), False, r'depends on 1 of 9 tokens back; LEAK of ([\d.]+) from later tokens'),
-    ((0, 2, -2, -4), True, 'depends on 3 tokens before and 3 after; no influence from the predicted one'),
-    ((0, -1), True, r'depends on 1 tokens before and 0 after; LEAK of ([\d.]+) from the predicted one')])
+    ((1, 3, -1, -3), True, 'depends on 3 tokens before and 3 after; no influence from itself'),
+    ((0, 1), True, r'depends on 1 tokens before and 0 after; LEAK of ([\d.]+) from itself')])
 def test_a_leak_is_shown(offsets, bidirectional, title):
     matrix = behaviour.influence(Offsets(*offsets), tokens(2, 9))
     figure = behaviour.draw_influence(matrix, bidirectional=bidirectional)
@@ -128,11 +128,12 @@ def test_a_leak_is_shown(offsets, bidirectional, title):
     found = re.fullmatch(title, right.get_title())
     assert found, right.get_title()
     if found.groups():
-        assert float(found[1]) == pytest.approx(matrix.diagonal(1).max(), rel=0.05) and pixels(left)[2, 3] > 1e-4
+        assert float(found[1]) == pytest.approx(matrix.diagonal(0 if bidirectional else 1).max(), rel=0.05)
+        assert pixels(left)[2, 2 if bidirectional else 3] > 1e-4
     curve = right.lines[0].get_ydata()          # of distance - 1
-    assert curve == pytest.approx([max(np.diagonal(matrix, -d).mean(), 1e-9) for d in range(9)])
+    assert curve == pytest.approx([max(np.diagonal(matrix, -d).mean(), 1e-9) for d in range(bidirectional, 9)])
     if bidirectional:
-        assert right.lines[1].get_ydata()[2] == pytest.approx(max(np.diagonal(matrix, 4).mean(), 1e-9))
+        assert right.lines[1].get_ydata()[2] == pytest.approx(max(np.diagonal(matrix, 3).mean(), 1e-9))
     assert any('threshold' in t.get_text() and '1e-6' in t.get_text() for t in right.get_legend().texts)
     assert 'line' in figure.legends[0].texts[0].get_text()
 
@@ -351,7 +352,7 @@ def test_the_shortest_window():
 
 WORDS = {'gpt': [], 'pacing': ['--arch=pacing', '--columns=4'],
          'last': ['--arch=pacing', '--predicts=last', '--columns=4', '--patch_size=4', '--depths=(1,1)', '--dims=(8,16)'],
-         'centered': ['--arch=highorder', '--features=5', '--centered']}
+         'centered': ['--arch=highorder', '--features=5', '--centered'], 'bert': ['--arch=bert']}
 EDGES, PICTURE = ['links', 'segments', 'refinement'], ['picture', 'kernels']
 
 
@@ -361,7 +362,7 @@ def runs(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp('look') / 'lr$_$2'         # no mathematics
     for kind, words in WORDS.items():
         train.main([w for w in tiny_train(dataset, folder / kind, *words, '--max_iters=5', '--sample_tokens=0')[1:]
-                    if kind == 'gpt' or 'n_head' not in w])
+                    if kind in ('gpt', 'bert') or 'n_head' not in w])
     return {kind: folder / kind for kind in WORDS}
 
 
@@ -375,16 +376,17 @@ def written(folder):
     return {path.stem for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize('kind, own', [('gpt', ['attention']), ('pacing', PICTURE), ('last', PICTURE), ('centered', EDGES)])
+@pytest.mark.parametrize('kind, own', [('gpt', ['attention']), ('pacing', PICTURE), ('last', PICTURE), ('centered', EDGES),
+                                       ('bert', ['attention'])])
 def test_all_pictures_of_a_run(runs, capsys, monkeypatch, kind, own):
     monkeypatch.setattr(look, 'CONTEXT', 1 << 12)
     with warnings.catch_warnings(action='error', category=UserWarning):
         look.main([str(runs[kind])])
-    names = [n for n in ('influence', 'context', 'surprise', *own) if kind != 'centered' or n != 'context']
+    names = [n for n in ('influence', 'context', 'surprise', *own) if n != 'context' or kind not in ('centered', 'bert')]
     printed = capsys.readouterr().out.splitlines()
     assert written(runs[kind] / 'look') == set(names)
     assert [line for line in printed if line.endswith('.png')] == [str(runs[kind] / 'look' / f'{n}.png') for n in names]
-    assert any('context.png was left out' in line for line in printed) == (kind == 'centered')
+    assert any('context.png was left out' in line for line in printed) == (kind in ('centered', 'bert'))
 
 
 def test_the_checkpoint_is_named(runs, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,14 @@
+"""Llama on Shakespeare by character: the parameters, window, tokens and optimizer of shakespeare_gpt.py."""
+
+arch = 'llama'
+dataset = 'shakespeare_char'
+
+n_layer, n_head, n_embd = 4, 4, 128     # 0.8 M parameters
+n_kv_head = 2                           # a block has as many as one of GPT: what the keys and values save is in the MLP
+n_hidden = 384
+block_size = 64
+
+batch_size = 12                         # 768 tokens a step
+max_iters = 2000
+learning_rate = 4e-3                    # not tuned: that of shakespeare_gpt.py
+min_lr = 4e-4
