@@ -54,6 +54,7 @@ class NAC(nn.Module):
 
 class Model(nn.Module):
     predicts = 'task'
+    adjustable = ('block_size', 'dropout')
 
     def __init__(self, config: Config):
         super().__init__()

@@ -108,7 +108,6 @@ class Model(nn.Module):
     modality = 'masked text'
     bidirectional = True
     model_types = 'bert',
-    published_tokens = 'hub'
 
     def __init__(self, config: Config, head=True):
         """head=False: without the layers that predict tokens; trunk() is then all that it computes."""

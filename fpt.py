@@ -23,8 +23,10 @@ B batch   T tokens   D features per token   V vocabulary   C channels of the tru
 
 import dataclasses
 import hashlib
+import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -64,6 +66,7 @@ class Config:
     bias: bool = True           # a bias in every Linear and LayerNorm
     gelu: str = 'none'          # 'none' is exact, 'tanh' GPT-2's approximation
     sees: str = 'back'          # attention: 'back' is causal, as in a GPT; 'both' sides, as in a ViT
+    eps: float = 0.0            # epsilon of LayerNorm (0: 1e-5, or 1e-12 in a ViT)
     # identify the trunk of a run; set by the run
     trunk_seed: int = -1        # of its random weights or permutations
     trunk_hash: str = ''        # of its weights
@@ -109,22 +112,25 @@ class Model(nn.Module):
         super().__init__()
         config, trunk = find_trunk(config)
         C, T, front = config.n_embd, config.block_size, config.readout == 'class'
-        if front and config.sees != 'both':
-            raise ValueError('readout=class requires a ViT: the class token is in front, where a GPT does not see the example; '
-                             'choose readout=last')
+        classed = getattr(trunk, 'cls', None) is not None
+        if front and not classed:
+            raise ValueError('readout=class requires a ViT with a class token: the token is in front, where a GPT does not see '
+                             'the example; choose readout=last')
         self.input = nn.Embedding(config.vocab_size, C) if config.vocab_size else nn.Linear(config.features, C)
         self.cls = trunk.cls if front else None
         self.drop, self.h, self.ln_f = trunk.drop, trunk.h, trunk.ln_f
         self.output = nn.Linear(C, config.outputs)
-        positions = trunk.wpe.weight.detach()
-        if config.sees == 'both' and not front:
-            positions = positions[1:]           # a ViT's first position is that of its class token
+        positions = trunk.wpe.weight.detach()[int(classed and not front):]      # the first of a ViT is its class token's
+        hashed = positions
+        if config.sees == 'both' and not config.random and is_square(T) and is_square(len(positions) - front):     # images
+            positions = torch.cat([positions[:front], vit.resize(positions[front:], T)])
+            hashed = hashed if 'positions' in config.parts() else positions
         if T + front > len(positions) and 'positions' not in config.parts():
             raise ValueError(f'the trunk has {len(positions)} positions and an example has {T} tokens: train the positions, or '
                              f'choose a trunk with more')
         self.wpe = nn.Embedding(T + front, C)
         self.set_dropout(config.dropout)
-        self.config = config if self.input.weight.is_meta else self.initialize(config, positions)
+        self.config = config if self.input.weight.is_meta else self.initialize(config, positions, hashed)
         self.freeze()
 
     def forward(self, x, y=None):
@@ -158,9 +164,9 @@ class Model(nn.Module):
         new = {id(p) for part in ('input', 'output') for m in self.modules_of(part) for p in m.parameters()}
         self.frozen_names = [n for n, p in self.named_parameters() if not p.requires_grad and id(p) not in new]
 
-    def initialize(self, config, positions):
-        """Initializes the new layers, and the positions from those of the trunk.  Returns the config with the trunk's hash.
-        Raises ValueError if it is not the trunk of the checkpoint that the config is from."""
+    def initialize(self, config, positions, hashed):
+        """Initializes the new layers, and the positions from those of the trunk.  Returns the config with the trunk's hash, of
+        which `hashed` are the positions.  Raises ValueError if the config is from a checkpoint with another trunk."""
         nn.init.normal_(self.wpe.weight, std=positions.std().item())
         self.wpe.weight.data[:len(positions)] = positions[:len(self.wpe.weight)]
         nn.init.orthogonal_(self.input.weight, gain=1.41)
@@ -169,7 +175,7 @@ class Model(nn.Module):
             if getattr(layer, 'bias', None) is not None:
                 nn.init.zeros_(layer.bias)
         found = hashlib.sha256()
-        for p in (positions, *([] if self.cls is None else [self.cls]), *self.h.parameters(), *self.ln_f.parameters()):
+        for p in (hashed, *([] if self.cls is None else [self.cls]), *self.h.parameters(), *self.ln_f.parameters()):
             found.update(p.detach().cpu().contiguous().numpy().tobytes())
         new = found.hexdigest()[:16]
         if config.frozen and config.trunk_hash not in ('', new):
@@ -199,6 +205,7 @@ class Model(nn.Module):
 
 # where the trunk comes from -------------------------------------------------------------------------------------------------
 
+SHAPE = ('n_layer', 'n_head', 'n_embd', 'bias', 'gelu', 'eps')       # fields that a trunk and this Config share
 SHAPES = {      # of published trunks, so that random ones need no download: layers, heads, channels
     'gpt2': (12, 12, 768), 'gpt2-medium': (24, 16, 1024), 'gpt2-large': (36, 20, 1280), 'gpt2-xl': (48, 25, 1600),
     'distilgpt2': (6, 12, 768), 'vit': (12, 12, 768)}
@@ -225,9 +232,13 @@ def find_trunk(config):
     return shape_of(trunk, config), trunk
 
 
+def is_square(n):
+    return math.isqrt(n) ** 2 == n
+
+
 def random_trunk(config):
     """A GPT or a ViT with random weights, determined by config.trunk_seed."""
-    shape = {k: getattr(config, k) for k in ('n_layer', 'n_head', 'n_embd', 'bias', 'gelu')}
+    shape = {k: getattr(config, k) for k in SHAPE if k != 'eps' or config.eps}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.trunk_seed)
         if config.sees == 'both':
@@ -263,7 +274,7 @@ def shuffle(trunk, seed):
 
 def shape_of(trunk, config):
     """The config with the shape of the trunk."""
-    shape = {k: getattr(trunk.config, k) for k in ('n_layer', 'n_head', 'n_embd', 'bias', 'gelu')}
+    shape = {k: getattr(trunk.config, k) for k in SHAPE}
     return dataclasses.replace(config, sees='both' if isinstance(trunk, vit.Model) else 'back', positions=len(trunk.wpe.weight),
                                **shape)
 
@@ -276,10 +287,10 @@ def named_shape(config):
         n_layer, n_head, n_embd = SHAPES[config.trunk]
         more = {'sees': 'both', 'positions': 197} if config.trunk == 'vit' else {'positions': 1024, 'gelu': 'tanh'}
         return dataclasses.replace(config, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bias=True, **more)
-    if config.trunk.startswith('out/'):
+    if Path(config.trunk).exists():
         return shape_of(pretrained_trunk(config.trunk), config)
     raise ValueError(f"trunk='{config.trunk}' has no known shape for the random weights of mode={config.mode}: choose "
-                     f'trunk=random with n_layer, n_head and n_embd, or one of {", ".join(SHAPES)}')
+                     f'trunk=random with n_layer, n_head and n_embd, a local folder, or one of {", ".join(SHAPES)}')
 
 
 def label(settings):

@@ -329,6 +329,7 @@ NETWORKS = {'high_order': MLP, 'high_order_input': MLP, 'low_order_mlp': MLP, 'c
 
 class Model(nn.Module):
     predicts = 'every'
+    adjustable = ('block_size', 'dropout', 'initialization')
 
     def __init__(self, config: Config):
         super().__init__()

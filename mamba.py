@@ -36,6 +36,7 @@ class Config:                   # mamba-130m: 1024, 50280, 24, 768
     dt_min: float = 0.001       # smallest initial step size
     dt_max: float = 0.1         # largest initial step size
     eps: float = 1e-5           # epsilon of RMSNorm
+    tied: bool = True           # the output layer is the token embedding
 
     @classmethod
     def tiny(cls):
@@ -146,6 +147,7 @@ class Block(nn.Module):
 class Model(nn.Module):
     predicts = 'every'
     model_types = 'mamba',
+    adjustable = ('block_size', 'dt_min', 'dt_max')     # the last two are of the initial weights
 
     def __init__(self, config: Config, linear=nn.Linear):
         """linear: makes in_proj, x_proj and out_proj of every block; called as nn.Linear is."""
@@ -155,7 +157,10 @@ class Model(nn.Module):
         self.layers = nn.ModuleList([Block(config, linear) for _ in range(config.n_layer)])
         self.norm_f = nn.RMSNorm(config.n_embd, eps=config.eps)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight
+        if config.tied:
+            self.lm_head.weight = self.wte.weight
+        else:
+            nn.init.normal_(self.lm_head.weight, std=0.02)
         nn.init.normal_(self.wte.weight, std=0.02)
         for block in self.layers:                       # n_layer branches add up in the residual stream
             for p in block.mixer.out_proj.parameters():
@@ -186,21 +191,24 @@ class Model(nn.Module):
         Raises ValueError if the weights are not a Mamba's, or contradict a setting."""
         from harness import hub
         described, weights = hub.load(name)
-        hub.check_config('mamba.py', described, model_type=[*cls.model_types], hidden_act=['silu'], use_bias=[False],
-                         use_conv_bias=[True])
-        weights = {k.removeprefix('backbone.'): v.float() for k, v in weights.items()}
+        weights = {k.removeprefix('backbone.'): v for k, v in weights.items()}
         if not {'embeddings.weight', 'norm_f.weight', 'layers.0.mixer.A_log'} <= weights.keys():
             raise ValueError('these are not the weights of a Mamba in the format of transformers')
-        vocab_size, n_embd = weights['embeddings.weight'].shape
-        E, d_state = weights['layers.0.mixer.A_log'].shape
-        published = {'vocab_size': vocab_size, 'n_embd': n_embd, 'd_state': d_state, 'expand': E // n_embd,
-                     'n_layer': len([k for k in weights if k.endswith('.A_log')]),
-                     'd_conv': weights['layers.0.mixer.conv1d.weight'].shape[-1],
-                     'dt_rank': weights['layers.0.mixer.dt_proj.weight'].shape[1],
-                     'eps': described.get('layer_norm_epsilon', 1e-5)}
+        (V, C), (E, N), K, R = (weights[k].shape for k in (
+            'embeddings.weight', *(f'layers.0.mixer.{k}' for k in ('A_log', 'conv1d.weight', 'dt_proj.weight'))))
+        L = len([k for k in weights if k.endswith('.A_log')])
+        hub.check_config(
+            'mamba.py', described, model_type=[*cls.model_types], vocab_size=[V], hidden_size=[C], num_hidden_layers=[L],
+            state_size=[N], conv_kernel=[K[-1]], expand=[E // C], intermediate_size=[E], time_step_rank=['auto', R[1]],
+            layer_norm_epsilon=float, hidden_act=['silu'], use_bias=[False], use_conv_bias=[True])
+        published = {'vocab_size': V, 'n_embd': C, 'n_layer': L, 'd_state': N, 'd_conv': K[-1], 'expand': E // C,
+                     'dt_rank': R[1], 'tied': hub.is_tied(described, weights, 'lm_head.weight', 'embeddings.weight')}
+        if described:
+            published['eps'] = described.get('layer_norm_epsilon', 1e-5)
         model = cls(Config(**{'block_size': 1024} | hub.merge(published, settings)))
         weights['wte.weight'] = weights.pop('embeddings.weight')
-        weights.setdefault('lm_head.weight', weights['wte.weight'])
+        if model.config.tied:
+            weights['lm_head.weight'] = weights['wte.weight']
         return hub.fill(model, weights)
 
     # generation -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ GPT-2: the baseline that every rival is measured against.
 B batch   T tokens in the window   C channels (n_embd)   H heads   D channels per head (H * D == C)   V vocabulary
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
     dropout: float = 0.0        # on embeddings, attention weights and residual branches
     bias: bool = True           # bias in every Linear and LayerNorm, as in GPT-2
     gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation, slower on a CPU
+    tied: bool = True           # the output layer is the token embedding, as in GPT-2
+    eps: float = 1e-5           # epsilon of LayerNorm
 
     @classmethod
     def tiny(cls):
@@ -100,9 +103,9 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.eps, bias=config.bias)
         self.attn = SelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.eps, bias=config.bias)
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None, past=0):
@@ -122,9 +125,10 @@ class Model(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = nn.LayerNorm(config.n_embd, config.eps, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight
+        if config.tied:
+            self.lm_head.weight = self.wte.weight
         for name, p in self.named_parameters():
             if name.endswith('c_proj.weight'):      # 2 * n_layer branches add up in the residual stream
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
@@ -158,22 +162,27 @@ class Model(nn.Module):
         Raises ValueError if the weights are not a GPT-2's, or contradict a setting."""
         from harness import hub
         short = {n: f'openai-community/{n}' for n in ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')}
-        described, weights = hub.load((short | {'distilgpt2': 'distilbert/distilgpt2'}).get(name, name))
-        hub.check_config('model.py', described, model_type=[*cls.model_types], scale_attn_weights=[True],
-                         layer_norm_epsilon=[1e-5],
-                         activation_function=['gelu_new', 'gelu_pytorch_tanh', 'gelu'], scale_attn_by_inverse_layer_idx=[False])
-        weights = {k.removeprefix('transformer.'): v.float() for k, v in weights.items()}
+        described, weights = hub.load(name, short | {'distilgpt2': 'distilbert/distilgpt2'})
+        weights = {k.removeprefix('transformer.'): v for k, v in weights.items()}
         if not {'wte.weight', 'wpe.weight', 'h.0.attn.c_attn.weight'} <= weights.keys():
             raise ValueError('these are not the weights of a GPT-2')
-        vocab_size, n_embd = weights['wte.weight'].shape
-        block_size = min(len(weights['wpe.weight']), settings.get('block_size', math.inf))
-        n_head = described.get('n_head') or settings.get('n_head') or n_embd // 64         # the weights do not show it
-        published = {'vocab_size': vocab_size, 'n_embd': n_embd, 'n_head': n_head, 'bias': True,
-                     'n_layer': len([k for k in weights if k.endswith('.ln_1.weight')]),
-                     'gelu': 'none' if described.get('activation_function') == 'gelu' else 'tanh'}
-        model = cls(Config(**hub.merge(published, settings | {'block_size': block_size})))
-        weights['wpe.weight'] = weights['wpe.weight'][:block_size]
-        weights.setdefault('lm_head.weight', weights['wte.weight'])
+        (V, C), T = weights['wte.weight'].shape, len(weights['wpe.weight'])
+        L = len([k for k in weights if k.endswith('.ln_1.weight')])
+        hub.check_config(
+            'model.py', described, model_type=[*cls.model_types], vocab_size=[V], n_positions=[T], n_embd=[C], n_layer=[L],
+            n_head=int, n_inner=[None, 4 * C], activation_function=list(GELU), layer_norm_epsilon=float,
+            scale_attn_weights=[True], scale_attn_by_inverse_layer_idx=[False], add_cross_attention=[False])
+        published = {'vocab_size': V, 'n_embd': C, 'n_layer': L, 'n_head': described.get('n_head'), 'bias': True,
+                     'tied': hub.is_tied(described, weights, 'lm_head.weight', 'wte.weight')}
+        if described:
+            published['gelu'] = GELU[described.get('activation_function', 'gelu_new')]
+            published['eps'] = described.get('layer_norm_epsilon', 1e-5)
+        model = cls(Config(**{'gelu': 'tanh', 'block_size': T} | hub.merge(published, settings)))
+        if model.config.block_size > T:
+            raise ValueError(f'block_size={model.config.block_size} is above the {T} positions of the published model')
+        weights['wpe.weight'] = weights['wpe.weight'][:model.config.block_size]
+        if model.config.tied:
+            weights['lm_head.weight'] = weights['wte.weight']
         for key in conv1d_weights(weights):
             weights[key] = weights[key].T
         return hub.fill(model, weights, unused=['h.*.attn.bias', 'h.*.attn.masked_bias'])      # the causal masks
@@ -182,15 +191,28 @@ class Model(nn.Module):
         """(config.json as a dict, {name: tensor}) for transformers' GPT2LMHeadModel."""
         c, own = self.config, self.state_dict()
         weights = {f'transformer.{k}': (v.T if k in conv1d_weights(own) else v).contiguous() for k, v in own.items()
-                   if k != 'lm_head.weight'}
+                   if not k.startswith('lm_head')}
         for key in list(weights):                       # transformers has a bias everywhere
             bias = key.removesuffix('weight') + 'bias'
             if not c.bias and not key.startswith(('transformer.wte', 'transformer.wpe')):
                 weights[bias] = torch.zeros(weights[key].shape[-1])
+        if not c.tied:
+            weights['lm_head.weight'] = own['lm_head.weight']
         return {'architectures': ['GPT2LMHeadModel'], 'model_type': 'gpt2', 'vocab_size': c.vocab_size, 'n_ctx': c.block_size,
                 'n_positions': c.block_size, 'n_embd': c.n_embd, 'n_layer': c.n_layer, 'n_head': c.n_head,
-                'activation_function': 'gelu' if c.gelu == 'none' else 'gelu_new', 'attn_pdrop': c.dropout,
-                'embd_pdrop': c.dropout, 'resid_pdrop': c.dropout, 'bos_token_id': None, 'eos_token_id': None}, weights
+                'activation_function': 'gelu' if c.gelu == 'none' else 'gelu_new', 'layer_norm_epsilon': c.eps,
+                'tie_word_embeddings': c.tied, 'attn_pdrop': c.dropout, 'embd_pdrop': c.dropout, 'resid_pdrop': c.dropout,
+                'bos_token_id': None, 'eos_token_id': None}, weights
+
+    def refined(self, config):
+        """The same function in a shorter window.  Raises ValueError for any other change."""
+        T = self.config.block_size
+        if dataclasses.replace(self.config, block_size=min(config.block_size, T)) != config:
+            raise ValueError(f'only a block_size of at most {T} is possible')
+        new, weights = Model(config), self.state_dict()
+        weights['wpe.weight'] = weights['wpe.weight'][:config.block_size]
+        new.load_state_dict(weights)
+        return new
 
     # generation -------------------------------------------------------------------------------------------------------------
 
@@ -214,6 +236,9 @@ class Model(nn.Module):
         h = self.trunk(token, state['caches'], seen.shape[1])
         state = {'tokens': torch.cat([seen, token], dim=1), 'caches': state['caches']}
         return self.lm_head(h[:, -1]), state        # logits of the last token only: this is the largest matrix
+
+
+GELU = {'gelu': 'none', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'gelu_fast': 'tanh'}     # their names on the hub
 
 
 def conv1d_weights(names):

@@ -255,6 +255,7 @@ def channels_last(norm, x):
 # the model ------------------------------------------------------------------------------------------------------------------
 
 class Model(nn.Module):
+    adjustable = ('block_size', 'dropout', 'blank')
 
     def __init__(self, config: Config):
         super().__init__()

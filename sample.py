@@ -28,7 +28,7 @@ from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, comm
 from harness.arch import architectures, complete, load_arch
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
-from harness.tokenizer import Tokenizer, gpt2_spec
+from harness.tokenizer import Tokenizer, published_tokenizer
 
 
 def arguments(argv):
@@ -109,13 +109,13 @@ def load_pretrained(name, arch):
     Model = load_arch(arch).Model
     if not Model.from_pretrained:
         raise UserError(f'--arch={arch}: {arch}.py loads no published weights')
-    if Model.published_tokens not in ('gpt2', 'hub'):
-        raise UserError(f'--arch={arch}: the weights that {arch}.py loads have a tokenizer of their own, not that of gpt2')
+    if Model.modality == 'task':
+        raise UserError(f'--arch={arch}: {arch}.py answers a task, and writes no text')
     try:
         model = complete(Model.from_pretrained(name)).eval()
-        return [model], Tokenizer(gpt2_spec() if model.published_tokens == 'gpt2' else hub.tokenizer_spec(name))
     except ValueError as e:
         raise UserError(f'--pretrained {name}: {e}') from None
+    return [model], published_tokenizer(name, Model.published_tokens, model.config.vocab_size)
 
 
 def load_runs(names):

@@ -36,6 +36,7 @@ class TrainConfig:
     dataset: str = 'shakespeare_char'       # data/<dataset>; if it is missing, prepare/<dataset>.py makes it
     out_dir: str = ''                       # the run folder (empty: out/<name of the config file>)
     init_from: str = 'scratch'              # scratch, a checkpoint or run folder, or a published model such as gpt2
+    new_vocabulary: bool = False            # init_from weights of another tokenizer: their embeddings and output layer are new
     last_only: bool = False                 # train only on the token after each window, as the original code of PACING does
     leaking_split: bool = False             # split windows instead of text, as it does: trains on validation text
     resume: bool = False                    # continue from out_dir/ckpt.pt
@@ -330,7 +331,8 @@ def describe(arch, model, trainer, data, cfg):
           f'; {trainer.tokens:,} tokens per step ({world} rank{"s" * (world > 1)} x {trainer.micro_steps} '
           f'micro-step{"s" * (trainer.micro_steps > 1)} x {trainer.rows} {data.unit} of {model.config.block_size}); '
           f'{data.noun}: {data.meta["source"]["name"]}')
-    for applies, warning in ((model.leaks, LEAKS), (model.bidirectional, BIDIRECTIONAL), (cfg.leaking_split, runs.OVERLAP)):
+    for applies, warning in ((model.leaks, LEAKS), (model.bidirectional, BIDIRECTIONAL), (cfg.leaking_split, runs.OVERLAP),
+                             (cfg.new_vocabulary and not cfg.resume, runs.NEW_VOCABULARY)):
         if applies:
             print(warning)
     if cfg.dry_run:

@@ -9,6 +9,7 @@ Vision Transformer: an image is cut into patches, which a transformer reads as a
 B batch   T patches   D features per patch   C channels (n_embd)   O outputs
 """
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Config:                   # ViT-Base at 224 x 224: 196, 768, 12, 12, 768
     readout: str = 'class'      # read the answer from a 'class' token, or from the 'mean' over the patches
     bias: bool = True           # bias in every Linear and LayerNorm of the blocks
     gelu: str = 'none'          # 'none' is exact, 'tanh' an approximation
+    eps: float = 1e-12          # epsilon of LayerNorm
 
     @classmethod
     def tiny(cls):
@@ -63,6 +65,19 @@ def task_loss(logits, y, kind):
     return F.mse_loss(logits[:, 0], y)
 
 
+def resize(positions, count):
+    """The position embeddings (T, C) of a square grid of patches, interpolated for one of `count` patches: (count, C).
+    Raises ValueError if one of the grids is not square."""
+    (T, C), side, new = positions.shape, math.isqrt(len(positions)), math.isqrt(count)
+    if count == T:
+        return positions
+    if side ** 2 != T or new ** 2 != count:
+        raise ValueError(f'block_size={count}: positions are interpolated from one square grid of patches to another, not from '
+                         f'{T} patches to {count}')
+    grid = positions.float().T.reshape(1, C, side, side)
+    return F.interpolate(grid, size=(new, new), mode='bicubic').view(C, count).T.to(positions.dtype)
+
+
 class SelfAttention(gpt.SelfAttention):
     causal = False
 
@@ -72,7 +87,6 @@ class Block(gpt.Block):
     def __init__(self, config):
         super().__init__(config)
         self.attn = SelfAttention(config)
-        self.ln_1.eps = self.ln_2.eps = 1e-12
 
 
 class Model(nn.Module):
@@ -87,7 +101,7 @@ class Model(nn.Module):
         self.wpe = nn.Embedding(config.block_size + front, C)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(C, eps=1e-12, bias=config.bias)
+        self.ln_f = nn.LayerNorm(C, config.eps, bias=config.bias)
         self.output = nn.Linear(C, config.outputs)
         for name, p in self.named_parameters():
             if name.endswith('c_proj.weight'):      # 2 * n_layer branches add up in the residual stream
@@ -120,23 +134,31 @@ class Model(nn.Module):
     @classmethod
     def from_pretrained(cls, name, **settings):
         """A model with published weights: the name of a ViT on the hub, such as google/vit-base-patch16-224-in21k (in short
-        'vit'), or a local folder or .safetensors file.  settings: fields of Config; the output layer is initialised as usual.
-        Raises ValueError if the weights are not a ViT's, or contradict a setting."""
+        'vit'), or a local folder or .safetensors file.  settings: fields of Config; the output layer is initialised as usual;
+        another block_size resizes the grid of positions.  Raises ValueError if the weights are not a ViT's, or contradict a
+        setting."""
         from harness import hub
-        described, weights = hub.load('google/vit-base-patch16-224-in21k' if name == 'vit' else name)
-        hub.check_config('vit.py', described, model_type=['vit'], hidden_act=['gelu'], layer_norm_eps=[1e-12], qkv_bias=[True])
-        weights = {k.removeprefix('vit.'): v.float() for k, v in weights.items()}
+        described, weights = hub.load(name, {'vit': 'google/vit-base-patch16-224-in21k'})
+        weights = {k.removeprefix('vit.'): v for k, v in weights.items()}
+        if any(k.endswith('embeddings.distillation_token') for k in weights):
+            raise ValueError('this is a distilled DeiT: vit.py has a class token, but no distillation_token beside it')
         kernel = weights.pop('embeddings.patch_embeddings.projection.weight', None)             # (C, channels, P, P)
         positions = weights.pop('embeddings.position_embeddings', None)                         # (1, 1 + T, C)
         if kernel is None or positions is None:
             raise ValueError('these are not the weights of a ViT')
-        n_embd, T = len(kernel), positions.shape[1] - 1
-        published = {'block_size': T, 'features': kernel[0].numel(), 'n_embd': n_embd, 'bias': True, 'gelu': 'none',
-                     'n_layer': len([k for k in weights if k.endswith('layernorm_before.weight')]),
-                     'n_head': described.get('num_attention_heads') or settings.get('n_head') or n_embd // 64}
-        model = cls(Config(**hub.merge(published, settings)))
+        C, T, L = len(kernel), positions.shape[1] - 1, len([k for k in weights if k.endswith('layernorm_before.weight')])
+        hub.check_config(
+            'vit.py', described, model_type=['vit'], hidden_size=[C], num_hidden_layers=[L], num_attention_heads=int,
+            intermediate_size=[4 * C], hidden_act=list(gpt.GELU), layer_norm_eps=float, qkv_bias=[True])
+        published = {'features': kernel[0].numel(), 'n_embd': C, 'n_layer': L, 'bias': True,
+                     'n_head': described.get('num_attention_heads')}
+        if described:
+            published['gelu'] = gpt.GELU[described.get('hidden_act', 'gelu')]
+            published['eps'] = described.get('layer_norm_eps', 1e-12)
+        model = cls(Config(**{'block_size': T} | hub.merge(published, settings)))
+        front = [] if model.cls is None else [positions[0, :1]]
+        weights['wpe.weight'] = torch.cat([*front, resize(positions[0, 1:], model.config.block_size)])
         weights['embeddings.patch_embeddings.projection.weight'] = kernel.flatten(1)
-        weights['embeddings.position_embeddings.weight'] = positions[0, 0 if model.cls is not None else 1:]
         for i, kind in itertools.product(range(model.config.n_layer), ('weight', 'bias')):
             parts = [weights.pop(f'encoder.layer.{i}.attention.attention.{part}.{kind}', None)
                      for part in ('query', 'key', 'value')]
@@ -147,8 +169,19 @@ class Model(nn.Module):
         unused = ['pooler.*', 'classifier.*', 'embeddings.mask_token', *(['cls'] if model.cls is None else [])]
         return hub.fill(model, weights, new=['output.*'], unused=unused)
 
+    def refined(self, config):
+        """The same model for images of another size, with another block_size: positions are interpolated.  Raises ValueError
+        for any other change."""
+        if dataclasses.replace(self.config, block_size=config.block_size) != config:
+            raise ValueError('only block_size of a trained ViT can be changed')
+        new, weights, front = Model(config), self.state_dict(), int(self.cls is not None)
+        wpe = weights['wpe.weight']
+        weights['wpe.weight'] = torch.cat([wpe[:front], resize(wpe[front:], config.block_size)])
+        new.load_state_dict(weights)
+        return new
+
 
 HUB_NAMES = {'encoder.layer.': 'h.', 'layernorm_before': 'ln_1', 'layernorm_after': 'ln_2', 'layernorm.': 'ln_f.',
              'attention.output.dense': 'attn.c_proj', 'intermediate.dense': 'mlp.c_fc', 'output.dense': 'mlp.c_proj',
-             'embeddings.patch_embeddings.projection': 'input', 'embeddings.cls_token': 'cls',
-             'embeddings.position_embeddings': 'wpe'}       # in this order: 'output.dense' is also in 'attention.output.dense'
+             'embeddings.patch_embeddings.projection': 'input', 'embeddings.cls_token': 'cls'}
+# in this order: 'output.dense' is also in 'attention.output.dense'

@@ -43,6 +43,7 @@ class Config:
     n_wave: int = 6             # causal: layers, with dilation 1, 2, 4, ...
     alpha: float = 0.5          # initial weight of the decoder in the mixture
     alpha_per_channel: bool = False     # train one alpha per channel
+    eps: float = 1e-5           # epsilon of LayerNorm
 
     @classmethod
     def tiny(cls):
@@ -107,6 +108,7 @@ class CausalWaveNet(nn.Module):
 
 class Model(nn.Module):
     predicts = 'every'
+    adjustable = ('dropout', 'alpha')       # alpha is its initial value
 
     def __init__(self, config: Config):
         super().__init__()
@@ -118,10 +120,10 @@ class Model(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.wavenet = (CausalWaveNet if config.reads == 'causal' else JoiningWaveNet)(config)
-        self.ln_decoder = nn.LayerNorm(C, bias=config.bias)     # also gives decoder and WaveNet comparable scales
+        self.ln_decoder = nn.LayerNorm(C, config.eps, bias=config.bias)     # also gives decoder and WaveNet comparable scales
         self.alpha = nn.Parameter(torch.full((C if config.alpha_per_channel else 1,), config.alpha))
         self.alpha.no_weight_decay = True
-        self.ln_f = nn.LayerNorm(C, bias=config.bias)
+        self.ln_f = nn.LayerNorm(C, config.eps, bias=config.bias)
         self.lm_head = nn.Linear(C, config.vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight
         for name, p in self.named_parameters():

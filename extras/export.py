@@ -31,6 +31,9 @@ def main(argv):
             f.write(safetensors.torch.save(weights, metadata={'format': 'pt'}))
         with atomic(folder / 'config.json', 'w') as f:
             json.dump(hub_config, f, indent=1)
+        if (content['data'].get('tokenizer') or {}).get('kind') == 'tokenizers':
+            with atomic(folder / 'tokenizer.json', 'w') as f:
+                f.write(content['data']['tokenizer']['json'])
     except OSError as e:
         raise UserError(f'{folder} cannot be written ({e.strerror}): choose another folder') from None
     parameters = sum(p.numel() for p in model.parameters())

@@ -67,7 +67,12 @@ class ModelContract:
     """What from_pretrained() loads: values of model_type in a config.json, and of general.architecture in a GGUF file."""
 
     published_tokens: str | None = None
-    """The tokenizer of the weights that from_pretrained() loads: 'gpt2', or 'hub' for the one beside the weights."""
+    """The tokenizer of the weights that from_pretrained() loads, such as 'gpt2', unless they have tokenizer files of their
+    own."""
+
+    adjustable: tuple[str, ...] = ('dropout',)
+    """Settings of trained weights that another run may change: they do not change the function in eval mode.  For any other,
+    see refined()."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the loss: columns of metrics.csv."""

@@ -70,7 +70,9 @@ def find(path):
 def is_ours(name):
     """Whether `name` is a checkpoint or a run folder, not a file or folder in the format of the hub."""
     path = Path(name)
-    return path.exists() and path.suffix != '.safetensors' and not list(path.glob('*.safetensors'))
+    if path.is_dir():
+        return any((path / file).exists() for file in ('best.pt', 'ckpt.pt'))
+    return path.exists() and path.suffix not in ('.safetensors', '.bin')
 
 
 def load_model(path):

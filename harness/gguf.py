@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from harness import UserError
+from harness.tokenizer import library
 
 # tokenizer.ggml.pre -> the patterns that split a text in turn, before the merges (llama.cpp, src/llama-vocab.cpp)
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -75,7 +76,7 @@ def load(path):
 
 def tokenizer_json(path):
     """The tokenizer of a file, in the format of tokenizer.json.  Raises UserError."""
-    package('tokenizers', f'the tokenizer of {path}')
+    library()
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     found = {k.removeprefix('tokenizer.ggml.'): v for k, v in read(path)[0].items()}
     model, pre = found.get('model'), found.get('pre')

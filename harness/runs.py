@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import ROOT, UserError, checkpoint, config, data
+import torch
+
+from harness import ROOT, UserError, checkpoint, config, data, tokenizer
 from harness.arch import build, build_config, complete
 from harness.files import atomic
 from harness.log import Log
 
 OVERLAP = 'leaking_split: the validation windows overlap the training windows, so no loss of this run is evidence'
+NEW_VOCABULARY = 'new_vocabulary: token embeddings and output layer start anew, all other weights are those of init_from'
 FILES = ('ckpt.pt', 'best.pt', 'metrics.csv', 'test.json')
 
 
@@ -74,31 +77,32 @@ def new_model(settings, dataset):
     if cfg.last_only and dataset.modality != 'text':
         raise UserError(f'last_only: only language models have a token after the window, and this one is trained on a '
                         f'{dataset.modality}: leave it out')
-    fitted = shape | overrides if task else overrides       # a text model keeps the vocab_size of its weights
+    if cfg.new_vocabulary and (task or cfg.init_from == 'scratch'):
+        raise UserError('new_vocabulary replaces the vocabulary of a text model that --init_from names: leave it out')
+    fitted = shape | overrides if task else dict(overrides)     # a text model keeps the vocab_size of its weights
+    vocab_size = fitted.pop('vocab_size', shape['vocab_size']) if cfg.new_vocabulary else None
     if cfg.init_from == 'scratch':
         model = build(arch, shape | overrides)
     elif checkpoint.is_ours(cfg.init_from):
-        path = checkpoint.find(cfg.init_from)
-        content = checkpoint.load(path)
-        if content['arch'] != arch.name:
-            raise UserError(f"{path} is a checkpoint of arch '{content['arch']}', but this run has arch '{arch.name}': set "
-                            f"--arch={content['arch']}")
-        was, new = (build_config(arch, content['config'] | changes) for changes in ({}, fitted))
-        refine = was != new and arch.Model.refined              # the same function with another config
-        try:
-            model = arch.Model(was if refine else new)
-            checkpoint.load_weights(model, content, path)
-            model = model.refined(new) if refine else model
-        except ValueError as e:
-            raise UserError(f'init_from={cfg.init_from}: {e}') from None
+        model, tokens = from_checkpoint(arch, cfg.init_from, fitted)
     elif arch.Model.from_pretrained:
         try:
             model = arch.Model.from_pretrained(cfg.init_from, **fitted)
         except ValueError as e:
             raise UserError(f'init_from={cfg.init_from}: {e}') from None
+        tokens = None if task else tokenizer.published_spec(cfg.init_from)
+        if not task and tokens is None and model.config.vocab_size == dataset.vocab_size and \
+                dataset.meta['tokenizer'].get('name') == (arch.Model.published_tokens or 0):
+            tokens = dataset.meta['tokenizer']
     else:
         raise UserError(f"init_from='{cfg.init_from}' is no checkpoint, and {arch.name}.py loads no published weights: name a "
                         f'run folder or a checkpoint')
+    if cfg.new_vocabulary:
+        model = with_vocabulary(arch, model, vocab_size)
+    elif cfg.init_from != 'scratch' and not task and not tokenizer.same(tokens, dataset.meta['tokenizer']):
+        raise UserError(f'init_from={cfg.init_from} has another tokenizer than data/{cfg.dataset}, so its embeddings are of '
+                        f'other tokens: prepare data with its tokenizer (prepare/text.py --tokens), or start embeddings and '
+                        f'output layer anew by --new_vocabulary')
     if not task and model.config.vocab_size < shape['vocab_size']:
         raise UserError(f'vocab_size={model.config.vocab_size} must be at least {shape["vocab_size"]}, the number of tokens '
                         f'in data/{cfg.dataset}' + ', and [MASK]' * (shape['vocab_size'] > dataset.vocab_size))
@@ -106,6 +110,38 @@ def new_model(settings, dataset):
         raise UserError(f'mask_token={model.config.mask_token} is one of the {dataset.vocab_size} tokens of '
                         f'data/{cfg.dataset}: choose a larger one')
     return complete(model)
+
+
+def from_checkpoint(arch, name, settings):
+    """(model, specification of its tokenizer) of a run or a checkpoint of this architecture, with other settings: those that do
+    not change its function, or that the model can be refined to."""
+    path = checkpoint.find(name)
+    content = checkpoint.load(path)
+    if content['arch'] != arch.name:
+        raise UserError(f"{path} is a checkpoint of arch '{content['arch']}', but this run has arch '{arch.name}': set "
+                        f"--arch={content['arch']}")
+    kept = {k: v for k, v in settings.items() if k in arch.Model.adjustable}
+    was, new = (build_config(arch, content['config'] | changes) for changes in (kept, settings))
+    try:
+        model = arch.Model(was)
+        checkpoint.load_weights(model, content, path)
+        if was != new and not arch.Model.refined:
+            raise ValueError('this changes the function of its weights, so leave it out')
+        return model.refined(new) if was != new else model, content['data'].get('tokenizer')
+    except ValueError as e:
+        changed = [f'its {k} is {v}, this run has {getattr(new, k)}: ' for k, v in vars(was).items() if v != getattr(new, k)]
+        raise UserError(f'init_from={name}: {"".join(changed[:1])}{e}') from None
+
+
+def with_vocabulary(arch, model, size):
+    """The model for another vocabulary: its weights, except new ones where the size of the vocabulary is in their shape."""
+    values = dataclasses.asdict(model.config) | {'vocab_size': size}
+    with torch.device('meta'):
+        shapes, others = ({k: v.shape for k, v in build(arch, values | {'vocab_size': n}).state_dict().items()}
+                          for n in (size, size - 1))
+    new = build(arch, values)
+    new.load_state_dict({k: v for k, v in model.state_dict().items() if shapes[k] == others[k]}, strict=False)
+    return new
 
 
 def resumed(settings, dataset, out_dir):

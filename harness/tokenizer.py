@@ -5,13 +5,14 @@ download.
     {'kind': 'char', 'chars': ['\\n', ' ', ...]}                          one token per character
     {'kind': 'bytes'}                                                     one token per byte of UTF-8
     {'kind': 'bpe', 'name': 'gpt2', 'pattern': ..., 'ranks': [base64, ...], 'special': {'<|endoftext|>': 50256}}
-    {'kind': 'hub', 'json': '...'}                                        the tokenizer.json of a published model
+    {'kind': 'tokenizers', 'json': ...}             that of a published model: a tokenizer.json of the library `tokenizers`
 """
 
 import base64
 import codecs
 import re
 import zipfile
+from pathlib import Path
 
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
@@ -35,14 +36,18 @@ class Tokenizer:
             self.bpe = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
                                          special_tokens=spec['special'])
             self.n_vocab = self.bpe.n_vocab
-        elif self.kind == 'hub':
-            import tokenizers
-            self.fast = tokenizers.Tokenizer.from_str(spec['json'])
-            self.fast.no_padding()          # some files fill each text up to a length, or cut it there
-            self.fast.no_truncation()
-            self.n_vocab = self.fast.get_vocab_size()
+        elif self.kind == 'tokenizers':
+            try:
+                self.bpe = library().Tokenizer.from_str(spec['json'])
+            except Exception as e:          # it has no type of its own
+                raise UserError(f'this tokenizer.json cannot be read by the package tokenizers ({e}): download it again, or '
+                                f'update that package') from None
+            self.bpe.no_truncation()
+            self.bpe.no_padding()
+            self.n_vocab = 1 + max(self.bpe.get_vocab().values(), default=-1)
+            self.bytewise = 'ByteLevel' in repr(self.bpe.decoder)
         else:
-            raise UserError(f"unknown kind of tokenizer '{self.kind}': choose char, bytes or bpe")
+            raise UserError(f"unknown kind of tokenizer '{self.kind}': choose char, bytes, bpe or tokenizers")
 
     def encode(self, text):
         """Raises UserError for a character that is not in the vocabulary (char only)."""
@@ -52,15 +57,15 @@ class Tokenizer:
                 raise UserError(f'the tokenizer has no token for {", ".join(map(repr, missing[:5]))}: use the {self.n_vocab} '
                                 f'characters of its training text')
             return [self.ids[c] for c in text]
-        if self.kind == 'hub':
-            return self.fast.encode(text, add_special_tokens=False).ids
+        if self.kind == 'tokenizers':
+            return self.bpe.encode(text, add_special_tokens=False).ids
         return list(text.encode(errors='replace')) if self.kind == 'bytes' else self.bpe.encode(text, allowed_special='all')
 
     def encode_masked(self, text):
         """The ids of a text in which each [MASK] stands for one token, whose id is -1."""
-        if self.kind == 'hub':      # with [CLS] and [SEP], as the model was trained
-            mask = self.fast.token_to_id('[MASK]')
-            return [-1 if i == mask else i for i in self.fast.encode(text).ids]
+        if self.kind == 'tokenizers':      # with [CLS] and [SEP], as the model was trained
+            mask = self.bpe.token_to_id('[MASK]')
+            return [-1 if i == mask else i for i in self.bpe.encode(text).ids]
         space = ' ?' if self.kind == 'bpe' else ''      # a token of a BPE includes the space before it
         first, *rest = map(self.encode, re.split(space + r'\[MASK\]', text))
         return [*first, *(i for part in rest for i in (-1, *part))]
@@ -76,16 +81,18 @@ class Tokenizer:
         """The bytes of one token; a character may be split over several tokens."""
         if self.kind == 'char':
             return self.spec['chars'][i].encode()
-        if self.kind == 'hub':
-            return self.fast.decode([i], skip_special_tokens=False).encode()
+        if self.kind == 'tokenizers':
+            token = self.bpe.id_to_token(i) or ''
+            if self.bytewise and LETTERS.keys() >= set(token):
+                return bytes(LETTERS[c] for c in token)
+            return (token if self.bytewise else self.bpe.decode([i], skip_special_tokens=False)).encode()
         return bytes([i]) if self.kind == 'bytes' else self.bpe.decode_single_token_bytes(i)
 
     def stream(self, ids):
         """Yields the text of each id; the bytes of an incomplete character are held back until it is complete."""
-        if self.kind == 'hub':
-            from tokenizers.decoders import DecodeStream
-            decoder = DecodeStream(skip_special_tokens=False)
-            yield from (decoder.step(self.fast, i) or '' for i in ids)
+        if self.kind == 'tokenizers' and not self.bytewise:     # a token's text depends on its neighbours
+            decoder = library().decoders.DecodeStream(skip_special_tokens=False)
+            yield from (decoder.step(self.bpe, i) or '' for i in ids)
             return
         decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
         for i in ids:
@@ -96,6 +103,73 @@ class Tokenizer:
         return ''.join(self.stream(ids))
 
 
+def same(one, two):
+    """Whether two specifications give the same ids to the same tokens.  None: an unknown tokenizer."""
+    if one == two or None in (one, two):
+        return one == two
+    one, two = Tokenizer(one), Tokenizer(two)
+    return one.n_vocab == two.n_vocab and all(one.token_bytes(i) == two.token_bytes(i) for i in range(one.n_vocab))
+
+
+# tokenizers of published models ---------------------------------------------------------------------------------------------
+
+# GPT-2's letter for each byte: printable ones stand for themselves, the others are the letters from 256 on
+PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+LETTERS = {chr(b): b for b in PLAIN} | {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - {*PLAIN}))}
+PADDING = 1024      # at most so many rows of an embedding have no token: its size is rounded up to suit a GPU
+
+
+def library():
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("the model's own tokenizer needs the package tokenizers: pip install tokenizers") from None
+    return tokenizers
+
+
+def published_spec(name):
+    """The specification of the tokenizer in or beside published weights (hub.finder): of a GGUF file, tokenizer.json, or
+    vocab.json and merges.txt of a byte-level BPE.  None if there are no such files, or `name` is short, such as gpt2."""
+    from harness import gguf, hub  # they import torch, which prepare/ does not need
+    if '/' not in name and name not in hub.PACKAGES and not Path(name).exists():
+        return None
+    if (path := hub.local(name)).suffix == '.gguf':
+        return {'kind': 'tokenizers', 'json': gguf.tokenizer_json(path)}
+    find = hub.finder(name)
+    if (file := find('tokenizer.json')).is_file():
+        return {'kind': 'tokenizers', 'json': file.read_text(encoding='utf-8', errors='replace')}
+    if not ((vocab := find('vocab.json')).is_file() and (merges := find('merges.txt')).is_file()):
+        return None
+    hf = library()
+    try:
+        bpe = hf.Tokenizer(hf.models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as e:
+        raise UserError(f'{vocab} and {merges.name} are no byte pair encoding ({e}): download them again') from None
+    bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = hf.decoders.ByteLevel()
+    bpe.add_special_tokens([t for t in bpe.get_vocab() if t.startswith('<|') and t.endswith('|>')])     # <|endoftext|>
+    return {'kind': 'tokenizers', 'json': bpe.to_str()}
+
+
+def published_tokenizer(name, default, rows):
+    """The Tokenizer of published weights with `rows` tokens.  default: ModelContract.published_tokens, for weights without
+    tokenizer files.  Raises UserError if there is none, or it is not that of these weights."""
+    spec = published_spec(name)
+    if spec is None and default == 'gpt2' and rows == GPT2_TOKENS:
+        spec = gpt2_spec()
+    if spec is None:
+        raise UserError(f"'{name}' has no tokenizer.json, nor vocab.json and merges.txt, so its {rows:,} tokens are unknown: "
+                        f'put the tokenizer.json of the model beside its weights')
+    tokenizer = Tokenizer(spec)
+    if not 0 <= rows - tokenizer.n_vocab < PADDING:
+        raise UserError(f"the tokenizer beside '{name}' has {tokenizer.n_vocab:,} tokens, but the weights have {rows:,}: put "
+                        f'the tokenizer.json of the model beside its weights')
+    return tokenizer
+
+
+# GPT-2 ----------------------------------------------------------------------------------------------------------------------
+
+GPT2_TOKENS = 50257
 GPT2_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main'
 GPT2_FILES = {      # SHA-256; the package below contains the same two files
     'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',

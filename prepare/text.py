@@ -1,7 +1,7 @@
 """
 A data set of your own text: data/<name>.
 
-    python prepare/text.py NAME FILE_OR_FOLDER ... [--tokens=char|bytes|gpt2] [--characters=120000]
+    python prepare/text.py NAME FILE_OR_FOLDER ... [--tokens=char|bytes|gpt2|MODEL] [--characters=120000]
 
 Folders are searched for *.txt and *.md, in alphabetical order, and so are linked folders, but not hidden ones and node_modules.
 The last tenth of the text, or of its first --characters, is the validation text. No text may occur twice.
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command
-from harness.tokenizer import gpt2_spec
+from harness.tokenizer import gpt2_spec, published_spec
 from prepare.common import Parser, char_tokenizer, check_distinct, positive, read_text, summarize, truncate, walk, write_text
 
 
@@ -44,11 +44,14 @@ def source_of(name, text):
 
 def main(argv):
     parser = text_parser(__doc__)
-    parser.add_argument('--tokens', choices=('char', 'bytes', 'gpt2'), default='char', help='the tokenizer')
+    parser.add_argument('--tokens', default='char',
+                        help="the tokenizer: char, bytes, gpt2, or a published model (its folder, or owner/model) for its own")
     parser.add_argument('--characters', type=positive, help='use only this many characters, from the start')
     args = parser.parse_args(argv)
     text, name = truncate(*read(args.paths), args.characters)
-    tokenizer = {'char': lambda: char_tokenizer(text), 'bytes': lambda: {'kind': 'bytes'}, 'gpt2': gpt2_spec}[args.tokens]()
+    kinds = {'char': lambda: char_tokenizer(text), 'bytes': lambda: {'kind': 'bytes'}, 'gpt2': gpt2_spec}
+    if (tokenizer := kinds.get(args.tokens, lambda: published_spec(args.tokens))()) is None:
+        raise UserError(f'--tokens={args.tokens} must be {", ".join(kinds)}, or a model with a tokenizer.json')
     write_text(args.name, text, tokenizer, source_of(name, text), Path(__file__).name)
 
 

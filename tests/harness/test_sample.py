@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from extras import export
 from harness import UserError, checkpoint
 from harness.arch import complete
 from harness.generate import automaton, benchmark, describe, generate, reapply, sample_token
-from harness.tokenizer import Tokenizer
+from harness.tokenizer import Tokenizer, bpe_spec, published_spec, same
 
 
 @pytest.fixture(scope='module')
@@ -234,11 +235,117 @@ def test_bad_commands(run, words, said):
     assert said in sentence(sample.main, [str(run), *words])
 
 
-def test_weights_with_another_tokenizer_are_refused():
-    """GPT-2's tokenizer would decode Mamba's ids to another text."""
-    words = ['--pretrained', 'state-spaces/mamba-130m-hf', '--arch']
-    assert '--arch=mamba' in sentence(sample.main, [*words, 'mamba'])
-    assert '--arch=pacing' in sentence(sample.main, [*words, 'pacing'])
+TEXT = 'the cat and the dog and the hat in the café. ' * 9
+
+
+def train_bpe(*special):
+    """A byte-level BPE of 275 tokens, of the library tokenizers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=275, special_tokens=[*special],
+                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return bpe
+
+
+@pytest.fixture
+def trained_bpe():
+    """As GPT-NeoX has it, with a run of blanks as an added token; and with what the files of sentence encoders have."""
+    bpe = train_bpe('<|endoftext|>')
+    bpe.add_tokens(['   '])
+    bpe.enable_truncation(4)
+    return bpe
+
+
+def write_published(folder, bpe, rows, pairs=False):
+    """A Mamba in the format of the hub, with its tokenizer: tokenizer.json, or vocab.json and merges.txt."""
+    from transformers import MambaConfig, MambaForCausalLM
+    torch.manual_seed(0)
+    MambaForCausalLM(MambaConfig(vocab_size=rows, hidden_size=16, state_size=4, num_hidden_layers=1)).save_pretrained(folder)
+    if bpe is not None:
+        bpe.model.save(str(folder)) if pairs else bpe.save(str(folder / 'tokenizer.json'))
+
+
+@pytest.mark.parametrize('pairs', [False, True], ids=['tokenizer.json', 'vocab.json and merges.txt'])
+def test_published_weights_with_their_own_tokenizer(trained_bpe, printed, tmp_path, pairs):
+    """The rows of the embedding are padded; the text is what the library writes for the ids that the model continues with."""
+    trained_bpe.no_truncation()
+    write_published(tmp_path, trained_bpe, 280, pairs)
+    start = 'the café  <|endoftext|>\n'
+    out = printed('--pretrained', tmp_path, '--arch=mamba', '--start', start, '--temperature=2', '--top_k=0')
+    theirs = published_spec(str(tmp_path))
+    own = Tokenizer(theirs)
+    assert own.n_vocab == 276 - pairs and own.encode(start) == trained_bpe.encode(start).ids
+    model = complete(mamba.Model.from_pretrained(str(tmp_path))).eval()
+    more = [int(i) for i in generate(model, torch.tensor([own.encode(start)]), 300, 2.0, n_vocab=own.n_vocab,
+                                     generator=[seeded(1337)])]
+    assert max(more) < own.n_vocab and out == start + trained_bpe.decode(more, skip_special_tokens=False) + '\n'
+
+
+@pytest.mark.parametrize(('rows', 'tokens', 'words'), [
+    (280, False, ['tokenizer.json', '280']), (270, True, ['276', '270']), (5000, True, ['276', '5,000'])])
+def test_a_tokenizer_that_is_not_that_of_the_weights_is_refused(trained_bpe, tmp_path, rows, tokens, words):
+    write_published(tmp_path, trained_bpe if tokens else None, rows)
+    said = sentence(sample.main, ['--pretrained', str(tmp_path), '--arch=mamba'])
+    assert all(word in said for word in [str(tmp_path), *words])
+
+
+def test_published_weights_that_cannot_write(monkeypatch, trained_bpe, tmp_path):
+    assert all(s in sentence(sample.main, ['--pretrained=gpt2', f'--arch={s}']) for s in ('pacing', 'vit'))
+    write_published(tmp_path, trained_bpe, 280)
+    (tmp_path / 'tokenizer.json').write_text('{}')
+    assert 'tokenizer.json' in sentence(sample.main, ['--pretrained', str(tmp_path), '--arch=mamba'])
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    assert 'pip install tokenizers' in sentence(sample.main, ['--pretrained', str(tmp_path), '--arch=mamba'])
+
+
+def test_tokenizers_without_bytes():
+    """Of words, as BERT has them: what the library decodes, in a stream."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers
+    library = Library(models.WordPiece({'[UNK]': 0, 'cat': 1, '##s': 2, 'the': 3}, unk_token='[UNK]'))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    tokenizer = Tokenizer({'kind': 'tokenizers', 'json': library.to_str()})
+    assert tokenizer.encode('the cats') == [3, 1, 2] and tokenizer.decode([3, 1, 2]) == 'the cats'
+    assert tokenizer.token_bytes(1) == b'cat' and tokenizer.n_vocab == 4
+
+
+def test_a_run_from_published_weights_with_their_own_tokenizer(trained_bpe, printed, prepare, root, tmp_path, capsys):
+    """Data is prepared with the model's tokenizer; the run continues texts, and other data needs --new_vocabulary."""
+    hub, run = tmp_path / 'hub', tmp_path / 'run'
+    write_published(hub, trained_bpe, 280)
+    (tmp_path / 'a.txt').write_text(TEXT * 9, encoding='utf-8')
+    prepare('text.py', 'mine', tmp_path / 'a.txt', f'--tokens={hub}')
+    prepare('text.py', 'chars', tmp_path / 'a.txt')
+    words = [f'--init_from={hub}', '--arch=mamba', '--block_size=16', '--max_iters=1', '--eval_windows=8', '--device=cpu',
+             '--sample_tokens=5', f'--out_dir={run}']
+    train.main(['--dataset=mine', *words])
+    capsys.readouterr()
+    assert checkpoint.load(run / 'best.pt')['config']['vocab_size'] == 280
+    assert printed(run, '--start=the', '--max_new_tokens=3').startswith('the')
+    for source in (hub, run):
+        words[0] = f'--init_from={source}'
+        out = tmp_path / f'chars_{source.name}'
+        words[-1] = f'--out_dir={out}'
+        said = sentence(train.main, ['--dataset=chars', *words])
+        assert all(s in said for s in (str(source), 'data/chars', '--new_vocabulary'))
+        capsys.readouterr()
+        train.main(['--dataset=chars', *words, '--new_vocabulary'])
+        assert 'new_vocabulary: ' in capsys.readouterr().out
+        content, before = checkpoint.load(out / 'best.pt'), mamba.Model.from_pretrained(str(hub)).state_dict()
+        assert content['config']['vocab_size'] == Tokenizer(content['data']['tokenizer']).n_vocab < 30
+        assert content['model']['lm_head.weight'].shape == (content['config']['vocab_size'], 16)
+        assert (content['model']['layers.0.mixer.A_log'] - before['layers.0.mixer.A_log']).abs().max() < 0.05
+
+
+def test_the_same_tokenizer_in_two_formats():
+    """tiktoken's and tokenizers' have the same tokens at the same ids, or not."""
+    specs = [{'kind': 'tokenizers', 'json': train_bpe().to_str()}]
+    tokens = Tokenizer(specs[0])
+    for ids in (range(275), [1, 0, *range(2, 275)]):
+        specs.append(bpe_spec('mine', r'\S+|\s+', {tokens.token_bytes(i): rank for rank, i in enumerate(ids)}, {}))
+    assert [[same(a, b) for b in specs] for a in specs] == [[True, True, False], [True, True, False], [False, False, True]]
+    assert not same(None, specs[0])
 
 
 def test_the_first_token_without_a_line_break():
@@ -262,6 +369,17 @@ def test_export(run, tmp_path, capsys):
     parameters = sum(p.numel() for p in ours.parameters())
     zeros = sum(w.numel() for w in load_file(hub / 'model.safetensors').values()) - parameters
     assert f'{parameters:,} parameters and {zeros:,} zeros' in capsys.readouterr().out and zeros > 0
+
+
+def test_export_with_the_tokenizer_of_published_weights(trained_bpe, printed, tmp_path):
+    """A run that was fine-tuned from a model with a tokenizer.json: the export has it again."""
+    model, spec = gpt.Model(gpt.Config(block_size=16, vocab_size=276, n_embd=16)), {'kind': 'tokenizers'}
+    spec['json'] = trained_bpe.to_str()
+    checkpoint.save(tmp_path / 'ckpt.pt', {'arch': 'model', 'config': dataclasses.asdict(model.config), 'step': 1,
+                                           'model': model.state_dict(), 'data': {'tokenizer': spec}})
+    words = ['--start=the', '--max_new_tokens=9']
+    export.main([str(tmp_path / 'ckpt.pt'), str(tmp_path / 'hub')])
+    assert printed('--pretrained', tmp_path / 'hub', *words).endswith(printed(tmp_path / 'ckpt.pt', *words))
 
 
 def test_export_is_refused(run, dataset, tmp_path):

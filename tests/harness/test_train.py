@@ -447,12 +447,12 @@ def test_init_from_a_checkpoint(dataset, tmp_path, monkeypatch, capsys):
     best = go(dataset, tmp_path / 'a', '--max_iters=5')['best']
     more = ['--max_iters=1', f'--init_from={tmp_path / "a"}']
     go(dataset, tmp_path / 'b', *more)
-    with pytest.raises(UserError, match='holds another model'):
+    with pytest.raises(UserError, match=r'its n_layer is 2, this run has 3'):
         go(dataset, tmp_path / 'c', *more, '--n_layer=3')
     monkeypatch.setattr(model.Model, 'refined', deeper, raising=False)
     assert go(dataset, tmp_path / 'c', *more, '--n_layer=3')['config']['n_layer'] == 3
     assert [rows(tmp_path / n)[0]['val_loss'] for n in 'bc'] == pytest.approx([best] * 2)
-    with pytest.raises(UserError, match=r'init_from=.*a: a GPT becomes deeper, not wider'):
+    with pytest.raises(UserError, match=r'init_from=.*a: its n_embd is 16, this run has 32: a GPT becomes deeper, not wider'):
         go(dataset, tmp_path / 'd', *more, '--n_embd=32')
     capsys.readouterr()
     train.main(words_of(dataset, tmp_path / 'e', *more, '--eval_only'))

@@ -105,6 +105,8 @@ def test_trunk_of_a_run(run, x):
     c = model.config
     assert (c.n_layer, c.n_embd, c.n_head, c.bias, c.positions, c.sees) == (2, 16, 2, False, 16, 'back')
     torch.testing.assert_close(model(x)[0], read_out(model, trunk, model.input(x) + trunk.wpe.weight[:2], -1))
+    random = tiny(trunk=str(run), mode='frt')
+    assert all(getattr(random.config, k) == getattr(c, k) for k in (*fpt.SHAPE, 'positions', 'sees'))
     long = tiny(trunk=str(run), block_size=20)          # positions beyond those of the trunk are new
     assert torch.equal(long.wpe.weight[:16], trunk.wpe.weight) and long.wpe.weight[16:].std() > 0
 
@@ -127,13 +129,45 @@ def test_trunks_in_the_format_of_the_hub(tmp_path, x):
     assert all(s in refused(trunk=str(tmp_path / 'gpt')) for s in ('h.1.mlp.c_fc.weight', '(48, 16)', '(64, 16)'))
 
     ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8,
-                       patch_size=2)).save_pretrained(tmp_path / 'vit')
+                       patch_size=2, layer_norm_eps=0.1)).save_pretrained(tmp_path / 'vit')
     trunk = vit.Model.from_pretrained(str(tmp_path / 'vit'))
     last, front = (tiny(trunk=str(tmp_path / 'vit'), readout=r) for r in ('last', 'class'))
     assert last.config.sees == 'both'
     torch.testing.assert_close(last(x)[0], read_out(last, trunk, last.input(x) + trunk.wpe.weight[1:3], -1))
     h = torch.cat([trunk.cls.expand(3, -1, -1), front.input(x)], dim=1) + trunk.wpe.weight[:3]
     torch.testing.assert_close(front(x)[0], read_out(front, trunk, h, 0))
+    resized = vit.Model.from_pretrained(str(tmp_path / 'vit'), block_size=9).wpe.weight         # the task has images of 3 x 3
+    last, front = (tiny(trunk=str(tmp_path / 'vit'), readout=r, block_size=9) for r in ('last', 'class'))
+    assert torch.equal(front.wpe.weight, resized) and torch.equal(last.wpe.weight, resized[1:])
+
+    for name in ('gpt', 'vit'):         # random weights need the shape only
+        weights = safetensors.torch.load_file(tmp_path / name / 'model.safetensors')
+        if name == 'gpt':
+            weights['transformer.h.1.mlp.c_fc.weight'] = torch.zeros(16, 64)
+            safetensors.torch.save_file(weights, tmp_path / name / 'model.safetensors')
+        trained, random = (tiny(trunk=str(tmp_path / name), mode=mode) for mode in ('fpt', 'frt'))
+        for field in (*fpt.SHAPE, 'sees', 'positions'):
+            assert getattr(random.config, field) == getattr(trained.config, field)
+        assert random.h[0].ln_1.eps == trained.h[0].ln_1.eps == {'gpt': 1e-5, 'vit': 0.1}[name]
+        assert not torch.equal(random.h[0].attn.c_attn.weight, trained.h[0].attn.c_attn.weight)
+        save(random, tmp_path / f'{name}_run')
+        shutil.rmtree(tmp_path / name)
+        assert torch.equal(checkpoint.load_model(tmp_path / f'{name}_run')[0](x)[0], random(x)[0])
+
+
+def test_a_vit_without_a_class_token(tmp_path):
+    model = vit.Model(dataclasses.replace(vit.Config.tiny(), readout='mean'))
+    save(model, tmp_path, 'vit')
+    assert torch.equal(tiny(trunk=str(tmp_path), block_size=9).wpe.weight, model.wpe.weight)
+    assert 'readout=class' in refused(trunk=str(tmp_path), readout='class')
+
+
+def test_frozen_positions_that_are_interpolated_are_in_the_hash(tmp_path):
+    """A checkpoint from before they were interpolated holds no positions, and would change its function."""
+    save(vit.Model(vit.Config.tiny()), tmp_path, 'vit')
+    trained, frozen, whole = (tiny(trunk=str(tmp_path), block_size=n, trained=parts).config.trunk_hash for n, parts in (
+        (4, ''), (4, 'input+output'), (9, 'input+output')))
+    assert trained == whole != frozen
 
 
 def test_shuffling_permutes_the_matrices(run, tmp_path, x):

@@ -1,7 +1,11 @@
 """model.py against transformers' GPT-2 in both directions, its attention and cache, and how published weights are fetched."""
 
+import argparse
+import dataclasses
 import http.server
 import json
+import math
+import shutil
 import threading
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import model as gpt
-from harness import UserError
+from harness import UserError, checkpoint
 
 SHAPE = {'vocab_size': 131, 'n_embd': 32, 'n_layer': 3, 'n_head': 4}
 IDS = torch.randint(131, (2, 48), generator=torch.Generator().manual_seed(3))
@@ -69,11 +73,16 @@ def test_published_weights_give_the_published_logits(published, tmp_path):
     (lambda w, c: w.update({'transformer.h.1.mlp.c_fc.weight': torch.zeros(32, 64)}), r'h\.1\.mlp\.c_fc\.weight is \(64, 32\)'),
     (lambda w, c: w.pop('transformer.h.2.ln_2.bias'), r'h\.2\.ln_2\.bias is missing'),
     (lambda w, c: w.update({'score.weight': torch.zeros(2)}), r'score\.weight has no place'),
-    (lambda w, c: w.update({'lm_head.weight': torch.zeros(131, 32)}), r'lm_head\.weight and wte\.weight differ'),
     (lambda w, c: w.pop('transformer.wte.weight'), 'not the weights of a GPT-2'),
-    (lambda w, c: c.update(activation_function='relu'), "activation_function='relu'"),
-    (lambda w, c: c.update(scale_attn_by_inverse_layer_idx=True), 'scale_attn_by_inverse_layer_idx=True'),
-    (lambda w, c: c.update(layer_norm_epsilon=1e-2), 'layer_norm_epsilon=0.01')])
+    (lambda w, c: w['transformer.ln_f.bias'].fill_(math.nan), r'ln_f\.bias holds NaN'),
+    (lambda w, c: w['transformer.h.0.ln_1.bias'].fill_(math.inf), r'h\.0\.ln_1\.bias holds NaN or infinite'),
+    (lambda w, c: w.update({k: v.to(torch.complex64) for k, v in w.items()}), 'is complex64'),
+    (lambda w, c: w.update({'transformer.wpe.weight': w['transformer.wpe.weight'].to(torch.int8)}), r'wpe\.weight is int8'),
+    (lambda w, c: c.update(n_layer=5), 'n_layer=5'), (lambda w, c: c.update(n_head=0), 'n_head=0'),
+    (lambda w, c: c.update(n_head='four'), "n_head='four'"), (lambda w, c: c.update(layer_norm_epsilon=None), 'epsilon=None'),
+    (lambda w, c: c.update(tie_word_embeddings=False), r'lm_head\.weight is missing'),
+    (lambda w, c: c.update(quantization_config={'bits': 4}), "quantization_config={'bits': 4}"),
+    (lambda w, c: c.pop('n_head'), '--n_head'), (lambda w, c: c.clear(), '--n_head')])
 def test_weights_that_do_not_fit_are_refused(published, tmp_path, change, message):
     weights = safetensors.torch.load_file(published[1] / 'model.safetensors')
     described = json.loads((published[1] / 'config.json').read_text())
@@ -85,12 +94,51 @@ def test_weights_that_do_not_fit_are_refused(published, tmp_path, change, messag
         gpt.Model.from_pretrained(str(tmp_path))
 
 
-def test_settings_that_contradict_the_weights_are_refused(published):
-    with pytest.raises(ValueError, match=r"'n_layer': 3.*'n_layer': 5"):
-        gpt.Model.from_pretrained(str(published[1]), n_layer=5)
+@pytest.mark.parametrize(('settings', 'message'), [
+    ({'n_layer': 5}, r"'n_layer': 3.*'n_layer': 5"), ({'n_head': 2}, "'n_head': 4"), ({'gelu': 'none'}, "'gelu': 'tanh'"),
+    ({'eps': 1e-3}, "'eps': 1e-05"), ({'tied': False}, "'tied': True"), ({'block_size': 49}, 'block_size=49 .* 48 positions')])
+def test_settings_that_contradict_the_weights_are_refused(published, settings, message):
+    with pytest.raises(ValueError, match=message):
+        gpt.Model.from_pretrained(str(published[1]), **settings)
 
 
-@pytest.mark.parametrize('change', [{}, {'bias': False}, {'gelu': 'tanh'}], ids=str)
+def test_without_config_the_heads_are_given(published, tmp_path):
+    theirs, folder = published
+    shutil.copy(folder / 'model.safetensors', tmp_path)
+    assert same_logits(gpt.Model.from_pretrained(str(tmp_path), n_head=4), theirs)
+
+
+def test_an_output_layer_that_is_not_the_embedding(tmp_path):
+    """Whether config.json says so or not, as in transformers."""
+    theirs = perturbed(GPT2LMHeadModel(GPT2Config(n_positions=48, tie_word_embeddings=False, **SHAPE)))
+    theirs.save_pretrained(tmp_path)
+    for tied in (False, True):
+        described = json.loads((tmp_path / 'config.json').read_text())
+        (tmp_path / 'config.json').write_text(json.dumps(described | {'tie_word_embeddings': tied}))
+        ours = gpt.Model.from_pretrained(str(tmp_path))
+        assert not ours.config.tied and same_logits(ours, theirs)
+
+
+@pytest.mark.parametrize(('wrap', 'message'), [
+    (lambda w: {'model': w, 'optimizer': {'state': {}}, 'step': 3}, None), (lambda w: {'state_dict': w, 'epoch': 2.5}, None),
+    (lambda w: w | {'step': 3}, 'holds 0 .*'), (lambda w: {'model': w, 'ema': w}, 'holds 2 .*model is a .*ema is a'),
+    (lambda w: [w], 'holds 0 .*it is a list'), (lambda w: {'step': 3}, 'holds 0 .*step is a int'),
+    (lambda w: {**w, 'args': argparse.Namespace(lr=1)}, 'holds argparse.Namespace')])
+def test_pickles(published, tmp_path, wrap, message):
+    """A state_dict, alone or in a training checkpoint."""
+    theirs, folder = published
+    shutil.copy(folder / 'config.json', tmp_path)
+    torch.save(wrap(theirs.state_dict()), tmp_path / 'pytorch_model.bin')
+    for name in (tmp_path, tmp_path / 'pytorch_model.bin'):
+        assert not checkpoint.is_ours(name)
+        if message:
+            with pytest.raises(UserError, match=message):
+                gpt.Model.from_pretrained(str(name))
+        else:
+            assert same_logits(gpt.Model.from_pretrained(str(name)), theirs)
+
+
+@pytest.mark.parametrize('change', [{}, {'bias': False}, {'gelu': 'tanh'}, {'tied': False, 'eps': 0.1}], ids=str)
 def test_export_is_loaded_by_transformers(tmp_path, change):
     ours = perturbed(gpt.Model(gpt.Config(block_size=48, **SHAPE, **change)))
     described, weights = ours.to_hub()
@@ -99,6 +147,7 @@ def test_export_is_loaded_by_transformers(tmp_path, change):
     assert same_logits(ours, GPT2LMHeadModel.from_pretrained(tmp_path).eval())
     again = gpt.Model.from_pretrained(str(tmp_path)).eval()
     torch.testing.assert_close(again(IDS)[0], ours(IDS)[0])
+    assert dataclasses.replace(again.config, bias=ours.config.bias) == ours.config      # transformers has a bias everywhere
 
 
 def point_to(url, monkeypatch):
@@ -159,7 +208,9 @@ def test_weights_from_the_hub(published, hub, monkeypatch):
 
 @pytest.mark.parametrize(('file', 'content', 'message'), [
     ('model.safetensors', b'cut short', 'truncated'), ('pytorch_model.bin', b'cut short', 'truncated'),
-    ('config.json', b'[1', 'not a valid JSON'), ('README.md', b'', 'has no weights')])
+    ('config.json', b'[1', 'not a valid JSON'), ('README.md', b'', 'has no weights'),
+    ('model.safetensors.index.json', b'{"weight_map": []}', 'weight_map'),
+    ('model.safetensors.index.json', b'{"weight_map": {"a": "gone.safetensors"}}', 'gone.safetensors')])
 def test_broken_files_are_named(tmp_path, file, content, message):
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError, match=message):

@@ -18,7 +18,7 @@ import sample
 from harness import UserError, files, hub
 from harness import gguf as reader
 from harness.generate import generate
-from harness.tokenizer import Tokenizer
+from harness.tokenizer import Tokenizer, published_spec
 
 SHAPE = {'vocab_size': 131, 'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 4,
          'num_key_value_heads': 2, 'max_position_embeddings': 48}
@@ -234,7 +234,7 @@ def test_a_gguf_has_the_weights_that_gguf_dequantises(packed):
 
 def test_the_tokenizer_of_a_gguf(packed):
     """Digits stay alone, a special token is one, and bytes of an incomplete character wait for the rest."""
-    tokenizer, pieces = Tokenizer(hub.tokenizer_spec(packed[0])), ['hello', '\u0120hello', '1', '2', '<|end|>']
+    tokenizer, pieces = Tokenizer(published_spec(str(packed[0]))), ['hello', '\u0120hello', '1', '2', '<|end|>']
     assert tokenizer.n_vocab == len(TOKENS)
     assert tokenizer.encode('hello hello12<|end|>') == [TOKENS.index(piece) for piece in pieces]
     text = "hell' \n é 日本<|end|> hello"
@@ -249,7 +249,7 @@ def test_sample_without_arch(packed, capsys, tmp_path):
     for name in packed[0], tmp_path:
         sample.main(['--pretrained', str(name), '--start=hello', '--temperature=0', '--max_new_tokens=5', '--device=cpu'])
         printed.append(capsys.readouterr().out)
-    tokenizer, model = Tokenizer(hub.tokenizer_spec(packed[0])), llama.Model.from_pretrained(str(packed[0])).eval()
+    tokenizer, model = Tokenizer(published_spec(str(packed[0]))), llama.Model.from_pretrained(str(packed[0])).eval()
     start = tokenizer.encode('hello')
     ids = [int(i) for i in generate(model, torch.tensor([start]), 5, temperature=0)]
     assert printed == [tokenizer.decode(start + ids) + '\n'] * 2

@@ -1,5 +1,6 @@
 """vit.py against transformers' ViT."""
 
+import dataclasses
 import json
 
 import pytest
@@ -41,14 +42,35 @@ def test_published_weights_give_the_published_features(published):
     assert mean.cls is None and torch.equal(mean.wpe.weight, ours.wpe.weight[1:])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('side', [2, 5])
+def test_positions_for_another_size_of_image(published, side):
+    """Interpolated as transformers does, of published weights and of a model; with the class token and without."""
+    folder, theirs = published
+    images = torch.randn(2, 3, 4 * side, 4 * side)
+    expected = theirs(images, interpolate_pos_encoding=True).last_hidden_state
+    for readout in ('class', 'mean'):
+        ours = vit.Model.from_pretrained(str(folder), block_size=side ** 2, readout=readout).eval()
+        again = vit.Model.from_pretrained(str(folder), readout=readout)
+        again = again.refined(dataclasses.replace(again.config, block_size=side ** 2)).eval()
+        for p, q in zip(ours.h.parameters(), again.h.parameters(), strict=True):
+            assert torch.equal(p, q)
+        assert torch.equal(ours.wpe.weight, again.wpe.weight)
+        if readout == 'class':
+            torch.testing.assert_close(ours.trunk(patches(images, 4)), expected, atol=1e-4, rtol=1e-4)
+        else:
+            whole = vit.Model.from_pretrained(str(folder), block_size=side ** 2)
+            assert torch.equal(ours.wpe.weight, whole.wpe.weight[1:])
+
+
 @pytest.mark.parametrize(('change', 'settings', 'message'), [
-    (lambda w, c: None, {'block_size': 16}, r"'block_size': 9.*'block_size': 16"),
+    (lambda w, c: None, {'block_size': 12}, 'from 9 patches to 12'), (lambda w, c: None, {'n_head': 2}, "'n_head': 4"),
+    (lambda w, c: c.pop('num_attention_heads'), {}, '--n_head'),
     (lambda w, c: w.pop('encoder.layer.1.attention.attention.key.bias'), {}, r'h\.1\.attn\.c_attn\.bias is missing'),
     (lambda w, c: w.update({'encoder.layer.0.output.dense.weight': torch.zeros(3, 3)}), {}, r'c_proj\.weight is \(3, 3\)'),
-    (lambda w, c: w.update({'embeddings.distillation_token': torch.zeros(1)}), {}, 'distillation_token has no place'),
+    (lambda w, c: w.update({'embeddings.distillation_token': torch.zeros(1)}), {}, 'distillation_token'),
     (lambda w, c: w.pop('embeddings.position_embeddings'), {}, 'not the weights of a ViT'),
-    (lambda w, c: c.update(hidden_act='relu'), {}, "hidden_act='relu'"),
-    (lambda w, c: c.update(layer_norm_eps=1e-6), {}, 'layer_norm_eps=1e-06')])
+    (lambda w, c: c.update(model_type='deit'), {}, "model_type='deit'")])
 def test_weights_that_do_not_fit_are_refused(published, tmp_path, change, settings, message):
     weights = safetensors.torch.load_file(published[0] / 'model.safetensors')
     described = json.loads((published[0] / 'config.json').read_text())
