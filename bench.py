@@ -95,7 +95,7 @@ def bench_train(args):
         trainer = Trainer(s.train, model, RandomText(), machine)
 
         def step(trainer=trainer, machine=machine):
-            trainer.step(0, trainer.cfg.learning_rate)
+            trainer.step(0, 0.0)        # at a learning rate of 0 nothing diverges
             if machine.device.type == 'cuda':
                 torch.cuda.synchronize()
         rows.append({'name': ' '.join([s.name, *(w.lstrip('-') for w in words[1:])]), 'windows': trainer.examples,
@@ -107,11 +107,8 @@ def bench_train(args):
               'speeds': [row | {'seconds': statistics.median(t)} for row, t in zip(rows, times, strict=True)]}
     print(markdown(*tables.speeds(record)))
     if args.out:
-        try:
-            with atomic(args.out, 'w') as f:
-                json.dump(record, f, indent=1)
-        except OSError as e:
-            raise UserError(f'--out={args.out} cannot be written ({e.strerror}): choose another file') from None
+        with atomic(args.out, 'w') as f:
+            json.dump(record, f, indent=1)
 
 
 def bench_generate(args):

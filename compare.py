@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from harness import Arguments, UserError, checkpoint, command, device
+from harness import Arguments, UserError, checkpoint, command, device, runs
 from harness.files import atomic
 from harness.generate import generate
 from race import page, tables
 from race.entrants import add_budget, affordable, enter, measure, plan, read_budget, slug
-from race.processes import interrupt_on_signals, locked, progress_bar, read_rows, spent, train
+from race.processes import interrupt_on_signals, progress_bar, read_rows, spent, train
 from race.statistics import METRICS, TASK_METRICS
 from train import evaluate
 
@@ -119,11 +119,11 @@ def open_race(args, entrants, machine, out):
     return race
 
 
-def forecast(race, runs):
-    """How long the runs will take, as in '9 runs x 120 s, about 22 min with evaluation'.  runs: names of their entrants."""
+def forecast(race, names):
+    """How long the runs will take, as in '9 runs x 120 s, about 22 min with evaluation'.  names: their entrants."""
     kind, amount = race['budget']
-    text = f'{len(runs)} run{"s" * (len(runs) > 1)} x ' + (f'{amount:g} s' if kind == 'seconds' else f'{amount:,.6g} {kind}')
-    seconds = [race['entrants'][name]['plan'].get('run_seconds') for name in runs]     # older races have no forecast
+    text = f'{len(names)} run{"s" * (len(names) > 1)} x ' + (f'{amount:g} s' if kind == 'seconds' else f'{amount:,.6g} {kind}')
+    seconds = [race['entrants'][name]['plan'].get('run_seconds') for name in names]     # older races have no forecast
     if all(seconds):
         total = sum(seconds)
         text += f', about {total / 60:.0f} min with evaluation' if total > 90 else f', about {total:.0f} s with evaluation'
@@ -159,7 +159,7 @@ def judge(e, seed, folder, flops_per_step, windows, machine, with_sample=True):
     return result
 
 
-def run(e, seed, folder, race, lock, machine, progress, with_sample=True):
+def run(e, seed, folder, race, machine, progress, with_sample=True):
     """The result of one run: of judge(), or {'diverged': reason}, or {'failed': reason}, which alone is not kept, so that the
     same command tries it again."""
     path, planned = folder / 'result.json', race['entrants'][e.name]['plan']
@@ -169,7 +169,7 @@ def run(e, seed, folder, race, lock, machine, progress, with_sample=True):
         except ValueError as error:
             raise UserError(f'{path} is damaged ({error}): remove it, and the run is judged again') from None
     flags = planned['flags'] | {'seed': seed}
-    reason = train([*e.words, *(f'--{k}={v}' for k, v in flags.items())], folder, lock, progress)
+    reason = train([*e.words, *(f'--{k}={v}' for k, v in flags.items())], folder, progress)
     last = (read_rows(folder) or [{}])[-1]
     if reason and not all(math.isfinite(last.get(k, 0)) for k in ('train_loss', 'val_loss')):
         result = {'seed': seed, 'diverged': reason, 'steps': last['step'], 'tokens': last['tokens'], 'seconds': last['seconds']}
@@ -237,7 +237,7 @@ def main(argv):
     interrupt_on_signals()
     todo = [(e, first.seed + i) for i in range(args.seeds) for e in entrants]
     results, pictures = {e.name: [] for e in entrants}, {}
-    with locked(out) as lock:
+    with runs.lock(out, '--out'):
         race = open_race(args, entrants, machine, out)
         if left := [e.name for e, seed in todo if not (e.folder(out, seed) / 'result.json').exists()]:
             print(forecast(race, left), flush=True)
@@ -252,7 +252,7 @@ def main(argv):
                     show(i + spent(flags['max_iters'], flags['max_seconds'], last),
                          f'{title}: step {last.get("step", 0):,}' + (f', val {loss:.3f}' if loss else ''))
                 new = not (folder / 'result.json').exists()
-                ours.append(run(e, seed, folder, race, lock, machine, progress, not any('sample' in r for r in ours)))
+                ours.append(run(e, seed, folder, race, machine, progress, not any('sample' in r for r in ours)))
                 tqdm.write(f'{e.name}, seed {seed}: {describe_result(ours[-1])}')
                 if new or i == len(todo) - 1:
                     for x in (x for x in entrants if not pictures.get(x.name)):

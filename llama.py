@@ -156,7 +156,6 @@ class Block(nn.Module):
 class Model(nn.Module):
     predicts = 'every'
     model_types = 'llama', 'qwen3'
-    adjustable = 'block_size',
 
     def __init__(self, config: Config):
         super().__init__()

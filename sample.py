@@ -91,7 +91,7 @@ def prompt(start, tokenizer):
     if start.startswith('FILE:'):
         path = Path(os.path.expanduser(start[len('FILE:'):]))
         try:
-            start = path.read_text(encoding='utf-8')
+            start = path.read_text(encoding='utf-8-sig')        # without the mark that editors on Windows put in front
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f'--start: {path} cannot be read as text ({e})') from None
     if not start:

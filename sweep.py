@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from harness import LEAKS, Arguments, UserError, command, config, device
+from harness import LEAKS, Arguments, UserError, command, config, device, runs
 from harness.files import atomic
 from race.entrants import add_budget, read, read_budget, split_words
 from race.page import write_record
-from race.processes import interrupt_on_signals, locked, progress_bar, read_rows, spent, train
+from race.processes import interrupt_on_signals, progress_bar, read_rows, spent, train
 from race.tables import fitted
 from train import TrainConfig
 
@@ -188,7 +188,7 @@ def entrant(first, values, budget):
     return replace(e, words=words, settings=config.load(words, TrainConfig))
 
 
-def run(number, values, first, budget, out, lock, progress):
+def run(number, values, first, budget, out, progress):
     """The result of a trial: 'val_loss' of its last evaluation, or the reason why it 'failed'."""
     folder = out / f'trial-{number}'
     folder.mkdir(exist_ok=True)
@@ -200,7 +200,7 @@ def run(number, values, first, budget, out, lock, progress):
         result['failed'] = str(refused)
     else:
         limits = e.settings.train.max_iters, e.settings.train.max_seconds
-        reason = train([*e.words, '--sample_tokens=0'], folder, lock, lambda rows: progress(limits, rows))
+        reason = train([*e.words, '--sample_tokens=0'], folder, lambda rows: progress(limits, rows))
         last = (read_rows(folder) or [{}])[-1]
         if not reason and (spent(*limits, last) < 1 or 'val_loss' not in last):
             raise UserError(f'trial {number} was stopped at step {last.get("step", 0)}: the same command resumes it')
@@ -304,7 +304,7 @@ def sweep(args, argv):
         print(f'there are only {combinations} combinations, so there are as many trials')
         args.trials = combinations
     interrupt_on_signals()
-    with locked(out) as lock, progress_bar(args.trials) as show:
+    with runs.lock(out, '--out'), progress_bar(args.trials) as show:
         results, started = open_sweep(args, first, spaces, out)
         best = math.nan
         for number in range(args.trials):
@@ -322,7 +322,7 @@ def sweep(args, argv):
                 row = rows[-1] if rows else {}
                 loss = f', train {row["train_loss"]:.3f}' if 'train_loss' in row else ''
                 show(number + spent(*limits, row), f'{title}: step {row.get("step", 0):,}{loss}, best so far {best:.3f}')
-            r = results[number] = run(number, values, first, args.budget, out, lock, progress)
+            r = results[number] = run(number, values, first, args.budget, out, progress)
             tqdm.write(f'{title}: ' + (f'val {r["val_loss"]:.4f}, {r["seconds"]:.0f} s' if 'val_loss' in r else r['failed']))
         ordered = report(results, spaces, first, args, argv, out)
     rows = [[str(r['number']), f'{r["val_loss"]:.4f}' if 'val_loss' in r else 'failed', *map(shown, r['values'].values()),
@@ -342,13 +342,7 @@ def main(argv):
     except ImportError:
         raise UserError('sweep.py needs optuna, which is not installed: pip install optuna') from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        sweep(args, argv)
-    except BrokenPipeError:
-        raise
-    except OSError as e:
-        raise UserError(f'{e.filename2 or e.filename or "the sweep"} could not be written ({e.strerror}): fix that, and the '
-                        f'same command resumes the sweep') from None
+    sweep(args, argv)
 
 
 if __name__ == '__main__':

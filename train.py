@@ -17,6 +17,7 @@ import json
 import math
 import shlex
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def evaluate(model, data, indices, batch_size, machine, split='val'):
 class Run:
     """A training run in one process: what fit() works on."""
     trainer: Trainer
-    out_dir: Path
+    folder: runs.Folder
     indices: object                     # the validation examples
     about: dict                         # architecture, settings and data, for config.json and the checkpoints
     log: Log | None                     # on the main process only
@@ -204,6 +205,27 @@ class Run:
         self.since = self.progress.tokens, self.progress.seconds        # at that row
         self.lr = 0.0
 
+    def resume(self, content):
+        """Continues from a checkpoint.  With other validation examples, best.pt is evaluated again on them."""
+        t, ckpt, best = self.trainer, self.folder.path / 'ckpt.pt', self.folder.path / 'best.pt'
+        p = self.progress = runs.Progress.load(content)
+        self.since = p.tokens, p.seconds
+        t.load_state_dict(content, ckpt)
+        self.plateau.load_state_dict(content.get('plateau', {}))
+        changed, was = runs.changed(content['loop'], self.cfg), content['loop'].get('eval_windows', self.cfg.eval_windows)
+        if self.machine.is_main:
+            print(f'resumed at step {p.step}' + (f'; changed: {changed}' if changed else ''))
+        if list(self.data.val_indices(was, t.model.config.block_size)) == list(self.indices):
+            return
+        p.best = math.inf
+        with contextlib.suppress(UserError):            # best.pt is missing or damaged
+            checkpoint.load_weights(t.model, checkpoint.load(best), best)
+            p.best = evaluate(t.fast, self.data, self.indices, self.cfg.batch_size, self.machine)['val_loss']
+        checkpoint.load_weights(t.model, content, ckpt)
+        if self.machine.is_main:
+            print(f'eval_windows was {was}: the best val_loss, {content.get("best", math.nan):.4f}, is {p.best:.4f} on the '
+                  f'windows of this run')
+
     def spent(self):
         """The fraction of the budget that is spent, 0 to 1."""
         limits = (self.progress.step, self.cfg.max_iters), (self.progress.seconds, self.cfg.max_seconds)
@@ -211,16 +233,38 @@ class Run:
 
     def save(self, name, **more):
         if self.machine.is_main:
-            checkpoint.save(self.out_dir / name, {**self.about, 'model': self.trainer.model.state_dict(), **more,
-                                                  **dataclasses.asdict(self.progress)})
+            self.folder.check()
+            try:
+                checkpoint.save(self.folder.path / name, {**self.about, 'model': self.trainer.model.state_dict(), **more,
+                                                          **dataclasses.asdict(self.progress)})
+            except checkpoint.NotFinite:        # although the loss was
+                self.diverged('train_loss', math.nan, self.progress.step)
+                raise
 
-    def diverged(self, name, loss, step):
-        """The error that ends a run whose loss is not finite; its last row of metrics.csv shows that loss."""
+    def diverged(self, name, loss, step, reason=''):
+        """The error that ends a run whose loss is not finite; the last row of metrics.csv shows that loss."""
+        p, folder = self.progress, self.folder
         if self.machine.is_main:
-            self.log.write(self.progress.step, tokens=self.progress.tokens, seconds=self.progress.seconds, **{name: loss})
+            # a row of this step may be there already, and a run that is resumed keeps it
+            self.log.write(p.step + (self.log.rows[-1:] != [] and self.log.rows[-1]['step'] == p.step), tokens=p.tokens,
+                           seconds=p.seconds, **{name: loss})
             self.log.close()
-        kept = f'{self.out_dir}/ckpt.pt holds the last good weights; ' * (self.out_dir / 'ckpt.pt').exists()
-        return UserError(f'{name} became {loss} at step {step}: {kept}try a smaller learning_rate')
+        kept = f'the run in {folder.out_dir} is unchanged; ' * folder.staged or (
+            f'{folder.path}/ckpt.pt holds the last good weights; ' * (folder.path / 'ckpt.pt').exists()) * self.machine.is_main
+        return UserError(f'{name} became {loss} at step {step}{reason}: {kept}try a smaller learning_rate')
+
+    def explain(self, e):
+        """Raises the error of a run that has diverged if that is why an architecture failed with e, as when nan is an index:
+        there is a loss, a weight, or a tensor in the functions that were running, which is not finite."""
+        if isinstance(e, torch.OutOfMemoryError):
+            return
+        running = [v for frame, _ in traceback.walk_tb(e.__traceback__) for v in frame.f_locals.values()]
+        tensors = [v for v in (*running, *(loss for loss, _ in self.pending), *self.trainer.model.parameters())
+                   if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.is_meta]
+        if any((v.isnan() | (v == math.inf)).any() for v in tensors):       # -inf may be a mask
+            lines = str(e).splitlines() or ['']
+            reason = f' ({type(e).__name__}: {lines[0][:100]})'
+            raise self.diverged('train_loss', math.nan, self.progress.step, reason) from None
 
     def flush(self):
         """The row of metrics.csv for the steps since the last row, averaged over the ranks; empty without steps."""
@@ -268,21 +312,26 @@ def fit(run, signals):
         stop, p.seconds = machine.all_reduce([len(signals), p.seconds], 'max')      # so that all ranks stop at the same step
         spent, row = run.spent(), {}
         done = spent >= 1 or 0 < cfg.stop_after <= p.stale
-        due = p.step % cfg.eval_interval == 0 and p.step != p.evaluated     # a resumed run has evaluated its step
+        new = p.step != p.evaluated             # a resumed run has evaluated its step
+        due = new and p.step % cfg.eval_interval == 0
         if p.step % cfg.log_interval == 0 or p.step % cfg.eval_interval == 0 or done or stop:
             row = run.flush()
             if row:
                 latest = f'loss {row["train_loss"]:.3f}, {row["tokens_per_second"]:,.0f} tokens/s'
                 bar.set_postfix_str(latest)
-        if (due or done) and not stop:
+        if (due or (done and new)) and not stop:
             run.evaluate(row)
             if due:
                 run.plateau.judge()
             done = done or 0 < cfg.stop_after <= p.stale
         if row and machine.is_main:
+            run.folder.check()
             run.log.write(p.step, **row)
         if 'val_loss' in row or stop:
             run.save('ckpt.pt', **run.trainer.state_dict(), plateau=run.plateau.state_dict())
+            if p.step and not stop and run.folder.staged and machine.is_main:
+                run.folder.promote()
+                run.log.track(run.folder.out_dir)
         if done or stop:
             bar.close()
             return bool(stop)
@@ -304,19 +353,22 @@ def finish(run, stopped, title, argv):
     p, model, data = run.progress, run.trainer.model, run.data
     run.log.plot(title)
     run.log.close()
+    if stopped and run.folder.staged:
+        print(f'stopped at step {p.step}, before its first evaluation after a step: the old run in {run.folder.out_dir} stays')
+        return
     if stopped:
         launcher = 'python' if run.machine.world == 1 else 'torchrun ...'
         again = shlex.join(['train.py', *(a for a in argv if a not in ('--resume', '--overwrite'))])
         print(f'stopped at step {p.step} and saved; to resume: {launcher} {again} --resume')
         return
-    print(f'{p.step} steps, {p.tokens:,} tokens, {p.seconds:.0f} s; best val {p.best:.4f}; written to {run.out_dir}/')
+    print(f'{p.step} steps, {p.tokens:,} tokens, {p.seconds:.0f} s; best val {p.best:.4f}; written to {run.folder.path}/')
     if (indices := data.test_indices()) is not None:
-        content = checkpoint.load(run.out_dir / 'best.pt')
-        checkpoint.load_weights(model, content, run.out_dir / 'best.pt')
+        content = checkpoint.load(run.folder.path / 'best.pt')
+        checkpoint.load_weights(model, content, run.folder.path / 'best.pt')
         alone = dataclasses.replace(run.machine, world=1)       # the other ranks are done
         metrics = evaluate(model, data, indices, run.cfg.batch_size, alone, 'test')
         metrics = {'test_loss' if k == 'val_loss' else k: v for k, v in metrics.items()}
-        with atomic(run.out_dir / 'test.json', 'w') as f:
+        with atomic(run.folder.path / 'test.json', 'w') as f:
             json.dump({'step': content['step'], 'examples': len(indices), **metrics, 'chance': data.chance('test')}, f,
                       indent=1)
         print(data.format_metrics(metrics, 'test'))
@@ -339,18 +391,18 @@ def describe(arch, model, trainer, data, cfg):
         print(optim.describe(model, cfg.optimizer, trainer.tokens))
 
 
-def train(settings, machine, argv):
+def train(settings, machine, folder, argv):
     """One run, from its settings to its last checkpoint."""
     cfg = settings.train
-    out_dir = Path(cfg.out_dir or f'out/{settings.name}')
+    if machine.is_main and not (cfg.dry_run or cfg.eval_only):
+        folder.claim(cfg)
     if machine.local_rank == 0:
         runs.prepare(settings)
-    machine.all_reduce([0])                             # the other ranks wait for the data
+    # the other ranks wait for the data, and resume if the main one does
+    cfg.resume = any(machine.all_reduce([cfg.resume and machine.is_main]))
     data = open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality)
-    if not (cfg.dry_run or cfg.eval_only):
-        runs.claim(cfg, out_dir)
     torch.manual_seed(cfg.seed)
-    model, content = runs.resumed(settings, data, out_dir) if cfg.resume else (runs.new_model(settings, data), {})
+    model, content = runs.resumed(settings, data, folder.out_dir) if cfg.resume else (runs.new_model(settings, data), {})
     indices = data.val_indices(cfg.eval_windows, model.config.block_size)
     trainer = Trainer(cfg, model, data, machine)
     if machine.is_main:
@@ -362,34 +414,34 @@ def train(settings, machine, argv):
         if machine.is_main:
             print(data.format_metrics(metrics))
         return
-    progress, plateau = runs.Progress(), optim.Plateau(cfg)
-    if cfg.resume:
-        progress = runs.Progress.load(content)
-        trainer.load_state_dict(content, out_dir / 'ckpt.pt')
-        plateau.load_state_dict(content.get('plateau', {}))
-        if machine.is_main:
-            changed = runs.changed(content['loop'], cfg)
-            print(f'resumed at step {progress.step}' + (f'; changed: {changed}' if changed else ''))
     # checkpoints store TrainConfig under 'loop', its name in the first version
     about = {'arch': settings.arch.name, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(cfg),
              'data': {k: data.meta.get(k) for k in ('fingerprint', 'source', 'tokenizer')}}
     log = None
     if machine.is_main:
-        log = runs.open_run(cfg, out_dir, about, content.get('step'), [*data.columns, *model.metrics()])
-    run = Run(trainer, out_dir, indices, about, log, progress, plateau)
+        log = folder.open(cfg, about, content.get('step'), [*data.columns, *model.metrics()])
+    run = Run(trainer, folder, indices, about, log, runs.Progress(), optim.Plateau(cfg))
+    if cfg.resume:
+        run.resume(content)
     del content                                         # frees a second copy of the weights
-    stopped = fit(run, catch_signals())
+    signals = catch_signals()
+    try:
+        stopped = fit(run, signals)
+    except Exception as e:
+        run.explain(e)
+        raise
     if machine.is_main:
         finish(run, stopped, f'{settings.name}: {settings.arch.name} on {data.meta["source"]["name"]}', argv)
 
 
 def main(argv):
     settings = config.load(argv, TrainConfig)
+    runs.follow_parent()
     machine = device.setup(settings.train.device, settings.train.dtype, settings.train.compile)
     if machine.is_main:
         print(machine)
-    with machine.process_group():
-        train(settings, machine, argv)
+    with runs.Folder(Path(settings.train.out_dir or f'out/{settings.name}')) as folder, machine.process_group():
+        train(settings, machine, folder, argv)
 
 
 if __name__ == '__main__':

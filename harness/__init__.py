@@ -31,7 +31,10 @@ class Arguments(argparse.ArgumentParser):
 
 
 def command(main, interrupted='stopped'):
-    """Runs main on the arguments of the command line.  A closed pipe (`| head`) ends it silently, Ctrl-C with a sentence."""
+    """Runs main on the arguments of the command line.  A closed pipe (`| head`) ends it silently, Ctrl-C and a file that cannot
+    be read or written with a sentence.  Characters that stdout cannot encode are replaced."""
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='replace')
     try:
         try:
             main(sys.argv[1:])
@@ -41,6 +44,10 @@ def command(main, interrupted='stopped'):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         raise UserError(interrupted) from None
+    except OSError as e:
+        reason = ' '.join(str(e.strerror or e).split())
+        raise UserError(f'{e.filename2 or e.filename or "a file"} could not be read or written ({reason}): fix that, then run '
+                        f'the same command again') from None
 
 
 def catch_signals():

@@ -186,7 +186,7 @@ def load_arch(name):
         sys.path.insert(0, str(ROOT))
     try:
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as e:
+    except BaseException as e:      # exit() in a model file must not look like success
         raise UserError(f'{name}.py cannot be imported: {describe_exception(e, f"{name}.py")}') from None
     Config, Model = getattr(module, 'Config', None), getattr(module, 'Model', None)
     missing = []

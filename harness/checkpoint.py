@@ -14,21 +14,24 @@ FORMAT = 1
 PARTS = {'format': int, 'arch': str, 'config': dict, 'model': dict, 'step': int, 'data': dict}
 
 
+class NotFinite(UserError):
+    """A weight is nan or infinite."""
+
+
 def save(path, content):
-    """Writes a checkpoint atomically.  Raises UserError, and keeps the previous checkpoint, if the disk is full or a weight is
-    not finite."""
+    """Writes a checkpoint atomically.  Raises UserError, and keeps the previous checkpoint, if the disk is full, or NotFinite
+    if a weight is not finite."""
     path = Path(path)
+    kept = f'; {path} still holds the previous weights' * path.exists()
     bad = [n for n, t in content['model'].items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
-        raise UserError(f'at step {content["step"]} the weights of {bad[0]} are not finite: {path} was not '
-                        f'written and still holds the last good ones; try a smaller learning_rate')
+        raise NotFinite(f'at step {content["step"]} the weights of {bad[0]} are not finite: try a smaller learning_rate{kept}')
     try:
         with atomic(path) as f:
             torch.save({'format': FORMAT, **content}, f)
     except (OSError, RuntimeError) as e:        # on a full disk, torch may raise its own error after the OSError
-        reason = ' '.join(str(e if isinstance(e, OSError) else e.__context__ or e).split())[:150]
-        raise UserError(f'{path} could not be written ({reason}): free some space or choose another --out_dir; '
-                        f'the previous file is unchanged') from None
+        reason = ' '.join(str(e.strerror if isinstance(e, OSError) else e.__context__ or e).split())[:150]
+        raise UserError(f'{path} could not be written ({reason}): free some space or choose another --out_dir{kept}') from None
 
 
 def load(path):
@@ -45,8 +48,9 @@ def load(path):
         raise UserError(f'{path} is not a checkpoint of plain tensors: it is a pickle that would execute code, and was not '
                         f'loaded') from None
     except Exception as e:      # damaged files raise many types
-        raise UserError(f'{path} is truncated or not a checkpoint ({" ".join(str(e).split())[:100]}): use another '
-                        f'one, such as {"ckpt.pt" if path.name == "best.pt" else "best.pt"} in the same folder') from None
+        other = path.with_name('ckpt.pt' if path.name == 'best.pt' else 'best.pt')
+        raise UserError(f'{path} is truncated or not a checkpoint ({" ".join(str(e).split())[:100]}): use another one' +
+                        f', such as {other}' * other.exists()) from None
     parts = content if isinstance(content, dict) else {}
     wrong = [name for name, kind in PARTS.items() if not isinstance(parts.get(name), kind)]
     if wrong:

@@ -91,7 +91,7 @@ def run_file(path):
     """The values that a config file assigns, as a dict."""
     path = Path(os.path.expanduser(path))
     try:
-        source = path.read_text(encoding='utf-8')
+        source = path.read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as e:
         folder = Path(os.path.relpath(ROOT / 'config'))
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob('*.py')], 1)
@@ -101,7 +101,7 @@ def run_file(path):
     namespace = {'__name__': 'config', '__file__': str(path)}
     try:
         exec(compile(source, str(path), 'exec'), namespace)
-    except (Exception, SystemExit) as e:        # exit() in a config must not look like success
+    except BaseException as e:      # exit() in a config must not look like success
         raise UserError(f'{path}, {describe_exception(e, path)}') from None
     return {k: v for k, v in namespace.items()
             if not k.startswith('_') and not isinstance(v, types.ModuleType) and not callable(v)}

@@ -104,7 +104,7 @@ def setup(device='auto', dtype='auto', compile='auto'):
     """The Machine of this process, which joins the process group if torchrun started it.
 
     device: auto, cpu, mps, cuda or cuda:N.  dtype: auto, float32, bfloat16, float16.  compile: True, False or auto."""
-    world, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (('WORLD_SIZE', 1), ('RANK', 0), ('LOCAL_RANK', 0)))
+    world, rank, local_rank = ranks()
     device = pick_device(device, local_rank, world)
     dtype, why = number_format(device, dtype)
     if compile not in (True, False, 'auto'):
@@ -122,6 +122,18 @@ def setup(device='auto', dtype='auto', compile='auto'):
         dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', store=store, rank=rank,
                                 world_size=world, timeout=datetime.timedelta(hours=1))
     return Machine(device, dtype, compile, rank, local_rank, world, why)
+
+
+def ranks():
+    """(number of processes, rank, rank on this node), as torchrun sets them in the environment.  Raises UserError if only some
+    of them are set, as by a shell that exports WORLD_SIZE."""
+    found = {k: os.environ.get(k, '') for k in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK')}
+    world, rank, local_rank = (int(v or d) if (v or d).isdecimal() else -1 for v, d in zip(found.values(), '100', strict=True))
+    given = found['RANK'] and all(k in os.environ for k in ('MASTER_ADDR', 'MASTER_PORT'))
+    if not 0 <= rank < world or local_rank < 0 or ((local_rank or world > 1) and not given):
+        shown = ', '.join(f'{k}={v or "(not set)"}' for k, v in found.items())
+        raise UserError(f'the environment has {shown}, which torchrun did not set: start with torchrun, or unset them')
+    return world, rank, local_rank
 
 
 def leave():
@@ -150,7 +162,7 @@ def pick_device(name, local_rank, world):
         return torch.device('cuda', index)
     if device.type == 'mps' and not torch.backends.mps.is_available():
         raise UserError('device=mps: torch finds no Apple GPU: use --device=cpu')
-    if device.type not in ('cpu', 'mps'):
+    if device.type not in ('cpu', 'mps') or device.index:
         raise UserError(f"unsupported device='{name}': choose auto, cpu, mps, cuda or cuda:N")
     return device
 

@@ -36,8 +36,11 @@ def atomic(path, mode='wb'):
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(e, OSError):      # a full disk names no file
+            e.filename = str(path)
         raise
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -39,41 +40,65 @@ class Log:
     """Rows of numbers by step.  from_step: the step from which a run is resumed, or None.  Later rows, which a killed run
     logged after its last checkpoint, are dropped."""
 
-    def __init__(self, out_dir, from_step, more=(), tensorboard=False, wandb_log=False, wandb_project='', settings=None):
-        """more: the columns of the data and the model, after COLUMNS."""
-        self.columns = [*COLUMNS, *more]
-        self.path = Path(out_dir) / 'metrics.csv'
-        self.rows = []
+    def __init__(self, folder, from_step, more, cfg, settings):
+        """more: the columns of the data and the model, after COLUMNS.  settings: of the run, for Weights & Biases."""
+        self.path, self.from_step, self.cfg, self.settings = Path(folder) / 'metrics.csv', from_step, cfg, settings
+        self.rows, self.board, self.wandb = [], None, None
         if from_step is not None and self.path.exists():
             try:
                 self.rows = [r for r in read(self.path) if r['step'] <= from_step]
             except (ValueError, KeyError):      # UnicodeDecodeError is a ValueError
                 raise UserError(f'{self.path} is damaged: move it away, and --resume starts a new one') from None
+        self.columns = list(dict.fromkeys([*COLUMNS, *more, *(name for row in self.rows for name in row)]))
+        self.write_all()
+
+    def write_all(self):
         with atomic(self.path, 'w') as f:
             writer = csv.DictWriter(f, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        self.board = self.wandb = None
-        if tensorboard:
+
+    def track(self, out_dir):
+        """Logs to TensorBoard and Weights & Biases, too, if cfg says so.  out_dir: where metrics.csv is from now on; the id of
+        the run on Weights & Biases is kept beside it."""
+        self.path = out_dir / 'metrics.csv'
+        if self.cfg.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(out_dir, purge_step=from_step)
-        if wandb_log:
+            self.board = SummaryWriter(out_dir, purge_step=None if self.from_step is None else self.from_step + 1)
+        if self.cfg.wandb_log:
             import wandb
-            self.wandb = wandb.init(project=wandb_project, name=Path(out_dir).name, id=Path(out_dir).name,
-                                    resume='allow', config=settings)
+            kept = out_dir / 'wandb_id'
+            if not kept.exists():
+                with atomic(kept, 'w') as f:
+                    f.write(secrets.token_hex(8))
+            self.wandb = wandb.init(project=self.cfg.wandb_project, name=out_dir.resolve().name, id=kept.read_text().strip(),
+                                    resume='allow', config=self.settings)
+        for row in self.rows if self.from_step is None else ():
+            self.send(**row)
 
     def write(self, step, **values):
-        """Appends a row; a column without a value stays empty."""
-        row = {'step': step, **values}
-        self.rows.append(row)
+        """Appends a row; a column without a value stays empty.  A second row of a step completes the first, as when a run is
+        resumed and evaluates the step at which it was stopped."""
+        row, again = {'step': step, **values}, self.rows and self.rows[-1]['step'] == step
         line = io.StringIO()
         csv.DictWriter(line, self.columns).writerow(row)
         try:
-            with open(self.path, 'a', encoding='utf-8', newline='') as f:
-                f.write(line.getvalue())
+            if again:
+                self.rows[-1] |= row
+                self.write_all()
+            else:
+                self.rows.append(row)
+                with open(self.path, 'r+', encoding='utf-8', newline='') as f:      # 'a' would make a file that was removed
+                    f.seek(0, io.SEEK_END)
+                    f.write(line.getvalue())
         except OSError as e:
-            raise UserError(f'{self.path} could not be written ({e.strerror}): free some space, then --resume continues from '
-                            f'the last checkpoint') from None
+            resumable = self.path.with_name('ckpt.pt').exists()
+            raise UserError(f'{self.path} could not be written ({e.strerror}): ' + (
+                'free some space, then --resume continues from the last checkpoint' if resumable else 'start the run again')
+            ) from None
+        self.send(**row)
+
+    def send(self, step, **values):
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
@@ -110,7 +135,7 @@ class Log:
             with atomic(self.path.with_name('loss.png')) as f:
                 fig.savefig(f, format='png', dpi=120)
         except OSError as e:
-            raise UserError(f'loss.png could not be written ({e.strerror}): the run is complete without it') from None
+            raise UserError(f'loss.png could not be written ({e.strerror}): the run has ended without it') from None
         plt.close(fig)
 
 
@@ -119,5 +144,7 @@ def read(path):
     rows = []
     text = Path(path).read_text(encoding='utf-8')
     for row in csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1])):
+        if None in row:
+            raise ValueError(f'a row has more cells than there are columns: {row}')
         rows.append({k: (int if k in ('step', 'tokens') else float)(v) for k, v in row.items() if v})
     return rows

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -19,7 +21,9 @@ from harness.log import Log
 
 OVERLAP = 'leaking_split: the validation windows overlap the training windows, so no loss of this run is evidence'
 NEW_VOCABULARY = 'new_vocabulary: token embeddings and output layer start anew, all other weights are those of init_from'
-FILES = ('ckpt.pt', 'best.pt', 'metrics.csv', 'test.json')
+FILES = ('ckpt.pt', 'best.pt', 'metrics.csv', 'test.json')             # a folder with any of them holds a run
+EXTRAS = ('config.json', 'loss.png', 'wandb_id', 'events.out.tfevents.*')
+FOLLOWS = 'NANORIVALS_FOLLOWS_ITS_PARENT'
 
 
 @dataclasses.dataclass
@@ -50,12 +54,10 @@ def prepare(settings):
         script = ROOT / 'config' / f'{name and name[1]}.py'
         if not name or Path(folder).exists() or not script.is_file():
             continue
-        words = [sys.executable, str(ROOT / 'train.py'), str(script), f'--out_dir={folder}.training', '--overwrite',
-                 '--sample_tokens=0']
         print(f'{folder} is missing: running python train.py config/{script.name} first', flush=True)
-        torchruns = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'TORCHELASTIC_RESTART_COUNT', 'TORCHELASTIC_RUN_ID')
-        alone = {k: v for k, v in os.environ.items() if k not in torchruns}
-        if code := subprocess.run(words, env=alone).returncode:
+        with start([str(script), f'--out_dir={folder}.training', '--overwrite', '--sample_tokens=0']) as process:
+            code = process.wait()
+        if code:
             raise UserError(f'{folder} could not be trained (exit code {code}): fix the error above, or choose another trunk')
         os.rename(f'{folder}.training', folder)         # so that an interrupted run is not used as a trunk
 
@@ -152,12 +154,14 @@ def resumed(settings, dataset, out_dir):
     for name, was, now in [('arch', content['arch'], arch.name),
                            ('data', content['data']['fingerprint'], dataset.fingerprint),
                            ('optimizer', content['loop']['optimizer'], cfg.optimizer),
+                           *([('init_from', content['loop'].get('init_from'), cfg.init_from)] * (cfg.init_from != 'scratch')),
                            *((k, content['config'].get(k), v) for k, v in settings.model.items())]:
         if was != now:
             raise UserError(f'{path} cannot be resumed: its {name} is {was}, this run has {now}')
     if 'optimizers' not in content:
         raise UserError(f'{path} has weights but no optimizer state, as best.pt does: start a new run from it with '
                         f'--init_from={path}')
+    cfg.init_from = content['loop'].get('init_from', cfg.init_from)
     model = build(arch, content['config'])
     checkpoint.load_weights(model, content, path)
     return model, content
@@ -169,31 +173,138 @@ def changed(was, cfg):
     return {k: v for k, v in dataclasses.asdict(cfg).items() if was.get(k, v) != v and k not in ('resume', 'overwrite')}
 
 
-def claim(cfg, out_dir):
-    """Raises UserError if out_dir holds another run, or a package for logging is missing.  A run that torchrun restarts after a
-    failure is resumed."""
-    for enabled, package in ((cfg.tensorboard, 'tensorboard'), (cfg.wandb_log, 'wandb')):
-        if enabled and importlib.util.find_spec(package) is None:
-            raise UserError(f'{package} is not installed: pip install {package}')
-    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
-        cfg.resume = (out_dir / 'ckpt.pt').exists()
-        cfg.overwrite = not cfg.resume
-    if not cfg.resume and not cfg.overwrite and any((out_dir / n).exists() for n in FILES):
-        raise UserError(f'{out_dir} already holds a run: --resume continues it, --overwrite replaces it, --out_dir=... writes '
-                        f'elsewhere')
+# the folder -------------------------------------------------------------------------------------------------------------------
 
-
-def open_run(cfg, out_dir, described, resumed_at, more):
-    """Makes out_dir, writes config.json, and returns the Log.  resumed_at: the step of the checkpoint, or None.  more: extra
-    columns of metrics.csv."""
+def lock(folder, option):
+    """An open file that locks a folder, which is made if it is missing, until it is closed or this process ends.  option: the
+    one that chose the folder.  Raises UserError."""
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for stale in (*out_dir.glob('.*.partial'), *(() if cfg.resume else (out_dir / n for n in FILES))):
-            stale.unlink(missing_ok=True)
-        shown = {k: v for k, v in described.items() if k != 'data'}
-        shown['data'] = {k: described['data'][k] for k in ('fingerprint', 'source')}
-        with atomic(out_dir / 'config.json', 'w') as f:
-            json.dump(shown, f, indent=1)
-        return Log(out_dir, resumed_at, more, cfg.tensorboard, cfg.wandb_log, cfg.wandb_project, shown)
+        folder.mkdir(parents=True, exist_ok=True)
+        f = open(folder / '.lock', 'a+')     # noqa: SIM115 (the caller closes it)
     except OSError as e:
-        raise UserError(f'out_dir={out_dir} cannot be written ({e.strerror}): choose another --out_dir') from None
+        raise UserError(f'{option}={folder} cannot be written ({e.strerror}): choose another {option}') from None
+    try:
+        import fcntl
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        f.close()
+        raise UserError(f'{folder} is in use by another process: stop it, or wait until it has ended') from None
+    except (ImportError, OSError):      # Windows has no fcntl, and some network file systems have no locks
+        pass
+    return f
+
+
+def remove(folder):
+    """Removes the files of a run."""
+    for path in (path for name in (*FILES, *EXTRAS) for path in folder.glob(name)):
+        path.unlink()
+
+
+class Folder:
+    """The folder of a run, to which one process at a time writes.
+
+    A run that replaces another with --overwrite is written to out_dir/.new, and the old one stays as it is, until promote()."""
+
+    def __init__(self, out_dir):
+        self.out_dir = self.path = out_dir      # path: where the files of this run are
+        self.held = self.links = None           # the lock, and the number of its names
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.held:
+            self.held.close()
+
+    @property
+    def staged(self):
+        return self.path != self.out_dir
+
+    def claim(self, cfg, make=False):
+        """Locks the folder, if it exists or make is True.  Raises UserError if it holds a run that cfg neither resumes nor
+        overwrites.  A run that torchrun restarts after a failure is resumed."""
+        for enabled, package in ((cfg.tensorboard, 'tensorboard'), (cfg.wandb_log, 'wandb')):
+            if enabled and importlib.util.find_spec(package) is None:
+                raise UserError(f'{package} is not installed: pip install {package}')
+        if self.held or not (make or self.out_dir.is_dir()):
+            return
+        self.held = lock(self.out_dir, '--out_dir')
+        self.links = os.fstat(self.held.fileno()).st_nlink
+        new, resumable = self.out_dir / '.new', self.out_dir / 'ckpt.pt'
+        if (self.out_dir / '.done').exists():   # it was killed within promote()
+            self.promote()
+        job = f'{os.environ["TORCHELASTIC_RUN_ID"]} {os.getppid()}' if 'TORCHELASTIC_RUN_ID' in os.environ else ''
+        self.held.seek(0)
+        # an earlier attempt of this very job has claimed the folder
+        if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and self.held.read() == job:
+            cfg.resume = resumable.exists() and not new.exists()
+            cfg.overwrite = not cfg.resume
+        elif new.exists():
+            print(f'{new}, which --overwrite began and did not evaluate after a step, is removed')
+        shutil.rmtree(new, ignore_errors=True)
+        holds = any((self.out_dir / n).exists() for n in FILES)
+        if holds and not cfg.resume and not cfg.overwrite:
+            raise UserError(f'{self.out_dir} already holds a run: --resume continues it, --overwrite replaces it, '
+                            f'--out_dir=... writes elsewhere')
+        if holds and cfg.overwrite:
+            new.mkdir()
+            self.path = new
+        if job:
+            self.held.truncate(0)
+            self.held.write(job)
+            self.held.flush()
+
+    def open(self, cfg, about, resumed_at, more):
+        """Writes config.json, and returns the Log.  about: what the checkpoints say of the run.  resumed_at: the step of the
+        checkpoint, or None.  more: extra columns of metrics.csv."""
+        self.claim(cfg, make=True)
+        try:
+            for stale in self.path.glob('.*.partial'):
+                stale.unlink()
+            if cfg.overwrite:
+                remove(self.path)
+            about = about | {'data': {k: about['data'][k] for k in ('fingerprint', 'source')}}
+            with atomic(self.path / 'config.json', 'w') as f:
+                json.dump(about, f, indent=1)
+            log = Log(self.path, resumed_at, more, cfg, about)
+            if not self.staged:
+                log.track(self.out_dir)
+            return log
+        except OSError as e:
+            raise UserError(f'out_dir={self.out_dir} cannot be written ({e.strerror}): choose another --out_dir') from None
+
+    def check(self):
+        """Raises UserError if the folder was removed since claim(): one of the same name may belong to another process."""
+        if os.fstat(self.held.fileno()).st_nlink < self.links:
+            raise UserError(f'{self.out_dir} was removed while the run wrote to it: start it again')
+
+    def promote(self):
+        """Replaces the old run by the one in .new.  It may be killed at any point, and then be called again."""
+        done = self.out_dir / '.done'
+        if self.staged:
+            os.rename(self.path, done)
+        if (done / 'ckpt.pt').exists():         # it is moved first, so the old run has not been removed yet
+            remove(self.out_dir)
+        for path in sorted(done.iterdir(), key=lambda path: path.name != 'ckpt.pt'):
+            os.replace(path, self.out_dir / path.name)
+        done.rmdir()
+        self.path = self.out_dir
+
+
+# processes --------------------------------------------------------------------------------------------------------------------
+
+def start(words, **more):
+    """A process of train.py for the words of its command line.  It ends with this one, even if this one is killed: its stdin is
+    a pipe that is then closed."""
+    ranks = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'TORCHELASTIC_RESTART_COUNT', 'TORCHELASTIC_RUN_ID')
+    env = {k: v for k, v in os.environ.items() if k not in ranks} | {FOLLOWS: '1'}
+    return subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *words], env=env, stdin=subprocess.PIPE, **more)
+
+
+def follow_parent():
+    """Lets this process end as soon as the one that started it by start() has."""
+    def wait():
+        os.read(0, 1)       # not by sys.stdin, whose lock Python takes when it exits
+        os._exit(1)
+    if FOLLOWS in os.environ:
+        threading.Thread(target=wait, daemon=True).start()

@@ -12,6 +12,7 @@ import re
 import shlex
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from harness import BIDIRECTIONAL, UserError, config, data, runs
 from train import TrainConfig, Trainer, evaluate, split_batch
 
+OURS = ('out_dir', 'resume', 'overwrite', 'dry_run', 'eval_only')       # settings of train.py that a race decides
 WIDTHS = ('n_embd', 'dims')             # the settings that set the width of a model
 POINTS, LEAST_POINTS = 20, 4            # evaluations of a run, beside the one before its first step
 CURVE, LEAST_CURVE = 0.15, 64           # share of the time, and windows of each evaluation
@@ -60,8 +62,10 @@ def slug(name):
 
 def split_words(text):
     """The words of a config with its own settings, as in 'config/shakespeare_gpt.py --n_layer=2'.  Raises UserError."""
+    path, *rest = [text] if Path(text).is_file() else re.split(r'\s+(?=--)', text, maxsplit=1)
+    exact = Path(path).is_file()        # its name may have blanks and backslashes
     try:
-        words = shlex.split(text)
+        words = [path] * exact + shlex.split(' '.join(rest) if exact else text)
     except ValueError as e:
         raise UserError(f"cannot read the config '{text}' ({e}): close the quotes") from None
     if not words:
@@ -79,6 +83,8 @@ def load(words, common):
     """(words, Settings, name) of a config file and its settings.  common: settings of all entrants; the entrant's own settings
     win, and those that its architecture does not have are left out."""
     path, *own = words
+    if ours := [w for w in (*common, *own) if w.partition('=')[0].removeprefix('--') in OURS]:
+        raise UserError(f'{ours[0]} cannot be set here: every run has a folder in --out, and is trained from start to end')
     words = [path, *(w for w in common if setting_type(words, w[2:].partition('=')[0]) is not None), *own]
     settings = config.load(words, TrainConfig)
     return words, settings, ' '.join([settings.name, *(w.lstrip('-') for w in own)])
@@ -243,7 +249,7 @@ def measure(e, machine):
     indices = e.data.val_indices(cfg.batch_size, e.model.block_size)
 
     def step():
-        trainer.step(0, cfg.learning_rate)
+        trainer.step(0, 0.0)            # at a learning rate of 0 nothing diverges
         if machine.device.type == 'cuda':
             torch.cuda.synchronize()
 

@@ -1,34 +1,12 @@
-"""Runs of train.py in their own processes, one at a time in a folder that no other command may write to."""
+"""Runs of train.py in their own processes, one at a time."""
 
 import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
 
 from tqdm import tqdm
 
-from harness import ROOT, UserError, log
-
-
-@contextlib.contextmanager
-def locked(out):
-    """A lock on the folder `out`: an open file, which the run that is being trained inherits.  Raises UserError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        f = open(out / '.lock', 'a')     # noqa: SIM115 (closed below)
-    except OSError as e:
-        raise UserError(f'--out={out} cannot be written ({e.strerror}): choose another folder') from None
-    with f:
-        with contextlib.suppress(ImportError):      # Windows has no fcntl, and no such lock
-            import fcntl
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f'{out} is in use by another command, or by a run whose command was killed: stop it, or wait '
-                                f'until it has ended') from None
-        yield f
+from harness import log, runs
 
 
 def interrupt_on_signals():
@@ -37,25 +15,25 @@ def interrupt_on_signals():
         signal.signal(number, signal.default_int_handler)
 
 
-def train(words, folder, lock, progress):
+def train(words, folder, progress):
     """One run of train.py; what it prints goes to <folder>.log.  Returns None, or the reason why it failed.
 
     progress(rows): called every half second with the rows of metrics.csv."""
-    resume = '--resume' if (folder / 'ckpt.pt').exists() else '--overwrite'
+    resume = ['--resume'] if (folder / 'ckpt.pt').exists() else []
+    if not resume:
+        runs.remove(folder)             # what a run left that was killed before its first checkpoint
     printed = folder.with_name(f'{folder.name}.log')
     # in its own session, so that Ctrl-C reaches it once, through terminate() below
-    posix = {'start_new_session': True, 'pass_fds': [lock.fileno()]} if os.name == 'posix' else {}
-    with open(printed, 'w') as f:
-        process = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *words, f'--out_dir={folder}', resume],
-                                   stdin=subprocess.DEVNULL, stdout=f, stderr=f, **posix)
-    try:
-        while process.poll() is None:
-            time.sleep(0.5)
-            progress(read_rows(folder))
-    except BaseException:               # Ctrl-C, a signal, or a closed pipe
-        process.terminate()             # train.py finishes the step and saves
-        process.wait()
-        raise
+    with open(printed, 'w') as f, runs.start([*words, f'--out_dir={folder}', *resume], stdout=f, stderr=f,
+                                             start_new_session=True) as process:
+        try:
+            while process.poll() is None:
+                time.sleep(0.5)
+                progress(read_rows(folder))
+        except BaseException:           # Ctrl-C, a signal, or a closed pipe
+            process.terminate()         # train.py finishes the step and saves
+            process.wait()
+            raise
     if process.returncode == 0:
         return None
     lines = [line for line in printed.read_text(errors='replace').splitlines() if line.strip()]

@@ -222,6 +222,13 @@ def sentence(call, *args):
     return str(e.value)
 
 
+def printed(main, words):
+    """What a command prints, in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        main(list(map(str, words)))
+    return shown.getvalue()
+
+
 # processes that are stopped -----------------------------------------------------------------------------------------------
 
 def begin(function, *args):

@@ -42,7 +42,7 @@ def test_defaults_then_file_then_command_line(file):
 
 
 def test_the_command_line_chooses_the_architecture(file):
-    path = file("arch = 'pacing'\nn_embd = 32\n")
+    path = file("\ufeffarch = 'pacing'\nn_embd = 32\n")      # with the mark that editors on Windows put in front
     assert config.load([path], TrainConfig).arch.name == 'pacing'
     assert config.load([path, '--arch=model', '--n_head=2'], TrainConfig).arch.name == 'model'
     with pytest.raises(UserError, match=r"'n_head' \(for arch 'pacing'\)"):
@@ -92,7 +92,8 @@ out_dir = str(Path(__file__).with_name('out'))
     ('forget = 0.1', "'forget' .*'memory_dropout'"), ('exit()', 'mine.py, line 1: SystemExit'),
     ('x = 1\n\ndef f():\n    return [][1]\nf()\n', 'line 4: IndexError'),       # the line that failed, not the call
     ("raise ValueError('two\\nlines')", 'line 1: ValueError: two lines'), ('x = 1\nx = (', 'line 2: '), ('\0', 'null bytes'),
-    (b'x = "\xff"', 'not a text file'),
+    (b'x = "\xff"', 'not a text file'), ('raise KeyboardInterrupt', 'line 1: KeyboardInterrupt'),
+    ('class Mine(BaseException): pass\nraise Mine("own")', 'line 2: Mine: own'),
 ])
 def test_bad_config_files(file, text, expected):
     with pytest.raises(UserError, match=expected) as e:

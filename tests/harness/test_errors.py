@@ -2,16 +2,13 @@
 
 import contextlib
 import io
-import itertools
-import os
 import shutil
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import begin, contents, deadly, script, tiny_train
+from conftest import contents, script, tiny_train
 
 import train
 from harness import ROOT, UserError, arch, checkpoint, log
@@ -46,17 +43,22 @@ def test_an_error_as_the_system_sees_it(refused):
 
 
 @pytest.mark.parametrize('words, expected', [
-    (['sample.py', 'no/such'], 'no/such'), (['compare.py', 'config/no.py'], "'config/no.py'"),
-    (['look.py', 'no/such'], 'no/such'), (['bench.py', 'train'], 'config'),
+    (['sample.py', 'no/such'], 'no/such'), (['compare.py', 'config/no.py'], "'config/no.py'"), (['compare.py', '"'], 'quot'),
+    (['look.py', 'no/such'], 'no/such'), (['bench.py', 'train'], 'config'), (['bench.py', 'train', '"'], 'quot'),
+    (['bench.py', 'train', 'config/lstm.py', '--rounds=0'], '--rounds=0'), (['bench.py', 'scan', '--foo'], '--foo'),
+    (['bench.py', 'links', 'foo'], 'foo'), (['bench.py', 'generate', 'config/shakespeare_gpt.py', '--tokens=0'], '--tokens=0'),
+    (['bench.py', 'train', 'config/lstm.py', '--out=no/such/file.json'], '--out=no/such/file.json'),
+    (['train.py', '--arch=fpt', '--positions=0', '--dry_run', '--dataset=TASK'], 'positions=0'),
 ], ids=lambda v: v[0] if isinstance(v, list) else '')
-def test_errors_of_other_commands(refused, words, expected):
-    assert expected in refused(*words)
+def test_errors_of_other_commands(refused, task_data, words, expected):
+    assert expected in refused(*(w.replace('TASK', task_data('bits').name) for w in words))
 
 
 # settings -----------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('words, expected', [
-    ('--device=tpu', ["'tpu'", 'cuda:N']), ('--dtype=int8', ["'int8'", 'bfloat16']), ('--compile=no', ["'no'"]),
+    ('--device=tpu', ["'tpu'", 'cuda:N']), ('--device=cpu:7', ["'cpu:7'", 'cuda:N']), ('--compile=no', ["'no'"]),
+    ('--dtype=int8', ["'int8'", 'bfloat16']),
     ('--seed=-1', ['seed=-1', '0']), ('--seed=20260731120000', ['seed=20260731120000', '2 ** 32']),
     ('--beta1=1', ['beta1=1.0', '1']), ('--optimizer=adam', ["optimizer='adam'", 'adamw, muon, lion, sgd']),
     ('--schedule=plato', ["'plato'", 'plateau']), ('--factor=1.0', ['factor=1.0', '1']), ('--factor=0', ['factor=0.0', '0']),
@@ -121,13 +123,6 @@ def test_the_name_of_a_data_set_cannot_leave_its_folder(refused, tmp_path, name)
 
 
 # the folder of a run ------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('flag', ['--dry_run', '--eval_only'])
-def test_dry_run_and_eval_only_write_nothing(dataset, run, flag):
-    before = contents(run)
-    train.main(tiny_train(dataset, run, flag)[1:])
-    assert contents(run) == before
-
 
 @pytest.mark.parametrize('words, expected', [
     ('--max_iters=20', ['run', '--resume', '--overwrite', '--out_dir']),
@@ -296,38 +291,6 @@ def test_weights_that_are_not_finite_are_not_saved(finished, tmp_path):
     assert contents(tmp_path) == before
 
 
-def train_and_die(words, calls):
-    """train.py in this process, which kills itself at a call that writes a file."""
-    remaining = iter(range(calls))
-    for where, name in ((os, 'replace'), (os, 'fsync'), (torch, 'save')):
-        setattr(where, name, deadly(getattr(where, name), remaining))
-    sys.stdout = io.StringIO()
-    train.main(words)
-
-
-def test_a_run_survives_a_kill_at_any_write(dataset, tmp_path):
-    """Killed again and again, a few writes later each time: in the end it is the run that was never killed."""
-    out_dir = tmp_path / 'run'
-    words = [*tiny_train(dataset, out_dir)[1:], '--eval_interval=1', '--log_interval=1', '--max_iters=6', CONSTANT]
-    step, kills = -1, 0
-    for calls in itertools.count(9):
-        process = begin(train_and_die, [*words, *(['--resume'] if step >= 0 else ['--overwrite'])], calls)
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        kills += 1
-        if (out_dir / 'ckpt.pt').exists():
-            now = checkpoint.load(out_dir / 'ckpt.pt')['step']
-            assert now >= step and log.read(out_dir / 'metrics.csv')[-1]['step'] >= now     # a row precedes its checkpoint
-            step = now
-    assert kills > 3 and not list(out_dir.glob('.*'))
-    train.main([*words, f'--out_dir={tmp_path / "whole"}'])
-    killed, whole = ([{k: v for k, v in r.items() if k not in ('seconds', 'tokens_per_second', 'memory')}
-                      for r in log.read(folder / 'metrics.csv')] for folder in (out_dir, tmp_path / 'whole'))
-    assert killed == whole
-
-
 # generation ---------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('words, expected', [
@@ -352,6 +315,12 @@ def test_a_closed_pipe_ends_sample_silently(finished):
     assert len(process.stdout.read(10)) == 10
     process.stdout.close()
     assert process.stderr.read() == b'' and process.wait() == 0
+
+
+def test_a_prompt_file_of_an_editor_on_windows(finished, tmp_path, capsys):
+    (tmp_path / 'prompt.txt').write_text('\ufeffabc', encoding='utf-8')
+    script('sample.py', finished, '--start', f'FILE:{tmp_path / "prompt.txt"}', '--max_new_tokens=1')
+    assert capsys.readouterr().out.startswith('abc')
 
 
 def test_the_coldest_temperature_is_greedy(finished, capsys):

@@ -13,9 +13,10 @@ import sys
 
 import pytest
 import torch
-from conftest import begin, tiny_train
+from conftest import begin, contents, tiny_train
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+import compare
 import model
 import train
 from harness import BIDIRECTIONAL, ROOT, UserError, checkpoint, config, data, device, log, optim, runs
@@ -61,56 +62,40 @@ def stop_at(monkeypatch):
     return arm
 
 
-@pytest.mark.parametrize('optimizer, arch', [*((o, []) for o in optim.STATES), ('muon', PACING), ('adamw', LAST),
-                                             ('muon', ['--arch=bert'])])
-def test_resume_is_exact(dataset, tmp_path, stop_at, capsys, arch, optimizer):
-    """N steps == k steps, a signal, resume, N - k steps: weights, optimizer and metrics, with dropout."""
-    words = [*arch, f'--optimizer={optimizer}', '--max_iters=12', '--dropout=0.2', '--log_interval=2', '--tokens_per_step=128']
-    whole = go(dataset, tmp_path / 'whole', *words)
-    stop_at(6, signal.SIGINT if arch else signal.SIGTERM)
-    assert go(dataset, tmp_path / 'part', *words)['step'] == 7
-    command = ' '.join(['python train.py', *words_of(dataset, tmp_path / 'part', *words), '--resume'])
-    assert f'stopped at step 7 and saved; to resume: {command}\n' in capsys.readouterr().out
+PLATEAU = ['--schedule=plateau', '--patience=0', '--factor=0.5', '--learning_rate=0.4', '--min_lr=0.06', '--eval_interval=3',
+           '--max_iters=23', '--batch_size=1', '--tokens_per_step=0']
+
+
+@pytest.mark.parametrize('optimizer, more, stop', [
+    *((o, [], 6) for o in optim.STATES), ('muon', PACING, 6), ('adamw', LAST, 6), ('muon', ['--arch=bert'], 6),
+    ('sgd', PLATEAU, 4), ('sgd', PLATEAU, 8)])
+def test_resume_is_exact(dataset, tmp_path, stop_at, capsys, optimizer, more, stop):
+    """N steps == k steps, a signal, resume, N - k steps: weights, optimizer, plateau and metrics, with dropout; by --resume of
+    the run that has ended, nothing changes."""
+    words = [f'--optimizer={optimizer}', '--max_iters=12', '--dropout=0.2', '--log_interval=2', '--tokens_per_step=128', *more]
+    part, whole = tmp_path / 'part', go(dataset, tmp_path / 'whole', *words)
+    stop_at(stop, signal.SIGINT if more else signal.SIGTERM)
+    assert go(dataset, part, *words)['step'] == stop + 1
+    command = ' '.join(['python train.py', *words_of(dataset, part, *words), '--resume'])
+    assert f'stopped at step {stop + 1} and saved; to resume: {command}\n' in capsys.readouterr().out
     stop_at()
-    resumed = go(dataset, tmp_path / 'part', *words, '--resume')
+    resumed = go(dataset, part, *words, '--resume')
     for key in whole.keys() - {'seconds', 'loop'}:
         assert same(whole[key], resumed[key]), key
     for columns in (['val_loss', 'accuracy'], ['lr']):
-        found = rows(tmp_path / 'part', *columns)
-        assert {k: v for k, v in found.items() if k != 7} == rows(tmp_path / 'whole', *columns)
-
-
-PLATEAU = ['--schedule=plateau', '--patience=0', '--factor=0.5', '--optimizer=sgd', '--learning_rate=0.4', '--min_lr=0.06',
-           '--eval_interval=3', '--log_interval=2', '--max_iters=23', '--batch_size=1']
-
-
-@pytest.fixture(scope='module')
-def plateau_run(dataset, tmp_path_factory):
-    """(folder, last checkpoint) of a run whose rate falls to min_lr, in halves."""
-    out = tmp_path_factory.mktemp('plateau') / 'run'
-    ckpt = go(dataset, out, *PLATEAU, '--log_interval=1')
-    rates = [lr for lr, in rows(out, 'lr').values()]
-    assert rates[0] == 0.2 and sorted({*rates[1:]}) == pytest.approx([0.06, 0.1, 0.2, 0.4]) and rates[-1] == pytest.approx(0.06)
-    return out, ckpt
-
-
-@pytest.mark.parametrize('stop', [4, 8, None], ids=['between evaluations', 'at an evaluation', 'by max_iters'])
-def test_resume_on_a_plateau_is_exact(dataset, tmp_path, stop_at, plateau_run, stop):
-    out, (folder, whole) = tmp_path / 'run', plateau_run
-    stop_at(stop)
-    part = go(dataset, out, *PLATEAU, *([] if stop else ['--max_iters=7']))
-    assert part['step'] == (stop + 1 if stop else 7) and part['plateau']['count'] == {4: 2, 8: 3, None: 1}[stop]
-    stop_at()
-    resumed = go(dataset, out, *PLATEAU, '--resume')
-    assert all(same(whole[key], resumed[key]) for key in ('model', 'optimizers', 'plateau', 'step'))
-    rates = rows(out, 'lr')
-    assert rates.items() <= rows(folder, 'lr').items() and len(rates) > 12
+        found = rows(part, *columns)
+        assert {k: v for k, v in found.items() if k != stop + 1} == {
+            k: v for k, v in rows(tmp_path / 'whole', *columns).items() if k != stop + 1}
+    assert more != PLATEAU or rows(part, 'lr')[23] == [pytest.approx(0.06)]         # it has reached min_lr, in halves
+    before = contents(part)
+    go(dataset, part, *words, '--resume')
+    assert contents(part) == before
 
 
 def test_a_run_is_resumed_with_new_settings(dataset, tmp_path, capsys):
     """They apply from then on, and tokens are counted on: also from a checkpoint of the first version, without a count."""
-    out = tmp_path / 'run'
-    old = go(dataset, out, *PLATEAU, '--max_iters=12', '--memory_dropout=0.3')
+    out, words = tmp_path / 'run', ['--optimizer=sgd', *PLATEAU]
+    old = go(dataset, out, *words, '--max_iters=12', '--memory_dropout=0.3')
     left, = old['plateau']['_last_lr']
     assert left < 1 and old['tokens'] == 12 * 16
     for key in ('tokens', 'evaluated', 'format'):
@@ -118,12 +103,40 @@ def test_a_run_is_resumed_with_new_settings(dataset, tmp_path, capsys):
     old['loop']['forget'] = old['loop'].pop('memory_dropout')
     checkpoint.save(out / 'ckpt.pt', old)
     capsys.readouterr()
-    new = go(dataset, out, *PLATEAU, '--resume', '--max_iters=14', '--log_interval=1', '--learning_rate=0.8', '--beta1=0.5',
+    new = go(dataset, out, *words, '--resume', '--max_iters=14', '--log_interval=1', '--learning_rate=0.8', '--beta1=0.5',
              '--tokens_per_step=32', '--memory_dropout=0.3', '--factor=0.1')
     shown = capsys.readouterr().out
     assert "'learning_rate': 0.8" in shown and 'memory_dropout' not in shown
     assert rows(out, 'lr')[14] == [0.8 * left] and new['tokens'] == 12 * 16 + 2 * 32
     assert new['optimizers'][0]['param_groups'][0]['momentum'] == 0.5
+
+
+def test_tokens_and_seconds_are_counted(dataset, tmp_path, monkeypatch):
+    """100 steps of 768 tokens, then 100 of 3,072, of 0.05 s each: in the log, the checkpoint and what a race reports."""
+    out = tmp_path / 'run'
+    words = ['--n_layer=1', '--n_embd=8', '--eval_interval=100', '--batch_size=192', '--optimizer=sgd']
+    monkeypatch.setattr(train.time, 'perf_counter', itertools.count(0, 0.05).__next__)
+    go(dataset, out, *words, '--tokens_per_step=768', '--max_iters=100')
+    ckpt = go(dataset, out, *words, '--tokens_per_step=3072', '--max_iters=200', '--resume')
+    row, (e,) = rows(out)[-1], compare.enter([f'config/shakespeare_gpt.py --dataset={dataset.name}'], [])[0]
+    for found in (ckpt, row, compare.judge(e, 1, out, 1, 8, device.setup('cpu', 'float32', False))):
+        assert found['tokens'] == 76_800 + 100 * 3_072 == 384_000 and found['seconds'] == pytest.approx(200 * 0.05)
+    assert row['tokens_per_second'] == pytest.approx(3072 / 0.05)
+
+
+def test_best_is_never_compared_across_validation_windows(dataset, tmp_path, capsys):
+    """Resumed with another eval_windows, best.pt is evaluated on them, or forgotten if it is gone."""
+    text, out = data.TextData(dataset), tmp_path / 'run'
+    words = ['--max_iters=6', '--learning_rate=0', '--min_lr=0', '--eval_interval=3', '--resume']
+    old = go(dataset, out, *words[:-1])['best']
+    net = checkpoint.load_model(out / 'best.pt')[0]
+    new = train.evaluate(net, text, text.val_indices(3, 16), 4, device.setup('cpu', 'float32', False))['val_loss']
+    assert old != pytest.approx(new, rel=1e-4)
+    assert go(dataset, out, *words, '--eval_windows=3', '--max_iters=7')['best'] == pytest.approx(new, rel=1e-6)
+    assert f'eval_windows was 8: the best val_loss, {old:.4f}, is {new:.4f}' in capsys.readouterr().out
+    (out / 'best.pt').unlink()
+    assert go(dataset, out, *words, '--max_iters=8')['best'] == pytest.approx(old, rel=1e-6) and (out / 'best.pt').exists()
+    assert 'is inf on the windows' in capsys.readouterr().out
 
 
 def test_evaluation_changes_nothing_and_the_seed_everything(dataset, tmp_path):
@@ -224,32 +237,14 @@ def test_torchrun_restarts_from_the_last_checkpoint(dataset, tmp_path, cli):
     assert done.returncode == 0 and 'resumed at step 10' in done.stdout, done
     whole, restarted = go(dataset, tmp_path / 'whole', *words), checkpoint.load(tmp_path / 'run' / 'ckpt.pt')
     torch.testing.assert_close(whole['model'], restarted['model'], atol=1e-5, rtol=1e-4)
-    assert [r['step'] for r in rows(tmp_path / 'run')] == list(range(23))
+    assert [(r['step'], r['tokens']) for r in rows(tmp_path / 'run')] == [(i, 128 * i) for i in range(23)]
 
 
 # the command line ---------------------------------------------------------------------------------------------------------
 
-def test_ctrl_c_saves_and_exits_with_success(dataset, tmp_path):
-    words = tiny_train(dataset, tmp_path / 'run', '--max_iters=1000000', '--eval_interval=1000000')
-    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True) as job:
-        next(line for line in job.stdout if line.startswith('step '))
-        job.send_signal(signal.SIGINT)
-        rest = job.communicate(timeout=60)[0]
-    assert job.returncode == 0 and 'Traceback' not in rest and f'{" ".join(words[1:])} --resume' in rest, rest
-    assert (tmp_path / 'run' / 'ckpt.pt').exists()
-
-
 def test_ctrl_c_before_training_is_a_sentence(refused, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, 'prepare', lambda settings: signal.raise_signal(signal.SIGINT))
     assert refused(*tiny_train(dataset, tmp_path / 'run')) == 'stopped'
-
-
-def test_a_closed_pipe_ends_the_help_silently():
-    with subprocess.Popen([sys.executable, 'train.py', '--help'], cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as job:
-        job.stdout.close()
-        assert job.stderr.read() == b'' and job.wait() == 0
 
 
 def test_output_without_a_terminal(dataset, tmp_path, capsys, monkeypatch):
@@ -279,7 +274,7 @@ def test_a_time_budget(dataset, tmp_path, monkeypatch):
 def test_the_files_of_a_run(dataset, tmp_path, capsys):
     out = tmp_path / 'run'
     go(dataset, out, '--max_iters=10', '--log_interval=5')
-    assert {p.name for p in out.iterdir()} == {'ckpt.pt', 'best.pt', 'metrics.csv', 'loss.png', 'config.json'}
+    assert {p.name for p in out.iterdir()} == {'ckpt.pt', 'best.pt', 'metrics.csv', 'loss.png', 'config.json', '.lock'}
     assert (out / 'loss.png').read_bytes().startswith(b'\x89PNG')
     first, middle, last = rows(out)
     assert (first['step'], last['step'], last['tokens']) == (0, 10, 10 * 64) and last.keys() == set(log.COLUMNS)
@@ -308,8 +303,8 @@ def test_only_runs_in_out_are_trained_for_a_model(dataset, monkeypatch, tmp_path
     """A name that leaves out/ or config/ starts no process."""
     monkeypatch.chdir(tmp_path)
     started = []
-    failed = subprocess.CompletedProcess([], 3)
-    monkeypatch.setattr(runs.subprocess, 'run', lambda words, env: started.append(words) or failed)
+    real = subprocess.Popen
+    monkeypatch.setattr(runs, 'start', lambda words: started.append(words) or real([sys.executable, '-c', 'exit(3)']))
     settings = config.load([f'--dataset={dataset.name}'], train.TrainConfig)
     stem = 'shakespeare_gpt'
     for folder in (f'out/../{stem}', f'out/x/{stem}', f'/tmp/{stem}', f'out/{stem} ', f'../out/{stem}', f'out/{stem}\n',

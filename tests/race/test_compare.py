@@ -2,13 +2,13 @@
 
 import contextlib
 import csv
-import io
 import json
 import math
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from conftest import begin, contents, script, until
+from conftest import begin, contents, printed, script, sentence, until
 
 import compare
-from harness import UserError, arch, checkpoint, data, device
+from harness import UserError, checkpoint, data, device, runs
 from harness.log import read as read_rows
 from race import processes, statistics
 from race.entrants import slug
@@ -31,17 +31,11 @@ FIGURES = {'steps': 10, 'tokens': 640, 'seconds': 1.0, 'tokens_per_second': 640.
 
 
 def main(*words):
-    """compare.py in this process.  Returns what it prints."""
-    with contextlib.redirect_stdout(io.StringIO()) as shown:
-        compare.main(list(map(str, words)))
-    return shown.getvalue()
+    return printed(compare.main, words)
 
 
 def refusal(*words):
-    with pytest.raises(UserError) as e:
-        main(*words)
-    assert isinstance(e.value.code, str) and '\n' not in e.value.code
-    return e.value.code
+    return sentence(main, *words)
 
 
 def quick(words, folder, *_):
@@ -169,7 +163,7 @@ def test_a_diverged_entrant_is_reported_and_not_tried_again(copied, monkeypatch)
     words, out = copied
     before = stamps(out)
     monkeypatch.setattr(compare, 'train', quick)
-    words[2:2] = [f'{words[0]} --optimizer=sgd --learning_rate=1e30 --grad_clip=0']
+    words[2:2] = [f'{words[0]} --arch=highorder --optimizer=sgd --learning_rate=1e12']     # a nan is an index there
     shown = main(*words, '--seeds=1')
     assert all(stamps(out)[p] == stamp for p, stamp in before.items())
     e = results(out)['entrants'][2]
@@ -242,54 +236,40 @@ def test_a_stopped_race_resumes(copied, monkeypatch):
 
 
 @linux
-def test_a_killed_race_is_locked_while_its_run_lives(copied, untrained):
+def test_a_killed_race_takes_its_run_with_it(copied):
     words, out = copied
     words, name = slow(words)
     process = begin(compare.main, list(map(str, words)))
     until((out / f'{name}.log').exists, process)
     trained, = until(lambda: children(process.pid), process)
-    try:
-        process.kill()
-        process.join()
-        assert f'{out} is in use' in refusal(*words)
-    finally:
-        os.kill(trained, signal.SIGKILL)
-    for _ in range(100_000):                    # it is no child of ours, so its end cannot be waited for
-        with contextlib.suppress(UserError), processes.locked(out):
-            break
-    with processes.locked(out), pytest.raises(UserError, match='is in use'), processes.locked(out):
-        pass
+    until((out / name / '.lock').exists, process)
+    with pytest.raises(UserError, match='is in use'):
+        main(*words)
+    process.kill()
+    process.join()
+    for folder in (out, out / name):            # both locks go with the processes, at once or in a moment
+        for _ in range(100_000):
+            with contextlib.suppress(UserError), runs.lock(folder, '--out'):
+                break
+    assert not Path(f'/proc/{trained}').exists() or 'Z' in Path(f'/proc/{trained}/stat').read_text().split()
+    assert turns(main(*words))[-1] == ('gpt tokens_per_step=3200', 1337)
 
 
-FAILS = """
-import model
-from model import Config
-class Model(model.Model):
-    calls = 0
-    def forward(self, x, y=None):
-        self.calls += y is not None and self.training
-        if self.calls > 8:          # compare.py itself makes 6 steps
-            raise RuntimeError('the ninth step is too much')
-        return super().forward(x, y)
-"""
-
-
-def test_a_failed_run_does_not_stop_the_race(tree, race_configs, dataset, tmp_path, monkeypatch):
-    (tree / 'fails.py').write_text(FAILS)
-    (tree / 'data').mkdir()
-    (tree / 'data' / dataset.name).symlink_to(dataset)
-    monkeypatch.setattr(processes, 'ROOT', tree)        # its train.py is run
-    monkeypatch.setattr(arch, 'ROOT', tree)
-    monkeypatch.setattr('sys.path', [*sys.path])
+def test_a_failed_run_does_not_stop_the_race(race_configs, tmp_path, monkeypatch):
+    """Its reason is the last line that it printed."""
+    def start(words, **more):
+        error = 'raise RuntimeError("the ninth step is too much")'
+        return subprocess.Popen([sys.executable, '-c', error], stdin=subprocess.PIPE, **more)
+    monkeypatch.setattr(processes.runs, 'start', start)
     real = compare.train
-    monkeypatch.setattr(compare, 'train', lambda words, *more: (real if '--arch=fails' in words else quick)(words, *more))
+    monkeypatch.setattr(compare, 'train', lambda words, *more: (real if '--n_layer=2' in words else quick)(words, *more))
     gpt, out = race_configs / 'gpt.py', tmp_path / 'race'
-    errors = refusal(f'{gpt} --arch=fails', gpt, '--steps=10', '--windows=50', '--seeds=1', f'--out={out}')
-    assert errors.startswith('1 of 2 runs failed, first gpt arch=fails, seed 1337: RuntimeError: the ninth step is too much')
+    errors = refusal(f'{gpt} --n_layer=2', gpt, '--steps=10', '--windows=50', '--seeds=1', f'--out={out}')
+    assert errors.startswith('1 of 2 runs failed, first gpt n_layer=2, seed 1337: RuntimeError: the ninth step is too much')
     fails, gpt = results(out)['entrants']
     assert fails['runs'][0]['failed'] == 'RuntimeError: the ninth step is too much' and gpt['runs'][0]['steps'] == 10
-    assert 'gpt arch=fails failed in 1 of 1 runs: RuntimeError' in (out / 'table.md').read_text(encoding='utf-8')
-    assert 'Traceback' in (out / 'gpt_arch=fails-1337.log').read_text()
+    assert 'gpt n_layer=2 failed in 1 of 1 runs: RuntimeError' in (out / 'table.md').read_text(encoding='utf-8')
+    assert 'Traceback' in (out / 'gpt_n_layer=2-1337.log').read_text()
 
 
 ROWS = [(1, 64, 0.5, 2.5, 1.0), (2, 128, 1.0, 2.4, 1.0)]
@@ -315,7 +295,7 @@ def test_failed_runs_are_tried_again_and_diverged_ones_are_not(tmp_path, monkeyp
     monkeypatch.setattr(compare, 'train', train)
     race = {'entrants': {'gpt': {'plan': {'flags': {'max_iters': 10, 'max_seconds': 0}}}}}
     for _ in range(2):
-        assert compare.run(SimpleNamespace(name='gpt', words=[]), 1, folder, race, None, None, None) == {'seed': 1} | result
+        assert compare.run(SimpleNamespace(name='gpt', words=[]), 1, folder, race, None, None) == {'seed': 1} | result
     assert len(calls) == trained
 
 
@@ -332,6 +312,7 @@ def test_failed_runs_are_tried_again_and_diverged_ones_are_not(tmp_path, monkeyp
     ('pic.py "', [], ['No closing quotation']),
     ('pic.py', ['--set', 'n_lyer=2'], ['--set n_lyer=2']),
     ('pic.py', ['--set', 'n_layer=2', 'columns'], ["--set 'columns'"]),
+    ('pic.py', ['--set', 'out_dir=x'], ['--out_dir=x', '--out']), ('pic.py --resume', [], ['--resume', '--out']),
     ('pic.py', ['--set', 'max_iters=0', 'max_seconds=1'], ['gpt has no max_iters', '--seconds']),
     ('pic.py', ['--seeds=0'], ['--seeds=0 must be at least 1']),
     ('pic.py', ['--windows=-1'], ['--windows=-1', 'at least 0']),
@@ -351,7 +332,7 @@ def test_bad_commands_are_refused_before_training(race_configs, other_data, tmp_
 
 
 def test_data_is_compared_before_a_trunk_is_trained(race_configs, task_data, tmp_path, monkeypatch):
-    monkeypatch.setattr('harness.runs.subprocess.run', lambda *_, **__: pytest.fail('a trunk was trained'))
+    monkeypatch.setattr('harness.runs.start', lambda *_, **__: pytest.fail('a trunk was trained'))
     task = f'{race_configs}/gpt.py --arch=fpt --trunk=out/shakespeare_gpt --dataset='
     bits, classify = (f'{task}{task_data(kind).name}' for kind in ('bits', 'classify'))
     for pair in ((race_configs / 'gpt.py', bits), (bits, race_configs / 'gpt.py'), (bits, classify)):
@@ -394,7 +375,7 @@ def test_folders_and_files_that_cannot_be_used(race_configs, tmp_path, untrained
         assert f'{tmp_path / "race.json"} is damaged' in refusal(*words, f'--out={tmp_path}')
     (tmp_path / 'result.json').write_text('{"seed": 1, ')
     with pytest.raises(UserError, match=r'result\.json is damaged'):
-        compare.run(SimpleNamespace(name='gpt'), 1, tmp_path, {'entrants': {'gpt': {'plan': {}}}}, None, None, None)
+        compare.run(SimpleNamespace(name='gpt'), 1, tmp_path, {'entrants': {'gpt': {'plan': {}}}}, None, None)
 
 
 def test_an_error_of_an_architecture_is_not_blamed_on_the_folder(race_configs, tmp_path, monkeypatch, untrained):

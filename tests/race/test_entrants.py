@@ -1,6 +1,7 @@
 """Entrants: their settings and names, matching widths, the FLOPs of a step, and what a budget gives them."""
 
 import dataclasses
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -39,6 +40,23 @@ def test_no_two_entrants_share_a_folder(race_configs, tmp_path):
         shutil.copy(race_configs / 'gpt.py', tmp_path / f'{name}.py')
     with pytest.raises(UserError, match="'my_gpt'"):
         enter(f"'{tmp_path}/my gpt.py'", tmp_path / 'my_gpt.py')
+
+
+@pytest.mark.parametrize('name', ['my gpt.py', 'a\\b.py', "it's - --x.py"])
+def test_paths_of_configs_are_taken_as_they_are(race_configs, tmp_path, monkeypatch, name):
+    """With blanks, backslashes and quotes, alone or before settings; also quoted, as a shell takes them."""
+    shutil.copy(race_configs / 'gpt.py', tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert entrants.split_words(name) == [name] == entrants.split_words(shlex.quote(name))
+    if ' --' not in name:
+        assert entrants.split_words(f"{name} --n_layer=2 --out_dir='a b'") == [name, '--n_layer=2', '--out_dir=a b']
+        assert enter(f'{name} --n_layer=2')[0][0].model.n_layer == 2
+
+
+@pytest.mark.parametrize(('text', 'part'), [('', "'' is not a config"), ('gpt.py "', 'No closing'), ('"', 'No closing')])
+def test_bad_configs_are_refused(text, part):
+    with pytest.raises(UserError, match=part):
+        entrants.split_words(text)
 
 
 def test_values_with_commas_are_entrants(race_configs):
