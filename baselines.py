@@ -74,6 +74,8 @@ class Model(nn.Module):
         Returns logits (B, O) and the mean loss (None without y)."""
         h = self.input(x)                                                                   # (B, T, C)
         if self.config.network == 'lstm':
+            if torch.is_autocast_enabled(h.device.type):        # it casts the weights of an LSTM, but not embeddings
+                h = h.to(torch.get_autocast_dtype(h.device.type))
             logits = self.output(self.lstm(h)[0][:, -1])                                    # (B, O)
         else:
             logits = self.output(self.number(torch.relu(h)).squeeze(-1))                    # (B, T) -> (B, O)

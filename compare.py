@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from harness import Arguments, UserError, checkpoint, command, device, runs
+from harness import Arguments, UserError, checkpoint, command, device, require_memory, runs, schema
 from harness.files import atomic
 from harness.generate import generate
 from race import page, tables
@@ -54,10 +54,16 @@ def arguments(argv):
     if args.windows != 'auto' and not args.windows.isdecimal():
         raise UserError(f"--windows={args.windows} must be 'auto', or a number of windows of at least 0")
     args.windows = None if args.windows == 'auto' else int(args.windows)
+    require_memory(32 * (args.windows or 0), f'--windows={args.windows}')
     return args
 
 
 # race.json: what the race was started with ------------------------------------------------------------------------------------
+
+RACE = {'budget': 'list', 'windows?': 'count', 'eval_windows?': 'count', 'entrants': 'dict'}
+RESULT = {'seed': 'count', 'steps': 'count', 'tokens': 'count', 'seconds': 'number', 'diverged?': 'text'}
+FINISHED = {'val_loss': 'number', 'tokens_per_second': 'number', 'flops': 'number', 'train_loss': 'number'}
+
 
 def load_race(path, args, entrants):
     """(race as kept in race.json, new entrants).  Raises UserError if --out holds a race that this command does not resume."""
@@ -71,7 +77,7 @@ def load_race(path, args, entrants):
             raise UserError(f'{out} holds another {what}: its {name} is {kept}, this one has {asked}: choose another --out, or '
                             f'--overwrite it')
     try:
-        kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+        kept = schema.read(path, RACE, 'choose another --out, or remove it') if path.exists() else None
         if kept is not None and args.overwrite:
             for name in kept['entrants']:
                 for folder in out.glob(f'{slug(name)}-[0-9]*'):
@@ -164,10 +170,10 @@ def run(e, seed, folder, race, machine, progress, with_sample=True):
     same command tries it again."""
     path, planned = folder / 'result.json', race['entrants'][e.name]['plan']
     if path.exists():
-        try:
-            return json.loads(path.read_text(encoding='utf-8'))
-        except ValueError as error:
-            raise UserError(f'{path} is damaged ({error}): remove it, and the run is judged again') from None
+        result = schema.read(path, RESULT, 'remove it, and the run is judged again')
+        if 'diverged' not in result:
+            schema.check(result, FINISHED, path, 'remove it, and the run is judged again')
+        return result
     flags = planned['flags'] | {'seed': seed}
     reason = train([*e.words, *(f'--{k}={v}' for k, v in flags.items())], folder, progress)
     last = (read_rows(folder) or [{}])[-1]

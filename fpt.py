@@ -84,8 +84,8 @@ class Config:
         if (self.vocab_size > 0) == (self.features > 0):
             raise ValueError(f'vocab_size={self.vocab_size} and features={self.features}: exactly one must be above 0, since '
                              f'tokens are either from a vocabulary or vectors of features')
-        if self.positions < 1:
-            raise ValueError(f'positions={self.positions} must be at least 1')
+        if self.positions < 2:
+            raise ValueError(f'positions={self.positions} must be at least 2')
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
         if self.shuffled and self.random and not self.trunk_hash:       # runs of the first version may have had both

@@ -130,7 +130,8 @@ class Characters(nn.Module):
         self.links = PiecewisePolynomial(features, outputs, gain=gain, **input_edges(c))
 
     def forward(self, tokens):
-        return self.links((tokens + 0.5) / self.links.segments * 2 - 1, tokens >= 0)
+        dtype = torch.promote_types(self.links.weight.dtype, torch.float32)         # see PiecewisePolynomial.basis
+        return self.links((tokens.to(dtype) + 0.5) / self.links.segments * 2 - 1, tokens >= 0)
 
 
 class Bag(nn.EmbeddingBag):
@@ -360,7 +361,7 @@ class Model(nn.Module):
         names = ('n', 'segments', 'input_n')
         if dataclasses.replace(self.config, **{k: getattr(config, k) for k in names}) != config:
             raise ValueError(f'only {", ".join(names)} of a trained network can be changed')
-        new, weights = Model(config), self.state_dict()
+        new, weights = Model(config).to(next(self.parameters())), self.state_dict()
         for name, module in self.named_modules():
             if isinstance(module, PiecewisePolynomial):
                 finer = new.get_submodule(name)

@@ -34,7 +34,6 @@ import model as gpt
 from harness import BIDIRECTIONAL, Arguments, UserError, checkpoint, command, data, device
 from harness.arch import load_arch
 from harness.files import atomic
-from harness.tokenizer import Tokenizer
 from piecewise import PiecewisePolynomial
 
 SHOWN = 640         # tokens of surprise.png, at most
@@ -153,7 +152,7 @@ def main(argv):
         from views import tasks
         views, own = tasks.views(model, dataset), lambda: ()
     else:
-        tokenizer = Tokenizer(content['data']['tokenizer'])
+        tokenizer = checkpoint.tokenizer(content, path)
         if args.prompt is None:
             middle = len(dataset.tokens['val']) // 2
             ids = dataset.tokens['val'][middle:middle + model.config.block_size + SHOWN].tolist()

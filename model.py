@@ -208,7 +208,7 @@ class Model(nn.Module):
         """The same function in a shorter window.  Raises ValueError for any other change."""
         T = self.config.block_size
         if dataclasses.replace(self.config, block_size=min(config.block_size, T)) != config:
-            raise ValueError(f'only a block_size of at most {T} is possible')
+            raise ValueError(f'of a trained GPT only block_size can be changed, to at most {T}')
         new, weights = Model(config), self.state_dict()
         weights['wpe.weight'] = weights['wpe.weight'][:config.block_size]
         new.load_state_dict(weights)

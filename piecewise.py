@@ -76,8 +76,8 @@ def edge_size(n, segments, kind):
     """P, the parameters of one edge function.  Raises ValueError for settings that do not define one."""
     if kind not in KINDS:
         raise ValueError(f"unknown kind='{kind}': choose {', '.join(KINDS)}")
-    if n < 1 or segments < 1:
-        raise ValueError(f'n={n} and segments={segments} must be at least 1')
+    if not 1 <= n <= 100 or segments < 1:
+        raise ValueError(f'n={n} must be from 1 to 100, and segments={segments} at least 1')
     if kind == 'continuous' and n < 2:
         raise ValueError('n=1 must be at least 2 for kind=continuous, whose segments share their ends; or choose '
                          'kind=discontinuous')
@@ -144,7 +144,7 @@ class PiecewisePolynomial(nn.Module):
     def basis(self, x, present=None):
         """Which parameters x (..., I) uses: the index of the first (..., I) and the weights of n in a row (..., I, n).
         present: (..., I) bool, or None if all inputs are present; the edge functions of an absent input contribute 0."""
-        with torch.autocast(x.device.type, enabled=False):      # bfloat16 cannot tell 200 segments apart
+        with torch.autocast(x.device.type, enabled=False):      # at least float32: bfloat16 cannot tell 200 segments apart
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if self.periodic:
                 x = 1 - ((x + 1) % 4 - 2).abs()
@@ -156,7 +156,7 @@ class PiecewisePolynomial(nn.Module):
                 values = lagrange_fast(2 * (position - segment) - 1, self.coefficients.to(x.dtype))
             if present is not None:
                 values = values * present[..., None]
-            return segment.long() * self.spacing, values
+            return segment.long() * self.spacing, values.to(self.weight.dtype)
 
     def forward(self, x, present=None):
         """x: (..., I).  present: see basis()."""

@@ -23,12 +23,13 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.utils import _pytree as pytree
 
-from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub
+from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub, require_memory
 from harness.arch import architectures, complete, load_arch
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
-from harness.tokenizer import Tokenizer, published_tokenizer
+from harness.tokenizer import published_tokenizer
 
 
 def arguments(argv):
@@ -122,12 +123,12 @@ def load_runs(names):
     """(models, tokenizer, checkpoints) of runs that share a tokenizer."""
     models, contents = zip(*map(checkpoint.load_model, names), strict=True)
     specs = [c['data'].get('tokenizer') for c in contents]
-    for name, spec in zip(names, specs, strict=True):
-        if spec is None:
+    for name, spec, model in zip(names, specs, models, strict=True):
+        if model.predicts == 'task':
             raise UserError(f'{name} answers a task, and writes no text: python look.py {name} shows its answers')
         if spec != specs[0]:
             raise UserError(f'{name} and {names[0]} have different tokenizers: choose runs that were trained on one data set')
-    return models, Tokenizer(specs[0]), contents
+    return models, checkpoint.tokenizer(contents[0], names[0]), contents
 
 
 def print_automaton(model, tokenizer, start, passes, options, seed):
@@ -170,6 +171,10 @@ def main(argv):
     if args.fill is not None:
         print_fill(model, tokenizer, tokenizer.encode_masked(args.fill), n_vocab)
         return
+    if not args.eval:       # each text has a generator, and the state of step() or the logits of a window
+        state, c = pytree.tree_leaves(model.init_state(1)) if model.step else (), model.config
+        each = sum(t.nbytes for t in state if isinstance(t, torch.Tensor)) or 4 * c.block_size * c.vocab_size
+        require_memory((5000 + each) * args.num_samples * len(args.start or [None]), f'--num_samples={args.num_samples}')
     starts = [prompt(start, tokenizer) for start in args.start or [None] for _ in range(args.num_samples)]
     if args.eval:
         print(judge(ensemble, names, contents, args.eval_windows))

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from harness import LEAKS, Arguments, UserError, command, config, device, runs
+from harness import LEAKS, Arguments, UserError, command, config, device, runs, schema
 from harness.files import atomic
 from race.entrants import add_budget, read, read_budget, split_words
 from race.page import write_record
@@ -140,6 +140,10 @@ def suggest(spaces, earlier, seed, number):
 
 # the trials -------------------------------------------------------------------------------------------------------------------
 
+SWEEP = {'search': 'dict', '--seed': 'count', 'data': 'text'}
+TRIAL = {'number': 'count', 'values': 'dict', 'val_loss?': 'number', 'failed?': 'text', 'step?': 'count', 'seconds?': 'number'}
+
+
 def open_sweep(args, first, spaces, out):
     """({number: result} of the trials that ended, {number: values} of all that were started) in --out.
 
@@ -155,13 +159,13 @@ def open_sweep(args, first, spaces, out):
         'budget': args.budget or "the config's own", '--seed': args.seed, 'data': first.data.fingerprint,
         **asdict(first.settings.train), **asdict(first.model)}))
     try:
-        kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else asked
+        kept = schema.read(path, SWEEP, 'choose another --out, or --overwrite it') if path.exists() else asked
         if changed := [k for k in asked if kept.get(k, asked[k]) != asked[k]]:
             raise UserError(f'{out} holds another sweep: its {changed[0]} is {kept[changed[0]]}, this one has '
                             f'{asked[changed[0]]}: choose another --out, or --overwrite it')
         write_record(asked, path)
         for path in out.glob('trial-[0-9]*/result.json'):
-            result = json.loads(path.read_text(encoding='utf-8'))
+            result = schema.read(path, TRIAL, 'remove its folder, and the trial is run again')
             as_trial(result, spaces)            # raises if it belongs to another sweep
             started[result['number']] = result['values']
             if 'val_loss' in result or 'failed' in result:

@@ -25,7 +25,19 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from harness import BIDIRECTIONAL, LEAKS, UserError, catch_signals, checkpoint, command, config, device, optim, runs
+from harness import (
+    BIDIRECTIONAL,
+    LEAKS,
+    UserError,
+    catch_signals,
+    checkpoint,
+    command,
+    config,
+    device,
+    optim,
+    require_memory,
+    runs,
+)
 from harness.data import open_data
 from harness.files import atomic
 from harness.log import Heartbeat, Log
@@ -118,14 +130,24 @@ def split_batch(cfg, block_size, world):
     return micro_steps, mine // micro_steps
 
 
+def step_memory(cfg, model, micro_steps, rows):
+    """The bytes that a training step takes at least: weights, gradients and optimizer; the batch as int64, in four copies; and
+    an output of each matrix for each token of a micro-step."""
+    T, outputs = model.config.block_size, sum(getattr(m, 'out_features', 0) for m in model.modules())
+    return sum(optim.memory(model, cfg.optimizer)) + 32 * micro_steps * rows * (model.memory + T) + 4 * rows * T * outputs
+
+
 class Trainer:
     """One optimizer step of a model on its data.  compare.py and bench.py time and count this very step."""
 
     def __init__(self, cfg, model, data, machine):
+        T = model.config.block_size
+        self.micro_steps, self.rows = split_batch(cfg, T, machine.world)
+        require_memory(step_memory(cfg, model, self.micro_steps, self.rows), f'a step with batch_size={cfg.batch_size}, '
+                       f'tokens_per_step={cfg.tokens_per_step} and block_size={T}', machine.capacity())
         self.cfg, self.model, self.data, self.machine = cfg, model.to(machine.device), data, machine
-        self.micro_steps, self.rows = split_batch(cfg, model.config.block_size, machine.world)
         self.examples = self.micro_steps * self.rows * machine.world
-        self.tokens = self.examples * model.config.block_size
+        self.tokens = self.examples * T
         # `model` holds the weights and is saved; `fast` is compiled; `net` also averages gradients over the ranks
         self.fast = torch.compile(model) if machine.compile else model
         self.net = self.fast if machine.world == 1 else DistributedDataParallel(
@@ -168,7 +190,7 @@ class Trainer:
         return {'optimizers': [o.state_dict() for o in self.optimizers], 'scaler': self.scaler.state_dict()}
 
     def load_state_dict(self, state, path):
-        optim.restore(self.optimizers, state['optimizers'], path)
+        optim.restore(self.optimizers, state['optimizers'], path, state['step'])
         self.scaler.load_state_dict(state['scaler'])
 
 
@@ -417,12 +439,11 @@ def train(settings, machine, folder, argv):
     # checkpoints store TrainConfig under 'loop', its name in the first version
     about = {'arch': settings.arch.name, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(cfg),
              'data': {k: data.meta.get(k) for k in ('fingerprint', 'source', 'tokenizer')}}
-    log = None
-    if machine.is_main:
-        log = folder.open(cfg, about, content.get('step'), [*data.columns, *model.metrics()])
-    run = Run(trainer, folder, indices, about, log, runs.Progress(), optim.Plateau(cfg))
+    run = Run(trainer, folder, indices, about, None, runs.Progress(), optim.Plateau(cfg))
     if cfg.resume:
         run.resume(content)
+    if machine.is_main:
+        run.log = folder.open(cfg, about, content.get('step'), [*data.columns, *model.metrics()])
     del content                                         # frees a second copy of the weights
     signals = catch_signals()
     try:

@@ -1,6 +1,8 @@
 """Code that the commands share.  It knows no architecture."""
 
 import argparse
+import contextlib
+import math
 import os
 import signal
 import sys
@@ -48,6 +50,25 @@ def command(main, interrupted='stopped'):
         reason = ' '.join(str(e.strerror or e).split())
         raise UserError(f'{e.filename2 or e.filename or "a file"} could not be read or written ({reason}): fix that, then run '
                         f'the same command again') from None
+
+
+def machine_memory():
+    """The bytes of memory that this process can have: the machine's, or the limit of its container."""
+    found = [math.inf]
+    with contextlib.suppress(AttributeError, ValueError, OSError):      # Windows has no sysconf
+        found.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+    with contextlib.suppress(ValueError, OSError):                      # 'max' is no limit
+        found.append(int(Path('/sys/fs/cgroup/memory.max').read_text()))
+    return min(found)
+
+
+def require_memory(needed, settings, there=None):
+    """Raises UserError if `needed` bytes are more than there are (there: of a GPU; None: of this machine).  Called before
+    anything is allocated.  settings: what asks for them, such as 'batch_size=1000'."""
+    there = machine_memory() if there is None else there
+    if needed > there:
+        raise UserError(f'{settings} would take {needed / 2 ** 30:,.1f} GiB of memory, but there are {there / 2 ** 30:,.1f} '
+                        f'GiB: choose smaller values')
 
 
 def catch_signals():

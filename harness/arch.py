@@ -17,7 +17,8 @@ and, if it needs them, these functions:
 
 ModelContract lists the other names that a command may use, and the default for a Model that does not define one.  No command
 probes a model for anything else.  DataContract is the same for data sets: a new modality is a new kind of data, and no line of
-train.py changes.  A model marks its parameters for the optimizer (harness/optim.py):
+train.py changes.  A model follows the type and the device of its parameters; what must be float32 inside says so in a comment.
+It marks its parameters for the optimizer (harness/optim.py):
 
     parameter.no_weight_decay = True    never decayed (a gain, a bias, Mamba's A_log)
     parameter.matrix = True             the weight of a matrix product whose module is no nn.Linear
@@ -36,7 +37,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from harness import ROOT, UserError, describe_exception
+from harness import ROOT, UserError, describe_exception, require_memory
 
 
 class ModelContract:
@@ -224,10 +225,41 @@ def build_config(arch, values):
         raise UserError(f'{arch.name}: {e}') from None
 
 
-def build(arch, values):
-    """The Model of an architecture, from the values of its Config.  Raises UserError."""
-    config = build_config(arch, values)
+MOST_TENSORS = 5_000        # of parameters: 400 layers of a GPT; many more would take minutes to count
+
+
+def require_fit(arch, config):
+    """Raises UserError if there is not enough memory for a Model of this Config.  Its parameters are counted as they are made
+    on the meta device, where nothing is allocated."""
+    def size(value):
+        return max((v for v in (value if isinstance(value, tuple) else [value]) if type(v) is int), default=0)
+    ratios = {f.name: size(getattr(config, f.name)) / max(size(f.default), 10) for f in dataclasses.fields(config)}
+    largest = [name for name, ratio in ratios.items() if ratio >= min(10, max(ratios.values()))]
+    settings = f'{arch.name}: {", ".join(f"{name}={getattr(config, name)}" for name in largest)}'
+    sizes = []
+
+    def count(module, name, parameter):
+        sizes.append(parameter.numel() * parameter.element_size() if parameter is not None else 0)
+        if len(sizes) > MOST_TENSORS:
+            raise UserError(f'{settings} would give the model more than {MOST_TENSORS:,} tensors of parameters: choose smaller '
+                            f'values')
+    hook = nn.modules.module.register_module_parameter_registration_hook(count)
     try:
+        with torch.random.fork_rng(devices=[]), torch.device('meta'):
+            arch.Model(config)
+    except (RuntimeError, TypeError, OverflowError) as e:
+        if 'overflow' in str(e).lower():
+            sizes.append(2 ** 63)
+    finally:
+        hook.remove()
+    require_memory(sum(sizes), settings)
+
+
+def build(arch, config):
+    """The Model of an architecture.  config: its Config, or the values of one.  Raises UserError."""
+    config = build_config(arch, config) if isinstance(config, dict) else config
+    try:
+        require_fit(arch, config)
         model = arch.Model(config)
     except ValueError as e:
         raise UserError(f'{arch.name}: {e}') from None

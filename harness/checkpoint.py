@@ -1,17 +1,25 @@
 """Checkpoints: plain tensors and plain data, written atomically and read without executing code."""
 
+import math
 import pickle
+import typing
 import zipfile
 from pathlib import Path
 
 import torch
 
-from harness import UserError
+from harness import UserError, config, schema
 from harness.arch import build, load_arch
 from harness.files import atomic
+from harness.tokenizer import Tokenizer
 
 FORMAT = 1
-PARTS = {'format': int, 'arch': str, 'config': dict, 'model': dict, 'step': int, 'data': dict}
+PARTS = {
+    'format': 'count', 'arch': 'text', 'config': 'dict', 'model': 'dict', 'step': 'count', 'loop.dataset': 'text',
+    'loop.optimizer': 'text', 'loop.batch_size': 'count', 'loop.tokens_per_step': 'count', 'data.fingerprint': 'text',
+    'data.tokenizer?': 'dict', 'tokens?': 'count', 'seconds?': 'number', 'best?': 'loss', 'stale?': 'count',
+    'evaluated?': 'count', 'optimizers?': 'list', 'scaler?': 'dict', 'plateau?': 'dict', 'plateau.best?': 'loss',
+    'plateau.num_bad_epochs?': 'count', 'plateau._last_lr?': 'numbers', 'plateau.total?': 'number', 'plateau.count?': 'count'}
 
 
 class NotFinite(UserError):
@@ -51,12 +59,19 @@ def load(path):
         other = path.with_name('ckpt.pt' if path.name == 'best.pt' else 'best.pt')
         raise UserError(f'{path} is truncated or not a checkpoint ({" ".join(str(e).split())[:100]}): use another one' +
                         f', such as {other}' * other.exists()) from None
-    parts = content if isinstance(content, dict) else {}
-    wrong = [name for name, kind in PARTS.items() if not isinstance(parts.get(name), kind)]
-    if wrong:
-        raise UserError(f'{path} is not a checkpoint of nanorivals: it lacks {", ".join(wrong)}')
+    advice = 'it is not a checkpoint of train.py; use another one'
+    schema.check(content if isinstance(content, dict) else {}, PARTS, path, advice)
     if content['format'] != FORMAT:
         raise UserError(f'{path} has format {content["format"]}, but this code reads {FORMAT}: use the code that wrote it')
+    types = typing.get_type_hints(load_arch(content['arch']).Config)
+    try:
+        for name in content['config'].keys() & types.keys():
+            config.coerce(name, content['config'][name], types[name])
+    except UserError as e:
+        raise UserError(f'{path} is damaged: {e}; {advice}') from None
+    for name, w in content['model'].items():
+        if not (isinstance(name, str) and isinstance(w, torch.Tensor)) or w.is_complex() or not w.isfinite().all():
+            raise UserError(f'{path} is damaged: its weight {name!r} is no tensor of finite real numbers: {advice}')
     return content
 
 
@@ -95,3 +110,18 @@ def load_weights(model, content, path):
         lines = [s.strip() for s in str(e).splitlines()[1:]]
         raise UserError(f"{path} holds another model (arch '{content['arch']}'): "
                         f'{lines[0][:200] if lines else e}') from None
+
+
+def tokenizer(content, path):
+    """The Tokenizer of a language model's checkpoint.  Raises UserError if there is none, or it has more tokens than the model.
+    (It may have fewer: a vocabulary can be padded, and generate() never samples the padding.)"""
+    if not (spec := content['data'].get('tokenizer')):
+        raise UserError(f'{path} is damaged: its data.tokenizer is missing: use another checkpoint')
+    try:
+        found = Tokenizer(spec)
+    except ValueError as e:
+        raise UserError(f'{path} is damaged: its tokenizer: {e}: use another checkpoint') from None
+    if found.n_vocab > content['config'].get('vocab_size', math.inf):
+        raise UserError(f'{path} is damaged: its tokenizer has {found.n_vocab} tokens, but its model has vocab_size='
+                        f'{content["config"]["vocab_size"]}: use another checkpoint')
+    return found

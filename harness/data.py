@@ -7,7 +7,6 @@ A batch is a pure function of (seed, step): resuming repeats nothing and skips n
 windows of a step do not depend on the number of processes that share them.
 """
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from harness import ROOT, UserError
+from harness import ROOT, UserError, require_memory, schema
 from harness.files import check_name
 from harness.generate import generate
 from harness.tasks import KINDS, TaskData
@@ -55,14 +54,14 @@ class TextData:
         try:
             self.vocab_size, self.fingerprint = self.meta['vocab_size'], self.meta['fingerprint']
             self.tokenizer = Tokenizer(self.meta['tokenizer'])
+            if self.tokenizer.n_vocab != self.vocab_size:
+                raise ValueError(f'vocab_size={self.vocab_size}, but its tokenizer has {self.tokenizer.n_vocab} tokens')
             self.tokens = {split: self._open(split) for split in ('train', 'val')}
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f'{self.folder / "meta.json"} is damaged ({type(e).__name__}: {e}): prepare the data '
                             f'again') from None
 
     def _open(self, split):
-        if self.meta['dtype'] not in ('uint16', 'uint32'):
-            raise UserError(f"{self.folder / 'meta.json'}: unknown dtype '{self.meta['dtype']}': choose uint16 or uint32")
         if split not in self.meta.get('shards', ()):
             return self._map(self.folder / f'{split}.bin', self.meta['tokens'][split], SCAN)
         counts = self.meta['shards'][split]
@@ -130,6 +129,7 @@ class TextData:
     def val_indices(self, count, block_size):
         """The starts of evenly spaced windows of the validation text; count=0: all that fit without overlap."""
         self.require(block_size)
+        require_memory(32 * count, f'eval_windows={count}')
         n = len(self.tokens['val'])
         return np.linspace(0, n - block_size - 1, count or max(1, (n - 1) // block_size)).astype(np.int64)
 
@@ -246,19 +246,20 @@ class LeakingText(TextData):
         return starts[:count or max(1, len(starts) // block_size)]
 
 
+META = {'kind': ('text', *KINDS), 'vocab_size': 'count', 'source.name': 'text', 'script': 'text', 'fingerprint': 'text'}
+TEXT_META = {'dtype': ('uint16', 'uint32'), 'tokens.train': 'count', 'tokens.val': 'count', 'tokenizer': 'dict',
+             'shards?': 'dict', 'shards.train?': 'counts', 'shards.val?': 'counts'}
+TASK_META = {'outputs': 'count', 'standard': 'numbers', 'labels?': 'list', 'numbers?': 'bool', 'draw?': 'dict',
+             'guess?': 'dict of numbers', 'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count'}
+
+
 def read_meta(folder):
     """meta.json of a data set.  Raises UserError if it is missing, damaged or incomplete."""
     path = Path(folder) / 'meta.json'
-    try:
-        meta = json.loads(path.read_text(encoding='utf-8'))
-    except OSError:
-        raise UserError(f'there is no data set in {folder} (no meta.json)') from None
-    except ValueError as e:
-        raise UserError(f'{path} is not JSON ({e}): prepare the data again') from None
-    meta = meta if isinstance(meta, dict) else {}
-    of_kind = {'outputs', 'examples', 'standard'} if meta.get('kind') in KINDS else {'dtype', 'tokens', 'tokenizer'}
-    if missing := ({'kind', 'vocab_size', 'source', 'script', 'fingerprint'} | of_kind) - meta.keys():
-        raise UserError(f'{path} lacks {", ".join(sorted(missing))}: prepare the data again')
+    if not path.exists():
+        raise UserError(f'there is no data set in {folder} (no meta.json)')
+    meta = schema.read(path, {}, 'prepare the data again')
+    schema.check(meta, META | (TASK_META if meta.get('kind') in list(KINDS) else TEXT_META), path, 'prepare the data again')
     return meta
 
 

@@ -56,6 +56,10 @@ class Machine:
         """Scales the loss so that float16 gradients do not underflow; disabled for other formats."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
+    def capacity(self):
+        """The bytes of memory of a GPU; None on a CPU, for require_memory()."""
+        return torch.cuda.mem_get_info(self.device)[1] if self.device.type == 'cuda' else None
+
     def memory(self):
         """Peak memory in MiB: of tensors on a GPU, of the whole process on a CPU (about 250 of it are torch)."""
         if self.device.type == 'cuda':
@@ -132,7 +136,7 @@ def ranks():
     given = found['RANK'] and all(k in os.environ for k in ('MASTER_ADDR', 'MASTER_PORT'))
     if not 0 <= rank < world or local_rank < 0 or ((local_rank or world > 1) and not given):
         shown = ', '.join(f'{k}={v or "(not set)"}' for k, v in found.items())
-        raise UserError(f'the environment has {shown}, which torchrun did not set: start with torchrun, or unset them')
+        raise UserError(f'{shown} in the environment are not all that torchrun sets: start with torchrun, or unset them')
     return world, rank, local_rank
 
 
@@ -162,7 +166,7 @@ def pick_device(name, local_rank, world):
         return torch.device('cuda', index)
     if device.type == 'mps' and not torch.backends.mps.is_available():
         raise UserError('device=mps: torch finds no Apple GPU: use --device=cpu')
-    if device.type not in ('cpu', 'mps') or device.index:
+    if device.type not in ('cpu', 'mps') or device.index is not None:
         raise UserError(f"unsupported device='{name}': choose auto, cpu, mps, cuda or cuda:N")
     return device
 

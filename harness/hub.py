@@ -151,9 +151,9 @@ def read(file):
     found = [v for v in (content, *content.values()) if isinstance(v, dict) and v and
              all(isinstance(t, torch.Tensor) for t in v.values())]
     if len(found) != 1:         # a training checkpoint has its weights under one name, among other things
-        kinds = ', '.join(f'{k} is a {type(v).__name__}' for k, v in list(content.items())[:5])
-        raise UserError(f'{file} must be one dict of tensors, or hold exactly one, but it holds {len(found)} ({kinds}): save '
-                        f'the state_dict of the model alone')
+        kinds = ', '.join(f'{k} is a {type(v).__name__}' for k, v in content.items() if not isinstance(v, torch.Tensor))
+        raise UserError(f'{file} must be one dict of tensors, or hold exactly one, but it holds {len(found)} ({kinds[:100]}): '
+                        f'save the state_dict of the model alone')
     return found[0]
 
 

@@ -145,6 +145,6 @@ def read(path):
     text = Path(path).read_text(encoding='utf-8')
     for row in csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1])):
         if None in row:
-            raise ValueError(f'a row has more cells than there are columns: {row}')
+            raise ValueError(f'{path}: a row has more cells than the head')
         rows.append({k: (int if k in ('step', 'tokens') else float)(v) for k, v in row.items() if v})
     return rows

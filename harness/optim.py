@@ -84,19 +84,28 @@ def build(model, name, lr, betas, weight_decay):
     return [*muon, torch.optim.AdamW(split, lr=lr, betas=betas, fused=fused)]
 
 
-def restore(optimizers, states, path):
-    """Loads the states in the checkpoint `path`.  Hyperparameters keep their current values.  Raises UserError if the states
-    belong to other groups of parameters, as those of an older version may."""
+NAMES = {'AdamW': {'step', 'exp_avg', 'exp_avg_sq'}, 'Muon': {'momentum_buffer'}, 'Lion': {'momentum'}, 'SGD': set()}
+
+
+def restore(optimizers, states, path, step=1):
+    """Loads the states in the checkpoint `path`, of this step.  Hyperparameters keep their current values.  Raises UserError if
+    the states are damaged, or belong to other groups of parameters, as those of an older version may."""
     try:
         for o, state in zip(optimizers, states, strict=True):
             own = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
             o.load_state_dict(state)
             for group, values in zip(o.param_groups, own, strict=True):
                 group.update(values)
-            for p, tensors in o.state.items():
+            for p in (p for group in o.param_groups for p in group['params'] if step):
+                tensors = {k: t for k, t in o.state[p].items() if t is not None}
                 if any(isinstance(t, torch.Tensor) and t.dim() and t.shape != p.shape for t in tensors.values()):
                     raise ValueError                        # load_state_dict compares the sizes of the groups only
-    except ValueError:
+                missing = NAMES[type(o).__name__] - tensors.keys()
+                wrong = [k for k, t in tensors.items() if not isinstance(t, torch.Tensor) or not t.isfinite().all()]
+                if missing or wrong:
+                    raise UserError(f'{path} is damaged: the state of its optimizer has no finite {min([*missing, *wrong])} '
+                                    f'for a parameter: start a new run from its weights with --init_from={path}')
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         raise UserError(f'{path} cannot be resumed: its optimizer groups the parameters differently, as an older version did: '
                         f'start a new run from its weights with --init_from={path}') from None
 
@@ -227,6 +236,13 @@ class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
         self.optimizer.param_groups[0]['lr'], = self.get_last_lr()
 
 
+def memory(model, name):
+    """The bytes of (all parameters, gradients, the state of the optimizer `name`), in float32."""
+    trained = {kind: sum(p.numel() for _, p in params) for kind, params in groups(model).items()}
+    state = sum(n * STATES[name][kind != 'matrix'] for kind, n in trained.items())
+    return 4 * sum(p.numel() for p in model.parameters()), 4 * sum(trained.values()), 4 * state
+
+
 def describe(model, name, tokens_per_step):
     """The table that --dry_run prints."""
     table = groups(model)
@@ -235,14 +251,14 @@ def describe(model, name, tokens_per_step):
     for kind, params in table.items():
         used = 'adamw' if name == 'muon' and kind != 'matrix' else name
         lines.append(f'{kind:8}{used:>12}{"no" if kind == "rest" else "yes":>9}{len(params):>9}{sizes[kind]:>14,}')
-    total, state = sum(sizes.values()), sum(n * STATES[name][kind != 'matrix'] for kind, n in sizes.items())
+    total = sum(sizes.values())
     if (unmarked := unmarked_matrices(model)) > 0.1 * total:
         lines.append(f'note: {unmarked / total:.0%} of the parameters are matrices in the group rest, without weight decay and '
                      f'Muon: if they are weights of matrix products, set parameter.matrix = True on them')
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     lines += [f'{total:,} trained parameters' + (f', {frozen:,} frozen' if frozen else ''),
-              f'memory: parameters {(total + frozen) * 4 / 2**20:,.1f} MiB, gradients {total * 4 / 2**20:,.1f} MiB, '
-              f'optimizer {state * 4 / 2**20:,.1f} MiB',
+              'memory: parameters {:,.1f} MiB, gradients {:,.1f} MiB, optimizer {:,.1f} MiB'.format(
+                  *(n / 2 ** 20 for n in memory(model, name))),
               f'{tokens_per_step:,} tokens per step']
     return '\n'.join(lines)
 

@@ -125,7 +125,7 @@ def from_checkpoint(arch, name, settings):
     kept = {k: v for k, v in settings.items() if k in arch.Model.adjustable}
     was, new = (build_config(arch, content['config'] | changes) for changes in (kept, settings))
     try:
-        model = arch.Model(was)
+        model = build(arch, was)
         checkpoint.load_weights(model, content, path)
         if was != new and not arch.Model.refined:
             raise ValueError('this changes the function of its weights, so leave it out')
@@ -264,9 +264,9 @@ class Folder:
             if cfg.overwrite:
                 remove(self.path)
             about = about | {'data': {k: about['data'][k] for k in ('fingerprint', 'source')}}
+            log = Log(self.path, resumed_at, more, cfg, about)
             with atomic(self.path / 'config.json', 'w') as f:
                 json.dump(about, f, indent=1)
-            log = Log(self.path, resumed_at, more, cfg, about)
             if not self.staged:
                 log.track(self.out_dir)
             return log

@@ -18,36 +18,50 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from harness import UserError, files
+from harness import UserError, files, schema
+
+SPECS = {'char': {'chars': 'texts'}, 'bytes': {},
+         'bpe': {'name': 'text', 'pattern': 'text', 'ranks': 'texts', 'special': 'dict'},
+         'tokenizers': {'json': 'text'}}
 
 
 class Tokenizer:
-    """encode(text) -> ids, decode(ids) -> text, stream(ids) -> pieces of text, n_vocab, kind, spec."""
+    """encode(text) -> ids, decode(ids) -> text, stream(ids) -> pieces of text, n_vocab, kind, spec.  Raises ValueError for a
+    specification that is not one."""
 
     def __init__(self, spec):
+        try:
+            schema.check(spec, {'kind': tuple(SPECS)}, 'the tokenizer', 'choose another')
+            schema.check(spec, SPECS[spec['kind']], 'the tokenizer', 'choose another')
+        except UserError as e:
+            raise ValueError(str(e)) from None
         self.spec, self.kind = spec, spec['kind']
         if self.kind == 'char':
             self.ids = {c: i for i, c in enumerate(spec['chars'])}
             self.n_vocab = len(self.ids)
+            if self.n_vocab < len(spec['chars']) or any(len(c) != 1 for c in self.ids):
+                raise ValueError('its chars are not different characters')
         elif self.kind == 'bytes':
             self.n_vocab = 256
-        elif self.kind == 'bpe':
-            ranks = {base64.b64decode(token): rank for rank, token in enumerate(spec['ranks'])}
-            self.bpe = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
-                                         special_tokens=spec['special'])
-            self.n_vocab = self.bpe.n_vocab
         elif self.kind == 'tokenizers':
             try:
                 self.bpe = library().Tokenizer.from_str(spec['json'])
+            except UserError:
+                raise
             except Exception as e:          # it has no type of its own
-                raise UserError(f'this tokenizer.json cannot be read by the package tokenizers ({e}): download it again, or '
-                                f'update that package') from None
-            self.bpe.no_truncation()
+                raise ValueError(f'the package tokenizers refuses its JSON ({e})') from None
+            self.bpe.no_truncation()        # some files fill each text up to a length, or cut it there
             self.bpe.no_padding()
             self.n_vocab = 1 + max(self.bpe.get_vocab().values(), default=-1)
             self.bytewise = 'ByteLevel' in repr(self.bpe.decoder)
         else:
-            raise UserError(f"unknown kind of tokenizer '{self.kind}': choose char, bytes, bpe or tokenizers")
+            ranks = {base64.b64decode(token): rank for rank, token in enumerate(spec['ranks'])}
+            try:
+                self.bpe = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
+                                             special_tokens=spec['special'])
+            except Exception as e:          # tiktoken raises many types, for a pattern or for its tokens
+                raise ValueError(f'tiktoken refuses its BPE ({e})') from None
+            self.n_vocab = self.bpe.n_vocab
 
     def encode(self, text):
         """Raises UserError for a character that is not in the vocabulary (char only)."""
@@ -160,7 +174,10 @@ def published_tokenizer(name, default, rows):
     if spec is None:
         raise UserError(f"'{name}' has no tokenizer.json, nor vocab.json and merges.txt, so its {rows:,} tokens are unknown: "
                         f'put the tokenizer.json of the model beside its weights')
-    tokenizer = Tokenizer(spec)
+    try:
+        tokenizer = Tokenizer(spec)
+    except ValueError as e:
+        raise UserError(f"the tokenizer beside '{name}' is damaged ({e}): download it again") from None
     if not 0 <= rows - tokenizer.n_vocab < PADDING:
         raise UserError(f"the tokenizer beside '{name}' has {tokenizer.n_vocab:,} tokens, but the weights have {rows:,}: put "
                         f'the tokenizer.json of the model beside its weights')

@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import command
-from prepare.common import distinct, held_out, positive, split_examples, task_parser, write_task
+from prepare.common import distinct, held_out, positive, require_fit, split_examples, task_parser, write_task
 
 
 def main(argv):
@@ -23,6 +23,7 @@ def main(argv):
     parser.add_argument('--patterns', type=positive, default=5, help='patterns to remember')
     parser.add_argument('--bits', type=positive, default=1000, help='bits per pattern')
     args = parser.parse_args(argv)
+    require_fit(args, 'patterns', 'bits', 'examples', size=args.patterns * args.bits)
     rng, held = np.random.default_rng(args.seed), held_out(args.examples)
     count = args.examples + 2 * held
     patterns = distinct(count, lambda n: rng.integers(2, size=(n, args.patterns, args.bits), dtype=np.int8))

@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import command
-from prepare.common import distinct, positive, split_examples, task_parser, write_task
+from prepare.common import distinct, positive, require_fit, split_examples, task_parser, write_task
 
 MAX_WIDTH = 16                  # bits of an input, up to which all inputs are used
 TRAIN, HELD = 20_000, 1000      # examples, of wider inputs
@@ -27,6 +27,7 @@ def main(argv):
     parser.add_argument('--patterns', type=positive, default=2, help='patterns per input')
     parser.add_argument('--bits', type=positive, default=5, help='bits per pattern')
     args = parser.parse_args(argv)
+    require_fit(args, 'patterns', 'bits', size=args.patterns * args.bits, examples=TRAIN)
     rng, width = np.random.default_rng(args.seed), args.patterns * args.bits
     if width <= MAX_WIDTH:
         held = max(1, 2 ** width // 10)

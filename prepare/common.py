@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from harness import ROOT, SPLITS, Arguments, UserError, files
+from harness import ROOT, SPLITS, Arguments, UserError, files, require_memory
 from harness.files import atomic, check_name
 from harness.tokenizer import Tokenizer
 
@@ -194,6 +194,13 @@ def write_text(name, text, tokenizer, source, script, val=None):
 
 
 # tasks --------------------------------------------------------------------------------------------------------------------
+
+
+def require_fit(args, *options, size, examples=None):
+    """Raises UserError if the examples of a task need more memory than there is: of `size` values, in four copies as bytes, and
+    the entries of a dict.  options: the names of those that decide it."""
+    count = (examples or args.examples) * 12 // 10
+    require_memory(count * (4 * size + 300), ', '.join(f'--{name}={getattr(args, name)}' for name in options))
 
 
 def held_out(examples):

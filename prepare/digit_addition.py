@@ -15,13 +15,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import command
-from prepare.common import distinct, held_out, positive, split_examples, sum_task, task_parser, write_task
+from prepare.common import distinct, held_out, positive, require_fit, split_examples, sum_task, task_parser, write_task
 
 
 def main(argv, doc=__doc__, script=__file__, classes=False):
     parser = task_parser(doc, script, examples=10_000)
     parser.add_argument('--digits', type=positive, default=10, help='digits per example')
     args = parser.parse_args(argv)
+    require_fit(args, 'digits', 'examples', size=args.digits)
     rng, held = np.random.default_rng(args.seed), held_out(args.examples)
     x = distinct(args.examples + 2 * held, lambda n: rng.integers(10, size=(n, args.digits), dtype=np.uint8))
     y = x.sum(1, dtype=np.int64 if classes else np.float32)

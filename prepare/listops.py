@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command
-from prepare.common import distinct, held_out, positive, split_examples, task_parser, write_task
+from prepare.common import distinct, held_out, positive, require_fit, split_examples, task_parser, write_task
 
 OPERATOR = 0.25     # probability that an argument is a list and not a digit (VALUE_P in the Arena's code)
 TRIES = 100_000     # expressions of a wrong length in succession, before the search is given up
@@ -81,6 +81,7 @@ def main(argv, doc=__doc__, script=__file__, examples=10_000, shortest=500, long
         raise UserError(f'--min_length={args.min_length} must be at most --max_length={args.max_length}')
     if args.arguments < 2:
         raise UserError(f'--arguments={args.arguments} must be at least 2')
+    require_fit(args, 'max_length', 'examples', size=args.max_length)
     random, held = uniform(np.random.default_rng(args.seed)), held_out(args.examples)
     found = distinct(args.examples + 2 * held, lambda n: expressions(n, random, args))
     write_task(args.name, 'classify', split_examples(found[:, :-1], found[:, -1], held), outputs=10, vocab_size=len(TOKENS),

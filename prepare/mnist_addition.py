@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import command
-from prepare.common import held_out, positive, sum_task, task_parser, write_task
+from prepare.common import held_out, positive, require_fit, sum_task, task_parser, write_task
 from prepare.mnist import SIDE, load
 
 
@@ -24,6 +24,7 @@ def main(argv, doc=__doc__, script=__file__, classes=True):
     parser.add_argument('--digits', type=positive, default=10, help='digits per example')
     parser.add_argument('--input', metavar='FOLDER', help='folder with the four files of MNIST, instead of the download')
     args = parser.parse_args(argv)
+    require_fit(args, 'digits', 'examples', size=args.digits * SIDE ** 2)
     images, source = load(args.input, args.seed)
     rng, splits = np.random.default_rng((args.seed, 1)), {}
     for split, (x, y) in images.items():

@@ -213,7 +213,7 @@ def main(argv):
     try:
         record = json.loads(Path(argv[0]).read_text(encoding='utf-8'))
         draw_race(record, argv[1])
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f'{argv[0]} cannot be drawn ({type(e).__name__}: {e}): name a record of compare.py, and a picture to '
                         f'write') from None
 

@@ -8,9 +8,8 @@ import csv
 import json
 import re
 import statistics
-import sys
 
-from harness import ROOT, UserError, command
+from harness import ROOT, Arguments, UserError, command
 from harness.arch import load_arch
 from harness.files import atomic
 from harness.log import markdown
@@ -229,9 +228,7 @@ def refreshed(page, root):
 
 
 def main(argv):
-    if argv:
-        print(__doc__)
-        return
+    Arguments(description=__doc__).parse_args(argv)
     for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))):
         old = path.read_text(encoding='utf-8')
         new = refreshed(old, ROOT)
@@ -242,4 +239,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    sys.exit(command(main))
+    command(main)

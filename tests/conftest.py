@@ -157,6 +157,10 @@ def tree(tmp_path):
     return tree
 
 
+# what train.py adds to a model in a checkpoint
+ABOUT = {'loop': {'dataset': 'none', 'optimizer': 'muon', 'batch_size': 1, 'tokens_per_step': 0}, 'data': {'fingerprint': ''}}
+
+
 # the command line ---------------------------------------------------------------------------------------------------------
 
 TINY = ['--n_layer=2', '--n_embd=16', '--block_size=16', '--batch_size=4', '--eval_windows=8', '--eval_interval=5',

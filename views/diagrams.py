@@ -9,7 +9,7 @@ Colours are mid-tones on a transparent background, so a diagram reads on a light
 import math
 from html import escape
 
-from harness import ROOT
+from harness import ROOT, Arguments, command
 from harness.files import atomic
 
 BLUE, GREEN, ORANGE, RED, GREY = '#2f74a8', '#2f8458', '#b3690f', '#b8434f', '#6b737c'
@@ -274,10 +274,15 @@ def fpt():
 
 DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, fpt)
 
-if __name__ == '__main__':
+def main(argv):
+    Arguments(description=__doc__).parse_args(argv)
     folder = ROOT / 'docs' / 'img'
     folder.mkdir(parents=True, exist_ok=True)
     for draw in DIAGRAMS:
         with atomic(folder / f'{draw.__name__}.svg', 'w') as f:
             f.write(draw())
         print(folder / f'{draw.__name__}.svg')
+
+
+if __name__ == '__main__':
+    command(main)

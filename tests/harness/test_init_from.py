@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from conftest import ABOUT
 
 from harness import UserError, checkpoint
 from harness.arch import complete, load_arch
@@ -26,7 +27,7 @@ def saved(tmp_path_factory):
             for p in model.parameters():
                 p.data += 0.1 * torch.randn_like(p)
             checkpoint.save(path, {'arch': name, 'config': dataclasses.asdict(model.config), 'model': model.state_dict(),
-                                   'step': 1, 'data': {'tokenizer': None}})
+                                   'step': 1, **ABOUT})
             made[name] = arch, model, path
         return made[name]
     return save

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import sentence, tiny_train
+from conftest import ABOUT, sentence, tiny_train
 
 import llama
 import mamba
@@ -16,7 +16,7 @@ import sample
 import train
 import wavenet
 from extras import export
-from harness import UserError, checkpoint
+from harness import checkpoint
 from harness.arch import complete
 from harness.generate import automaton, benchmark, describe, generate, reapply, sample_token
 from harness.tokenizer import Tokenizer, bpe_spec, published_spec, same
@@ -350,7 +350,7 @@ def test_the_same_tokenizer_in_two_formats():
 
 def test_the_first_token_without_a_line_break():
     assert Tokenizer({'kind': 'char', 'chars': ['a', 'b']}).begin() == [0] and Tokenizer({'kind': 'bytes'}).begin() == [10]
-    with pytest.raises(UserError, match='morse'):
+    with pytest.raises(ValueError, match='morse'):
         Tokenizer({'kind': 'morse'})
 
 
@@ -376,7 +376,8 @@ def test_export_with_the_tokenizer_of_published_weights(trained_bpe, printed, tm
     model, spec = gpt.Model(gpt.Config(block_size=16, vocab_size=276, n_embd=16)), {'kind': 'tokenizers'}
     spec['json'] = trained_bpe.to_str()
     checkpoint.save(tmp_path / 'ckpt.pt', {'arch': 'model', 'config': dataclasses.asdict(model.config), 'step': 1,
-                                           'model': model.state_dict(), 'data': {'tokenizer': spec}})
+                                           'model': model.state_dict(), **ABOUT,
+                                           'data': {'fingerprint': '', 'tokenizer': spec}})
     words = ['--start=the', '--max_new_tokens=9']
     export.main([str(tmp_path / 'ckpt.pt'), str(tmp_path / 'hub')])
     assert printed('--pretrained', tmp_path / 'hub', *words).endswith(printed(tmp_path / 'ckpt.pt', *words))

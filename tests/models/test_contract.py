@@ -1,18 +1,22 @@
 """Every model file beside train.py is found by itself and held to the contract of harness/arch.py."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import importlib
 import inspect
 import math
+import multiprocessing
 import re
 
 import pytest
 import torch
 import torch.nn as nn
+from conftest import ABOUT
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness import ROOT, UserError, checkpoint, optim
-from harness.arch import ModelContract, complete, load_arch
+from harness.arch import ModelContract, build, complete, load_arch
 
 ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
 ANSWERS = [{'kind': 'classify', 'outputs': 4}, {'kind': 'bits', 'outputs': 3}, {'kind': 'regress', 'outputs': 1}]
@@ -35,16 +39,23 @@ CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch,
 POSITIONS = (1, 7, 12)
 
 
-@pytest.fixture(params=CASES, ids=lambda c: '-'.join([c[0], *map(str, c[1].values())]))
-def model(request):
-    """The tiny Model of each file and variant."""
-    name, change = request.param
-    try:
-        arch = load_arch(name)
-    except UserError as e:
-        pytest.fail(str(e))
+def case_id(case):
+    return '-'.join([case[0], *map(str, case[1].values())])
+
+
+def tiny_model(name, change):
+    arch = load_arch(name)
     torch.manual_seed(0)
     return complete(arch.Model(dataclasses.replace(arch.Config.tiny(), **change))).eval()
+
+
+@pytest.fixture(params=CASES, ids=case_id)
+def model(request):
+    """The tiny Model of each file and variant."""
+    try:
+        return tiny_model(*request.param)
+    except UserError as e:
+        pytest.fail(str(e))
 
 
 @pytest.fixture
@@ -184,7 +195,7 @@ def test_every_token_of_an_example_matters(model):
 
 def test_save_and_load(model, tmp_path):
     checkpoint.save(tmp_path / 'ckpt.pt', {'arch': type(model).__module__, 'config': dataclasses.asdict(model.config),
-                                           'step': 1, 'model': perturb(model).state_dict(), 'data': {}})
+                                           'step': 1, 'model': perturb(model).state_dict(), **ABOUT})
     again, _ = checkpoint.load_model(tmp_path)
     assert again.config == model.config
     assert torch.equal(again(example_batch(model)[0])[0], model(example_batch(model)[0])[0])
@@ -204,19 +215,98 @@ def test_parameters_can_be_counted_without_memory(model):
         empty = type(model)(model.config)
     assert all(p.is_meta for p in empty.parameters())
     assert [(p.shape, p.requires_grad) for p in empty.parameters()] == [(p.shape, p.requires_grad) for p in model.parameters()]
+    torch.manual_seed(0)        # build() counts them too, and must not change the weights
+    same = build(load_arch(type(model).__module__), dataclasses.asdict(model.config))
+    assert all(torch.equal(p, q) for p, q in zip(same.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
-def test_results_have_the_type_of_the_parameters(model, dtype):
-    if type(model).__module__ == 'highorder':
-        pytest.skip('computes in float32')
-    x, y = (v.to(dtype) if v.is_floating_point() else v for v in example_batch(model.to(dtype)))
-    logits, loss = model(x, y)
+def difference(given, expected):
+    """The median error, as a fraction of the mean size: a jump of a piecewise polynomial moves few values, and those far."""
+    return ((given.float() - expected).abs().median() / expected.abs().mean()).item()
+
+
+@pytest.mark.parametrize('dtype, most', [('float64', 1e-3), ('bfloat16', 0.1), ('float16', 0.01), ('autocast', 0.1)])
+def test_other_number_formats_agree_with_float32(model, dtype, most):
+    """After .double(), .bfloat16(), .half() and under autocast.  float64 may differ by the error of float32."""
+    perturb(model)
+    x, y = example_batch(model)
+    expected, loss = model(x, y)
     loss.backward()
-    assert logits.dtype == dtype and logits.isfinite().all()
-    if model.step:
-        logits, state = model.step(x[:, :3], model.init_state(6))
-        assert model.step(x[:, 3:5], state)[0].dtype == dtype
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    kind = torch.bfloat16 if dtype == 'autocast' else getattr(torch, dtype)
+    if dtype != 'autocast':
+        x, y = (v.to(kind) if v.is_floating_point() else v for v in (x, y))
+        model.to(kind)
+    with torch.autocast('cpu', dtype=kind, enabled=dtype == 'autocast'):
+        logits, loss = model(x, y)
+        if model.step:
+            stepped, state = model.step(x[:, :3], model.init_state(6))
+            stepped, state = model.step(x[:, 3:5], state)
+    loss.backward()
+    assert all(p.grad.dtype == p.dtype for p in model.parameters() if p.grad is not None)
+    if dtype != 'autocast':
+        assert logits.dtype == loss.dtype == kind and (not model.step or stepped.dtype == kind)
+    assert difference(logits, expected) < most
+    assert difference(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]),
+                      torch.cat([g.flatten() for g in grads])) < most
+
+
+# a GPU that is not there: tensors that have a device and a shape, and no numbers ----------------------------------------------
+
+def make_believe_gpu():
+    torch.utils.backend_registration._setup_privateuseone_for_python_backend('gpu')
+    torch.gpu.get_amp_supported_dtype = lambda: [torch.bfloat16]                        # for torch.autocast
+    torch.__future__.set_overwrite_module_params_on_conversion(True)                    # for Module._apply
+
+
+@pytest.fixture(scope='module')
+def gpu_process():
+    """A process with that GPU, so that the other tests have none."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), make_believe_gpu) as pool:
+        yield pool
+
+
+def use_gpu(make, *args):
+    """All that a command does with the model make(*args) on a GPU, as train.py does: made on the CPU, then moved.  Raises if a
+    tensor stayed behind."""
+    model = complete(make(*args))
+    batch = example_batch(model)
+    with FakeTensorMode() as mode:
+        move = lambda t: mode.from_tensor(t).to('gpu')      # noqa: E731
+        model._apply(move)
+        x, y = map(move, batch)
+        logits, loss = model(x, y)
+        loss.backward()
+        assert {t.device.type for t in (logits, loss, *(p.grad for p in model.parameters() if p.requires_grad))} == {'gpu'}
+        if model.step:
+            _, state = model.step(x[:, :3], model.init_state(len(x)))
+            assert model.step(x[:, 3:5], state)[0].device.type == 'gpu'
+        for optimizer in optim.build(model, 'muon', 1e-3, (0.9, 0.95), 0.1):
+            optimizer.step()
+
+
+def gpu_error(make, *args):
+    """What use_gpu() raises, as text, since not every exception of torch can be sent to another process."""
+    try:
+        use_gpu(make, *args)
+    except Exception as e:
+        return f'{type(e).__name__}: {e}'
+    return ''
+
+
+@pytest.mark.parametrize('case', CASES, ids=case_id)
+def test_nothing_is_left_on_the_cpu(case, gpu_process):
+    error = gpu_process.submit(gpu_error, tiny_model, *case).result()
+    if error.startswith('NotImplementedError'):         # nn.GRU, for example
+        pytest.skip(f'torch does not know the shapes of an operation: {error[:100]}')
+    assert not error
+
+
+@pytest.mark.parametrize('place', ['attribute', 'forward', 'step'])
+def test_what_is_left_on_the_cpu_is_found(place, gpu_process):
+    assert re.search(r'cpu|FakeTensor', gpu_process.submit(gpu_error, newcomer, False, place).result())
+    assert not gpu_process.submit(gpu_error, newcomer).result()
 
 
 @torch.no_grad()
@@ -249,21 +339,27 @@ def test_model_file_stands_alone(arch):
 # the contract itself ----------------------------------------------------------------------------------------------------------
 
 class Newcomer(nn.Module):
-    """The least that a model file must define.  future: it reads one token too many, as an off-by-one error does."""
+    """The least that a model file must define.  future: it reads one token too many, as an off-by-one error does.
+    on_cpu: where it makes a tensor without a device: as an 'attribute' that is no buffer, in 'forward', or in 'step'."""
 
-    def __init__(self, config, future=False):
+    def __init__(self, config, future=False, on_cpu=''):
         super().__init__()
-        self.config, self.future = config, future
-        self.wte, self.gru = nn.Embedding(config.vocab_size, 16), nn.GRU(16, 16, batch_first=True)
+        self.config, self.future, self.on_cpu = config, future, on_cpu
+        self.wte, self.rnn = nn.Embedding(config.vocab_size, 16), nn.RNN(16, 16, batch_first=True)
+        self.scale = torch.ones(16) if on_cpu == 'attribute' else 1
+        if on_cpu == 'step':
+            self.init_state = lambda batch_size: torch.zeros(1, batch_size, 16)
+            self.step = lambda token, state: (None, self.rnn(self.wte(token), state)[1])
 
     def forward(self, x, y=None):
-        logits = self.gru(self.wte(x.roll(-1, 1) if self.future else x))[0] @ self.wte.weight.T
+        scale = torch.ones(16) if self.on_cpu == 'forward' else self.scale
+        logits = self.rnn(self.wte(x.roll(-1, 1) if self.future else x))[0] * scale @ self.wte.weight.T
         return logits, None if y is None else nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
 
 
-def newcomer(**options):
+def newcomer(*options):
     torch.manual_seed(0)
-    return complete(Newcomer(importlib.import_module('model').Config.tiny(), **options))
+    return complete(Newcomer(importlib.import_module('model').Config.tiny(), *options))
 
 
 def test_defaults_complete_a_model_and_replace_nothing():
@@ -278,5 +374,5 @@ def test_defaults_complete_a_model_and_replace_nothing():
 
 def test_a_model_that_sees_the_future_is_named_in_a_sentence():
     with pytest.raises(AssertionError, match='logits before position 1 moved when a token at or after 1 changed') as e:
-        check_causality(newcomer(future=True))
+        check_causality(newcomer(True))
     assert 'tensor(' not in str(e.value)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import sentence
+from conftest import ABOUT, sentence
 
 import fpt
 import mamba
@@ -33,7 +33,7 @@ def trained(model):
 def save(model, folder, arch='fpt'):
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / 'ckpt.pt', {'arch': arch, 'config': dataclasses.asdict(model.config), 'step': 1,
-                                         'model': model.state_dict(), 'data': {}})
+                                         'model': model.state_dict(), **ABOUT})
 
 
 @pytest.fixture

@@ -1,0 +1,565 @@
+"""Wrong commands: each is refused by one sentence that names what is wrong, its exit code is not 0, and it changes no file.
+
+    entry point     a script, or a module of python -m
+    words           what follows it; RUN is a finished run of a GPT, TASK of a ViT on bits, CONFIG a config
+    named           what the sentence must contain
+"""
+
+import contextlib
+import io
+import json
+import runpy
+import shlex
+import shutil
+import sys
+import warnings
+
+import pytest
+import torch
+from conftest import contents, task_splits
+
+import harness
+import train
+from harness import ROOT, UserError, arch, checkpoint, config, data
+from prepare import common
+
+TRAIN = '''
+--nlayer=3                          n_layer
+--n_layer=two                       n_layer='two'
+--n_layer=-1                        n_layer=-1
+--n_layer=1.5                       n_layer='1.5'
+--n_layer=1000000000                n_layer=1000000000
+--n_embd=0                          n_embd=0
+--n_embd=17                         n_embd=17
+--n_embd=1000000                    n_embd=1000000
+--n_embd=1000000000000000000000     n_embd=1000000000000000000000
+--n_head=0                          n_head=0
+--n_head=3                          n_head=3
+--block_size=0                      block_size=0
+--block_size=100000000              block_size=100000000
+--block_size=5000                   block_size=5000
+--vocab_size=5                      vocab_size=5
+--vocab_size=1000000000000          vocab_size=1000000000000
+--dropout=1                         dropout=1
+--dropout=nan                       dropout='nan'
+--bias=maybe                        bias='maybe'
+--gelu=relu                         gelu='relu'
+--arch=modle                        'modle'
+--arch=../model                     '../model'
+--arch=train                        train.py
+--arch=vit                          task
+--dataset=nowhere                   'nowhere'
+--dataset=../letters                '../letters'
+--dataset=/etc                      '/etc'
+--dataset=                          ''
+--dataset=bits                      task
+--init_from=nowhere                 nowhere
+--init_from=TASK                    arch
+--batch_size=0                      batch_size=0
+--batch_size=10000000000            batch_size=10000000000
+--tokens_per_step=7                 tokens_per_step=7
+--tokens_per_step=-16               tokens_per_step=-16
+--tokens_per_step=160000000000000   tokens_per_step=160000000000000
+--eval_windows=-1                   eval_windows=-1
+--eval_windows=100000000000         eval_windows=100000000000
+--eval_interval=0                   eval_interval=0
+--log_interval=0                    log_interval=0
+--max_iters=0                       max_iters
+--max_iters=1e400                   max_iters='1e400'
+--max_seconds=-1                    max_seconds=-1
+--optimizer=adam                    optimizer='adam'
+--schedule=linear                   schedule='linear'
+--learning_rate=-1                  learning_rate=-1
+--learning_rate=inf                 learning_rate='inf'
+--learning_rate                     learning_rate
+--warmup_iters=soon                 warmup_iters='soon'
+--weight_decay=-0.1                 weight_decay=-0.1
+--beta1=1                           beta1=1
+--beta2=-0.5                        beta2=-0.5
+--grad_clip=-1                      grad_clip=-1
+--cooldown=0                        cooldown=0
+--factor=1                          factor=1
+--memory_dropout=2                  memory_dropout=2
+--forget=0.1                        'memory_dropout'
+--seed=-1                           seed=-1
+--seed=4294967296                   seed=4294967296
+--device=gpu                        device='gpu'
+--device=cuda:99                    cuda
+--device=cpu:7                      cpu:7
+--dtype=int8                        dtype='int8'
+--dtype=float16                     dtype=float16
+--compile=perhaps                   compile='perhaps'
+--resume=no_file --out_dir=new      resume='no_file'
+--resume --out_dir=new              new/ckpt.pt
+--resume --out_dir=RUN --n_embd=32          n_embd
+--resume --out_dir=RUN --optimizer=lion     optimizer
+--resume --out_dir=RUN --dataset=other      data
+--out_dir=RUN                       --overwrite
+--help=x                            --help=x
+--                                  '--'
+-n_layer=1                          '-n_layer=1'
+config.py                           config.py
+CONFIG config.py                    'config.py'
+BAD                                 line 2
+TEXT                                this is not Python
+'''
+
+MODELS = '''
+--arch=pacing --columns=0                               columns=0
+--arch=pacing --predicts=some                           predicts='some'
+--arch=pacing --predicts=last --dims=(8,)               dims=(8,)
+--arch=pacing --predicts=last --depths=(1000000000,2,2)     depths
+--arch=mamba --d_state=0                                d_state=0
+--arch=mamba --d_state=10000000000                      d_state=10000000000
+--arch=wavenet --reads=all                              reads='all'
+--arch=wavenet --block_size=10                          block_size=10
+--arch=wavenet --reads=causal --n_wave=1000000000       n_wave=1000000000
+--arch=highorder --network=deep                         network='deep'
+--arch=highorder --n=0                                  n=0
+--arch=highorder --n=1000000000                         n=1000000000
+--arch=highorder --segments=1000000000                  segments=1000000000
+--arch=highorder --features=0                           features=0
+--arch=highorder --kind=fourier --n=4                   n=4
+--arch=vit --dataset=bits --outputs=7                   outputs=7
+--arch=vit --dataset=bits --last_only                   last_only
+--arch=fpt --dataset=bits --mode=half                   mode='half'
+--arch=fpt --dataset=bits --trained=all                 trained='all'
+--arch=fpt --dataset=bits --positions=0                 positions=0
+--arch=fpt --dataset=bits --trunk=out/../../etc         out/../../etc
+--arch=fpt --dataset=bits --trunk=TASK/none             none
+--arch=baselines --dataset=bits --network=gru           network='gru'
+'''
+
+SAMPLE = '''
+                                    name either runs
+nowhere                             nowhere
+RUN --pretrained=gpt2               --pretrained
+--pretrained=nowhere/x.safetensors  nowhere/x.safetensors
+--pretrained=gpt2 --arch=pacing     --arch=pacing
+--pretrained=gpt2 --arch=nothing    'nothing'
+RUN --start=XYZ                     'X'
+RUN --start=                        --start
+RUN --start=FILE:none.txt           none.txt
+RUN --num_samples=0                 --num_samples=0
+RUN --num_samples=10000000000       --num_samples=10000000000
+RUN --num_samples=two               --num_samples
+RUN --max_new_tokens=0              --max_new_tokens=0
+RUN --temperature=-1                --temperature=-1
+RUN --temperature=nan               --temperature=nan
+RUN --top_k=-1                      --top_k=-1
+RUN --top_p=0                       --top_p=0
+RUN --seed=-1                       --seed=-1
+RUN --device=tpu                    'tpu'
+RUN --eval --eval_windows=-1        --eval_windows=-1
+RUN --eval --eval_windows=100000000000      eval_windows=100000000000
+RUN --weights=1,2                   --weights=1,2
+RUN --weights=-1                    --weights=-1
+RUN --automaton                     --start
+RUN --automaton --start=a           --automaton
+RUN --tempreature=1                 --tempreature
+RUN TASK                            TASK
+TASK                                task
+'''
+
+LOOK = '''
+                                    run
+nowhere                             nowhere
+RUN --only=everything               'everything'
+RUN --prompt=a                      --prompt
+RUN --prompt=XYZ                    'X'
+RUN --device=tpu                    'tpu'
+RUN --out=RUN/ckpt.pt               ckpt.pt
+TASK --prompt=abc                   --prompt
+RUN extra                           extra
+'''
+
+COMPARE = '''
+                                    configs
+nowhere.py                          'nowhere.py'
+CONFIG CONFIG                       two entrants
+'"'                                 '"'
+''                                  ''
+CONFIG --seeds=0                    --seeds=0
+CONFIG --seeds=many                 --seeds
+CONFIG --seconds=0                  --seconds=0
+CONFIG --seconds=nan                --seconds=nan
+CONFIG --tokens=1 --steps=2         --steps
+CONFIG --steps=inf                  --steps=inf
+CONFIG --windows=-1                 --windows=-1
+CONFIG --windows=100000000000 --steps=9     100000000000
+CONFIG --match=width                --match
+CONFIG --set=depth                  'depth'
+CONFIG --set depth=3                depth=3
+CONFIG --set n_layer=two            n_layer='two'
+CONFIG --set n_embd=1000000         n_embd=1000000
+CONFIG --set block_size=100000      block_size
+CONFIG 'CONFIG --block_size=8'      block_size
+CONFIG 'CONFIG --arch=vit --dataset=bits'   task
+CONFIG --out=TEXT                   --out=
+CONFIG --unknown                    --unknown
+'''
+
+SWEEP = '''
+                                            config
+CONFIG                                      --search
+nowhere.py --search n_layer=1..2            'nowhere.py'
+'"' --search n_layer=1..2                   '"'
+CONFIG --search n_layer                     'n_layer'
+CONFIG --search depth=1..2                  'depth'
+CONFIG --search n_layer=2..1                n_layer=2..1
+CONFIG --search n_layer=log(1,2)            n_layer=log(1,2)
+CONFIG --search learning_rate=log(0,1)      log(0,1)
+CONFIG --search learning_rate=lin(a,b)      learning_rate='a'
+CONFIG --search optimizer=adam,lion         optimizer='adam'
+CONFIG --search optimizer=lion              optimizer=lion
+CONFIG --search seed=1..2                   seed
+CONFIG --search n_layer=1..2 --trials=0     --trials=0
+CONFIG --search n_layer=1..2 --seed=-1      --seed=-1
+CONFIG --search n_layer=1..2 --tokens=1     --tokens=1
+CONFIG --search n_layer=1..2 --seconds=0    --seconds=0
+CONFIG --search n_layer=1..2 --set n_layer=1    n_layer
+CONFIG --search n_layer=1..2 n_layer=1..3   twice
+CONFIG --search n_embd=16..1000000 --set block_size=100000      block_size
+CONFIG --search n_layer=1..2 --out=TEXT     --out=
+'''
+
+BENCH = '''
+                                            train | scan
+fly                                         fly
+train                                       config
+train nowhere.py                            'nowhere.py'
+train '"'                                   '"'
+train CONFIG --rounds=0                     --rounds=0
+train CONFIG --n_layer=two                  n_layer='two'
+train CONFIG --n_embd=1000000               n_embd=1000000
+train CONFIG --batch_size=10000000000       batch_size=10000000000
+train CONFIG --out=none/x.json              none/x.json
+generate CONFIG --tokens=0                  --tokens=0
+generate CONFIG --depth=1                   'depth'
+scan --tokens=3                             --tokens=3
+links CONFIG                                CONFIG
+'''
+
+EXPORT = '''
+                                    run
+RUN                                 folder
+nowhere x                           nowhere
+TASK exported                       'vit'
+RUN RUN                             RUN
+RUN TEXT                            TEXT
+'''
+
+GBM = '''
+--dataset=nowhere                   'nowhere'
+--dataset=bits                      task
+--dataset=letters --features=0      --features=0
+--dataset=letters --features=65     --features=65
+--dataset=letters --rounds=0        --rounds=0
+--dataset=letters --examples=-1     --examples=-1
+--dataset=letters --learning_rate=2     --learning_rate=2
+--dataset=letters --block_size=100000   block_size=100000
+--dataset=letters --start=a         --start
+--dataset=letters --eval_windows=100000000000   100000000000
+RUN                                 extras.gbm
+RUN --rounds=3                      --rounds
+RUN --top_k=-1                      --top_k=-1
+'''
+
+PREPARE = '''
+text.py                                                     name
+text.py letters TEXT                                        letters
+text.py ../x TEXT                                           '../x'
+text.py new nowhere                                         nowhere
+text.py new TEXT --tokens=words                             --tokens
+text.py new TEXT --characters=0                             '0'
+text.py new TEXT --characters=5                             20
+bpe.py new TEXT --merges=-1                                 '-1'
+bpe.py new nowhere                                          nowhere
+gutenberg.py                                                ID
+gutenberg.py one                                            'one'
+shakespeare_char.py --input=nowhere                         nowhere
+shakespeare_bpe.py --input=nowhere                          nowhere
+shakespeare_gpt2.py --merges=3                              --merges
+bit_memory.py --bits=0                                      '0'
+bit_memory.py --bits=1000000000                             --bits=1000000000
+bit_memory.py --bits=1 --patterns=1                         --examples
+bit_xor.py --bits=99999999999                               --bits=99999999999
+bit_xor.py --name=bits                                      bits
+digit_addition.py --digits=-1                               '-1'
+digit_addition.py --digits=1                                --examples
+digit_addition.py --examples=100000000000                   --examples=100000000000
+digit_addition_classes.py --digits=99999999999              --digits=99999999999
+mnist_addition.py --digits=99999999999                      --digits=99999999999
+mnist_addition_number.py --examples=99999999999             --examples=99999999999
+listops.py --arguments=1                                    --arguments=1
+listops.py --max_length=9                                   --min_length=500
+listops.py --max_length=10000000000                         --max_length=10000000000
+listops_short.py --examples=100000000000                    --examples=100000000000
+listops_short.py --depth=1                                  --depth
+mnist.py --input=nowhere                                    nowhere
+cifar10.py --input=nowhere                                  nowhere
+cifar10_gray.py --input=TEXT                                TEXT
+cyp3a4.py --input=nowhere                                   nowhere
+cyp3a4.py --input=TEXT                                      TEXT
+cyp3a4.py --longest=0                                       '0'
+speech_commands.py --input=nowhere                          nowhere
+speech_commands.py --input=TEXT                             TEXT
+openwebtext.py --documents=-1                               '-1'
+openwebtext.py --input nowhere                              nowhere
+openwebtext.py --shard_tokens=0                             '0'
+'''
+
+MODULES = '''
+race/tables.py --chekc              --chekc
+race/page.py                        RECORD.json
+race/page.py nowhere.json x.png     nowhere.json
+race/page.py TEXT x.png             TEXT
+race/page.py LIST x.png             LIST
+race/page.py --help                 usage
+views/diagrams.py x                 x
+'''
+
+
+def rows(table, script=''):
+    """[(script, words, what the sentence must name)] of the lines of a table."""
+    for line in filter(str.strip, table.splitlines()):
+        words, named = line[:line.rindex('  ')].strip(), line[line.rindex('  '):].strip()
+        path, _, rest = words.partition(' ') if not script else (script, '', words)
+        yield path, rest.strip(), named
+
+
+COMMANDS = [
+    *rows(TRAIN, 'train.py'), *rows(MODELS, 'train.py'), *rows(SAMPLE, 'sample.py'), *rows(LOOK, 'look.py'),
+    *rows(COMPARE, 'compare.py'), *rows(SWEEP, 'sweep.py'), *rows(BENCH, 'bench.py'), *rows(EXPORT, 'extras/export.py'),
+    *rows(GBM, 'extras/gbm.py'), *((f'prepare/{path}', *more) for path, *more in rows(PREPARE)), *rows(MODULES)]
+TINY = ['--max_iters=2', '--batch_size=2', '--eval_windows=4', '--sample_tokens=0', '--device=cpu']
+
+
+def run(path, words):
+    """A script as the command line runs it, in this process and in the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('sys.argv', [path, *words])
+        patch.setattr('sys.path', [*sys.path])
+        runpy.run_path(str(ROOT / path), run_name='__main__')
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """The folder in which the commands run, with data/, two finished runs and some files; data is read and written there."""
+    folder = tmp_path_factory.mktemp('commands')
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        for module in (data, common):
+            patch.setattr(module, 'ROOT', folder)
+        patch.chdir(folder)
+        letters = 'abcdefgh .\n' * 400
+        for name, text in (('letters', letters), ('other', letters[::-1])):
+            common.write_text(name, text, common.char_tokenizer(text), {'name': name}, 'text.py')
+        common.write_task('bits', 'bits', task_splits('bits'), 4, {'name': 'bits'}, 'bits.py')
+        (folder / 'small.py').write_text("dataset, block_size, n_layer, n_embd, n_head = 'letters', 16, 1, 16, 2\n"
+                                         "batch_size, eval_windows, max_iters, device = 2, 4, 2, 'cpu'\n")
+        (folder / 'bad.py').write_text('n_layer = 1\nn_embd = 1 / 0\n')
+        (folder / 'text.txt').write_text('It is no program.\n' * 9)
+        (folder / 'list.json').write_text('[]')
+        for name, words in (('run', ['small.py']), ('task', ['--arch=vit', '--dataset=bits', '--n_layer=1', '--n_embd=16'])):
+            run('train.py', [*words, *TINY, f'--out_dir={name}'])
+        yield folder
+
+
+def names(text):
+    for name, value in (('RUN', 'run'), ('TASK', 'task'), ('CONFIG', 'small.py'), ('BAD', 'bad.py'), ('TEXT', 'text.txt'),
+                        ('LIST', 'list.json')):
+        text = text.replace(name, value)
+    return text
+
+
+def refusal(path, words):
+    """What the command says as it fails: one line on stderr, and an exit code that is not 0."""
+    stderr, stdout = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout), warnings.catch_warnings(action='error'), \
+            pytest.raises(UserError) as e:
+        run(path, words)
+    said = f'{stderr.getvalue()}{e.value}'
+    assert len(said.splitlines()) == 1 and len(said) > 20, said
+    return said
+
+
+@pytest.mark.parametrize('path, words, named', COMMANDS, ids=lambda v: v or '-')
+def test_a_wrong_command_is_refused(place, path, words, named):
+    if path == 'extras/gbm.py':
+        pytest.importorskip('lightgbm')
+    before, words = contents(place), shlex.split(names(words))
+    if path == 'train.py':      # what the row does not say; a config comes first
+        first = words[:1] if words and not words[0].startswith('-') else []
+        words = [*first, *TINY, '--dataset=letters', '--out_dir=new', *words[len(first):]]
+    try:
+        assert names(named) in refusal(path, words)
+        after = contents(place)
+        assert after == before, [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        assert {p.name for p in place.iterdir()} == {p.split('/')[0] for p in before}
+    finally:                    # for the rows behind one that fails
+        for name in {p.name for p in place.iterdir()} - {p.split('/')[0] for p in before}:
+            shutil.rmtree(place / name, ignore_errors=True)
+            (place / name).unlink(missing_ok=True) if (place / name).is_file() else None
+
+
+# files that can be read, but do not hold what they should ---------------------------------------------------------------------
+
+USES = {'sample': ('sample.py', 'hurt'), 'look': ('look.py', 'hurt'), 'export': ('extras/export.py', 'hurt', 'exported'),
+        'resume': ('train.py', 'small.py', '--out_dir=hurt', '--resume', '--max_iters=3'),
+        'init': ('train.py', 'small.py', '--out_dir=new', '--init_from=hurt/ckpt.pt')}
+EVERY = 'sample look export resume init'
+NAN = float('nan')
+BPE = {'kind': 'bpe', 'name': 'x', 'pattern': '.', 'ranks': [], 'special': {}}
+CHECKPOINTS = [     # the commands that refuse it, what is done to it, and what the sentence names
+    (EVERY, lambda c: c['config'].update(n_layer='2'), 'n_layer'),
+    (EVERY, lambda c: c['config'].update(n_embd=16.5), 'n_embd'),
+    (EVERY, lambda c: c['config'].update(bias=[1]), 'bias'),
+    ('sample look export resume', lambda c: c['config'].update(n_embd=1 << 40), '1099511627776'),
+    ('sample', lambda c: c['config'].update(n_layer=10 ** 9), 'n_layer'),
+    (EVERY, lambda c: c.update(config=[]), 'config'),
+    (EVERY, lambda c: c.update(arch=3), 'arch'),
+    (EVERY, lambda c: c.update(step=-1), 'step'),
+    (EVERY, lambda c: c.update(step=True), 'step'),
+    (EVERY, lambda c: c.update(best='low'), 'best'),
+    (EVERY, lambda c: c.update(best=NAN), 'best'),
+    (EVERY, lambda c: c.update(seconds=[1]), 'seconds'),
+    (EVERY, lambda c: c.update(seconds=NAN), 'seconds'),
+    (EVERY, lambda c: c.update(tokens=-5), 'tokens'),
+    (EVERY, lambda c: c.update(evaluated='never'), 'evaluated'),
+    (EVERY, lambda c: c.pop('loop'), 'loop'),
+    (EVERY, lambda c: c['loop'].pop('dataset'), 'loop.dataset'),
+    (EVERY, lambda c: c['loop'].update(batch_size='12'), 'loop.batch_size'),
+    (EVERY, lambda c: c.pop('data'), 'data'),
+    (EVERY, lambda c: c['data'].pop('fingerprint'), 'data.fingerprint'),
+    (EVERY, lambda c: c['data'].update(tokenizer='char'), 'data.tokenizer'),
+    (EVERY, lambda c: c['model'].update({3: torch.zeros(1)}), '3'),
+    (EVERY, lambda c: c['model'].update(x='y'), "'x'"),
+    (EVERY, lambda c: c['model']['wte.weight'][0].fill_(NAN), 'wte.weight'),
+    (EVERY, lambda c: c['model'].update({'wpe.weight': c['model']['wpe.weight'].to(torch.complex64)}), 'wpe.weight'),
+    (EVERY, lambda c: c['model'].update({'wpe.weight': torch.zeros(3)}), 'wpe.weight'),
+    ('sample look', lambda c: c['data'].pop('tokenizer'), 'data.tokenizer'),
+    ('sample look', lambda c: c['data']['tokenizer'].update(kind='morse'), 'morse'),
+    ('sample look', lambda c: c['data']['tokenizer'].update(chars='abc'), 'chars'),
+    ('sample look', lambda c: c['data']['tokenizer'].update(chars=['a', 'a']), 'chars'),
+    ('sample look', lambda c: c['data']['tokenizer'].update(chars=[chr(i) for i in range(99)]), 'vocab_size=11'),
+    ('sample look', lambda c: c['data'].update(tokenizer=BPE | {'pattern': '('}), 'BPE'),
+    ('sample look', lambda c: c['data'].update(tokenizer=BPE | {'ranks': ['A']}), 'tokenizer'),
+    ('resume', lambda c: c.pop('optimizers'), 'optimizer state'),
+    ('resume', lambda c: c.update(optimizers=[]), 'optimizer'),
+    ('resume', lambda c: c.update(optimizers=[3, 4]), 'optimizer'),
+    ('resume', lambda c: c['optimizers'][0].pop('state'), 'optimizer'),
+    ('resume', lambda c: c['optimizers'][0]['state'].clear(), 'momentum_buffer'),
+    ('resume', lambda c: c['optimizers'][1]['state'][0].pop('exp_avg'), 'exp_avg'),
+    ('resume', lambda c: c['optimizers'][0]['state'][0].update(momentum_buffer=torch.zeros(2, 3)), 'optimizer'),
+    ('resume', lambda c: c['optimizers'][0]['state'][0]['momentum_buffer'].fill_(NAN), 'momentum_buffer'),
+    ('resume', lambda c: c.update(plateau=[1]), 'plateau'),
+    ('resume', lambda c: c['plateau'].update(best='x'), 'plateau.best'),
+    ('resume', lambda c: c['plateau'].update(_last_lr=['x']), 'plateau._last_lr'),
+]
+
+
+def unchanged(place, words, named):
+    """The command is refused, and changes nothing."""
+    before = contents(place)
+    try:
+        assert named in refusal(*words)
+        assert contents(place) == before
+    finally:
+        shutil.rmtree(place / 'new', ignore_errors=True)
+
+
+@pytest.mark.parametrize('uses, damage, named', CHECKPOINTS, ids=[f'{i}-{row[2]}' for i, row in enumerate(CHECKPOINTS)])
+def test_a_damaged_checkpoint(place, uses, damage, named):
+    shutil.copytree(place / 'run', place / 'hurt')
+    try:
+        content = checkpoint.load(place / 'hurt' / 'ckpt.pt')
+        damage(content)
+        for name in ('ckpt.pt', 'best.pt'):
+            torch.save(content, place / 'hurt' / name)
+        for use in uses.split():
+            path, *words = USES[use]
+            unchanged(place, (path, words), named)
+    finally:
+        shutil.rmtree(place / 'hurt')
+
+
+DEEP = '[' * 100_000
+TEXTS = [           # what is done to meta.json (a text replaces it), and what the sentence names
+    (DEEP, 'meta.json'), ('[]', 'lacks'), ('', 'meta.json'), ({'source': None}, 'source'), ({'source': 'x'}, 'source'),
+    ({'kind': ['text']}, 'kind'), ({'kind': 'sound'}, 'sound'), ({'vocab_size': -1}, 'vocab_size'), ({'vocab_size': 99}, '99'),
+    ({'dtype': 'int8'}, 'int8'), ({'tokens': 5}, 'tokens'), ({'tokenizer': 'char'}, 'tokenizer'), ({'shards': 'x'}, 'shards'),
+    ({'shards': {'train': 'x'}}, 'shards.train'), ({'fingerprint': 3}, 'fingerprint'), ({'script': []}, 'script')]
+BITS = [
+    ({'standard': 'none'}, 'standard'), ({'standard': [0.0]}, 'meta.json'), ({'outputs': '4'}, 'outputs'),
+    ({'outputs': 3}, '(N, 3)'), ({'kind': 'classify'}, 'shape'), ({'guess': 'half'}, 'guess'), ({'draw': 'x'}, 'draw'),
+    ({'guess': {'accuracy': 'x'}}, 'guess'), ({'examples': [1]}, 'examples'), ({'source': None}, 'source'),
+    ({'vocab_size': 3}, 'shape')]
+METAS = [*(('letters', *row) for row in TEXTS), *(('bits', *row) for row in BITS)]
+
+
+@pytest.mark.parametrize('name, damage, named', METAS, ids=range(len(METAS)))
+def test_a_damaged_meta_json(place, name, damage, named):
+    path = place / 'data' / name / 'meta.json'
+    kept = path.read_text()
+    path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(kept) | damage))
+    try:
+        words = ['--arch=vit'] if name == 'bits' else []
+        unchanged(place, ('train.py', [*words, *TINY, f'--dataset={name}', '--out_dir=new']), named)
+    finally:
+        path.write_text(kept)
+
+
+RECORDS = [         # the file, its content (None: a folder), and what the sentence names
+    *(('race/race.json', content, 'race.json') for content in ('[]', '{}', '3', DEEP, None, '{"budget": "x", "entrants": {}}')),
+    *(('sweep/sweep.json', content, 'sweep.json') for content in ('[]', '{}', '3', DEEP, None, '{"search": []}')),
+    *((f'{folder}/result.json', content, 'result.json') for folder in ('sweep/trial-0', 'race/small-1337')
+      for content in ('[]', '{}', DEEP, None, '{"number": 0, "seed": "x"}'))]
+
+
+@pytest.mark.parametrize('name, content, named', RECORDS, ids=range(len(RECORDS)))
+def test_a_damaged_record(place, name, content, named):
+    path = place / name
+    (path if content is None else path.parent).mkdir(parents=True)
+    if content is not None:
+        path.write_text(content)
+    out = place / name.split('/')[0]
+    (out / '.lock').touch()
+    words = {'race': ('compare.py', ['small.py', '--steps=2', '--seeds=1', f'--out={out}']),
+             'sweep': ('sweep.py', ['small.py', '--search', 'n_layer=1,2', '--trials=1', f'--out={out}'])}[out.name]
+    try:
+        if named != 'result.json':
+            unchanged(place, words, named)
+        else:                       # race.json or sweep.json is written before the runs are read
+            kept = contents(path.parent)
+            assert named in refusal(*words) and contents(path.parent) == kept
+    finally:
+        shutil.rmtree(out)
+
+
+def test_a_row_with_too_many_cells(place):
+    shutil.copytree(place / 'run', place / 'hurt')
+    try:
+        with open(place / 'hurt' / 'metrics.csv', 'a') as f:
+            f.write('1,' * 40 + '1\n')
+        unchanged(place, (USES['resume'][0], USES['resume'][1:]), 'metrics.csv')
+    finally:
+        shutil.rmtree(place / 'hurt')
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.py')), ids=lambda p: p.stem)
+def test_every_config_fits_into_a_laptop(path, monkeypatch):
+    """Into 16 GB, of which some are not to be had."""
+    monkeypatch.setattr(harness, 'machine_memory', lambda: 15 << 30)
+    s = config.load([str(path)], train.TrainConfig)
+    values = {'vocab_size': 50257} if s.arch.Model.modality == 'text' else {}
+    arch.require_fit(s.arch, s.arch.Config(**values | {k: v for k, v in s.model.items() if k != 'trunk'}))
+    with torch.device('meta'):
+        model = s.arch.Model(s.arch.Config(**values | {k: v for k, v in s.model.items() if k != 'trunk'}))
+    assert train.step_memory(s.train, model, *train.split_batch(s.train, model.config.block_size, 1)) < 15 << 30
+
+
+def test_the_command_line_ends_the_same_way(cli):
+    """In a process of its own: exit code 1, and nothing on stderr but the sentence."""
+    for words in (['train.py', '--n_layer=two'], ['prepare/text.py', '../x', 'README.md']):
+        done = cli(*words)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and done.stdout == ''
