@@ -122,7 +122,8 @@ def test_an_output_layer_that_is_not_the_embedding(tmp_path):
 @pytest.mark.parametrize(('wrap', 'message'), [
     (lambda w: {'model': w, 'optimizer': {'state': {}}, 'step': 3}, None), (lambda w: {'state_dict': w, 'epoch': 2.5}, None),
     (lambda w: w | {'step': 3}, 'holds 0 .*step is a int'),
-    (lambda w: {'model': w, 'ema': w}, 'holds 2 .*model is a .*ema is a'), (lambda w: [w], 'holds 0 .*it is a list'), (lambda w: {'step': 3}, 'holds 0 .*step is a int'),
+    (lambda w: {'model': w, 'ema': w}, 'holds 2 .*model is a .*ema is a'), (lambda w: [w], 'holds 0 .*it is a list'),
+    (lambda w: {'step': 3}, 'holds 0 .*step is a int'),
     (lambda w: {**w, 'args': argparse.Namespace(lr=1)}, 'holds argparse.Namespace')])
 def test_pickles(published, tmp_path, wrap, message):
     """A state_dict, alone or in a training checkpoint."""
