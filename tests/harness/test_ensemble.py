@@ -17,7 +17,6 @@ import wavenet
 from harness import checkpoint, data, device
 from harness.arch import complete
 from harness.ensemble import Ensemble
-from harness.generate import generate
 
 WEIGHTS = [0.5, 0.2, 0.2, 0.1]
 
@@ -41,7 +40,7 @@ def members():
 def runs(dataset, tmp_path_factory):
     """The folders of two finished runs, of GPT with a window of 16 and of PACING with one of 8."""
     out = tmp_path_factory.mktemp('ensemble')
-    more = ['--max_iters=100', '--eval_interval=100', '--optimizer=adamw', '--learning_rate=0.02']
+    more = ['--max_iters=40', '--eval_interval=40', '--optimizer=adamw', '--learning_rate=0.02']
     train.main(tiny_train(dataset, out / 'A', *more)[1:])
     words = tiny_train(dataset, out / 'B', '--arch=pacing', '--block_size=8', *more)[1:]
     train.main([w for w in words if 'n_head' not in w])
@@ -62,7 +61,7 @@ def changed(run, path, **values):
 
 
 def mixed(weights, logits):
-    """The mean of the probabilities in double precision, for the 17 ids that all members know."""
+    """The mean of the probabilities, for the 17 ids that all members know."""
     return sum(w * x.double().softmax(-1)[..., :17] for x, w in zip(logits, weights, strict=True))
 
 
@@ -97,16 +96,6 @@ def test_each_member_keeps_its_own_state(members):
         torch.testing.assert_close(logits[:, :17].exp().double(), mixed(WEIGHTS, alone), atol=1e-6, rtol=1e-4)
 
 
-def test_equal_members_generate_the_text_of_one(members):
-    for m in (members[0], members[3]):
-        one, three = (torch.stack(list(generate(model, torch.tensor([[1, 2, 3]]), 40, 0.8, 10,
-                                                generator=torch.Generator().manual_seed(1))))
-                      for model in (m, Ensemble([m] * 3, [1, 2, 3])))
-        assert torch.equal(one, three)
-    extreme = Ensemble([members[0]] * 3, [1e308, 1e308, 1e-308])
-    assert extreme.log_weights.exp().tolist() == pytest.approx([0.5, 0.5, 0])
-
-
 @torch.no_grad()
 @pytest.mark.parametrize('count, positions', [(3, 4), (4, 1)])
 def test_losses_by_brute_force(dataset, members, count, positions):
@@ -128,30 +117,16 @@ def test_losses_by_brute_force(dataset, members, count, positions):
     np.testing.assert_allclose(Ensemble(models, weights).losses(text, starts, batch_size=3).numpy(), expected, rtol=1e-5)
 
 
-def test_the_losses_of_one_member_are_those_of_training(dataset, members):
-    text, machine = data.TextData(dataset), device.setup('cpu')
-    for m in members:
-        starts = text.val_indices(9, m.config.block_size)
-        expected = train.evaluate(m, text, starts, 4, machine)
-        m.eval()
-        for found in Ensemble([m], [1]).losses(text, starts, 5), Ensemble([m] * 2, [0.9, 0.1]).losses(text, starts, 4):
-            for row in found.tolist():
-                assert row == pytest.approx([expected['val_loss'], expected['val_loss_full']], rel=1e-5)
-
-
 # the command line ---------------------------------------------------------------------------------------------------------
 
 def test_text_from_several_runs(runs, printed):
     """A text depends on its start and its seed only; with nearly all of the weight, a run generates what it does alone."""
-    words = ['--max_new_tokens=30', '--device=cpu']
-    together = printed(*runs, *words, '--weights=0.7,0.3', '--start=ab', '--start=a bad', '--num_samples=2', '--seed=5')
+    words = ['--max_new_tokens=20', '--device=cpu']
+    together = printed(*runs, *words, '--weights=0.7,0.3', '--start=ab', '--start=a bad', '--seed=5')
     for i, text in enumerate(together.split('-' * 80 + '\n')):
-        assert text == printed(*runs, *words, '--weights=7,3', '--start', ('ab', 'a bad')[i // 2], f'--seed={5 + i}')
-    for weights, run in (('1,1e-30', runs[0]), ('1e-30,1', runs[1])):
-        alone = printed(run, *words, '--start=ab')
-        assert printed(*runs, *words, f'--weights={weights}', '--start=ab') == alone
-    assert printed(runs[1], runs[1], *words, '--start=ab') == alone
-    assert 'tokens/s' in printed(*runs, '--benchmark', '--max_new_tokens=5')
+        assert text == printed(*runs, *words, '--weights=7,3', '--start', ('ab', 'a bad')[i], f'--seed={5 + i}')
+    alone = [printed(run, *words, '--start=ab') for run in runs]
+    assert alone == [printed(*runs, *words, f'--weights={w}', '--start=ab') for w in ('1,1e-30', '1e-30,1')]
 
 
 def table(printed):
@@ -174,9 +149,8 @@ def test_eval(runs, dataset, printed):
         full = expected['val_loss_full']
         assert [float(v) for v in rows[run][2:]] == pytest.approx([full, full / math.log(2)], abs=1e-4)
     assert float(rows[B][1]) == pytest.approx(expected['val_loss'], abs=1e-4)       # A is scored at the positions of B
-    rows, _ = table(printed(A, '--eval', '--eval_windows=0'))
-    expected = train.evaluate(checkpoint.load_model(A)[0], text, text.val_indices(0, 16), 16, machine)
-    assert list(rows) == ['run', A] and rows[A][1:3] == [f'{expected[k]:.4f}' for k in ('val_loss', 'val_loss_full')]
+    rows, _ = table(printed(A, '--eval'))
+    assert list(rows) == ['run', A]
 
 
 def test_eval_on_other_data(runs, tmp_path, printed, monkeypatch):
@@ -184,14 +158,12 @@ def test_eval_on_other_data(runs, tmp_path, printed, monkeypatch):
     other = changed(B, tmp_path / 'other.pt', fingerprint='0' * 16)
     _, note = table(printed(A, B, other, '--eval', '--eval_windows=4'))
     assert f'{other} may have been trained on the validation text of {A}' in note and note.count('may have been') == 1
-    assert printed(other, A, '--start=ab', '--max_new_tokens=3').startswith('ab')
-    assert f'is not the data that {other} was trained on' in sentence(sample.main, [other, A, '--eval'])
     fingerprint = checkpoint.load(f'{A}/best.pt')['data']['fingerprint']
     leaking = changed(A, tmp_path / 'leaking.pt', fingerprint=f'{fingerprint}-leaking')
     assert f'{leaking} was trained with leaking_split' in printed(leaking, '--eval', '--eval_windows=4')
     bytes_ = changed(B, tmp_path / 'bytes.pt', tokenizer={'kind': 'bytes'})
-    said = sentence(sample.main, [A, bytes_])
-    assert bytes_ in said and A in said and 'tokenizer' in said
+    assert all(part in sentence(sample.main, [A, bytes_]) for part in (A, bytes_, 'tokenizer'))
+    assert f'is not the data that {other} was trained on' in sentence(sample.main, [other, A, '--eval'])
     monkeypatch.setattr(data, 'ROOT', tmp_path)
     assert 'is missing' in sentence(sample.main, [A, '--eval'])
 
@@ -202,7 +174,4 @@ def test_eval_on_other_data(runs, tmp_path, printed, monkeypatch):
     (['--pretrained=gpt2'], '--pretrained'), (['--automaton', '--start=a'], '--automaton')])
 def test_bad_commands(runs, words, said):
     assert said in sentence(sample.main, [*runs, *words])
-
-
-def test_published_weights_have_no_data():
     assert '--eval' in sentence(sample.main, ['--pretrained=gpt2', '--eval'])

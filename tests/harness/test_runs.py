@@ -54,8 +54,9 @@ def old(finished, tmp_path):
 
 # kills --------------------------------------------------------------------------------------------------------------------
 
-def kill_at(moment):
-    """Kills this process at a moment, counted in calls and returns of functions of Python and C."""
+def trained(words, moment=None):
+    """train.main(words), in which this process is killed at a moment, counted in calls and returns of functions.  Returns their
+    number."""
     count = 0
 
     def profile(*_):
@@ -63,13 +64,11 @@ def kill_at(moment):
         count += 1
         if count == moment:
             os.kill(os.getpid(), signal.SIGKILL)
-    sys.setprofile(profile)
-
-
-def trained(words, moment):
     tqdm.set_lock(threading.RLock())        # its own lock is shared with the process that forked this one
-    kill_at(moment)
+    sys.setprofile(profile)
     train.main(words)
+    sys.setprofile(None)
+    return count
 
 
 @needs_fork
@@ -79,10 +78,11 @@ def test_kills_at_random_moments(dataset, tmp_path, monkeypatch, optimizer):
     monkeypatch.setattr(log.Log, 'plot', lambda *_: None)           # it takes most of the time
     words = [f'--optimizer={optimizer}', '--dropout=0.2']
     train.main(words_of(dataset, tmp_path / 'whole', *words))
+    length = trained(words_of(dataset, tmp_path / 'again', *words))
     rng, kills, ended, step, out = random.Random(optimizer), 0, 0, -1, tmp_path / '0'
     while kills < 20 or ended < 2:
         resume = ['--resume'] if (out / 'ckpt.pt').exists() else ['--overwrite']
-        if killed(0, (), trained, words_of(dataset, out, *words, *resume), rng.randrange(1, 150_000)):
+        if killed(0, (), trained, words_of(dataset, out, *words, *resume), rng.randrange(1, length)):
             kills += 1
             if (out / 'ckpt.pt').exists():
                 now = checkpoint.load(out / 'ckpt.pt')['step']

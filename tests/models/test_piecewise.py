@@ -6,15 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn as nn
 from scipy.interpolate import BarycentricInterpolator
 
 import piecewise
 from piecewise import NORMALIZATIONS, PiecewisePolynomial, PiecewisePolynomialConv1d, sum_of_edges
 
-SHAPES = [('continuous', 2, 1), ('continuous', 2, 128), ('continuous', 3, 4), ('continuous', 9, 2), ('discontinuous', 1, 5),
-          ('discontinuous', 2, 128), ('discontinuous', 4, 3), ('polynomial', 1, 1), ('polynomial', 6, 1), ('fourier', 1, 1),
-          ('fourier', 7, 1)]
+SHAPES = [('continuous', 2, 1), ('continuous', 2, 128), ('continuous', 9, 2), ('discontinuous', 1, 5), ('discontinuous', 4, 3),
+          ('polynomial', 1, 1), ('polynomial', 6, 1), ('fourier', 7, 1)]
 each_shape = pytest.mark.parametrize('kind, n, segments', SHAPES)
 X = torch.tensor([[-1.0, 1.0, 0.0], [0.3, -0.77, 0.99], [-1.7, 2.5, 1.01], [0.123, -0.5, 0.5]], dtype=torch.float64)
 
@@ -64,6 +62,7 @@ def test_definition_is_the_sum_of_interpolations(kind, n, segments):
 def test_both_fast_ways_agree_with_the_definition(kind, n, segments, sparse):
     """The values, and the gradients of the inputs and of the parameters."""
     layer = PiecewisePolynomial(3, 2, n, segments, kind)
+    assert layer.weight.matrix != layer.sparse == (segments == 128)
     layer.sparse = sparse
     inputs = torch.cat([X[1:] + 1e-3, torch.randn(50, 3)]).requires_grad_()     # not at a node, where the slope jumps
     found, expected = layer(inputs), sum_of_edges(inputs, edges(layer), n, segments, kind)
@@ -73,23 +72,10 @@ def test_both_fast_ways_agree_with_the_definition(kind, n, segments, sparse):
                                                      materialize_grads=True) for y in (found, expected)))
 
 
-def test_sparse_is_chosen_by_shape():
-    for layer, sparse in ((PiecewisePolynomial(16, 4, 2, 128), True), (PiecewisePolynomial(250, 4, 3, 2), False)):
-        assert layer.sparse == sparse and layer.weight.matrix != sparse
-
-
-def test_high_order_stays_small_outside():
-    """A polynomial of degree 8 with values up to 1 reaches 2e5 at 1.5; its tangent at 1 does not."""
-    layer = PiecewisePolynomial(1, 1000, 9, 2)
-    layer.weight.data.uniform_(-1, 1)
-    assert layer(torch.tensor([[1.5], [-1.5]])).abs().max() < 100
-
-
-@pytest.mark.parametrize('more', [{'n': 3, 'segments': 4, 'periodic': True}, {'n': 5, 'kind': 'fourier'}])
-def test_period(more):
-    layer, x = PiecewisePolynomial(1, 5, **more), torch.linspace(-1, 1, 21)[:, None]
-    for same in [2 - x, -2 - x, x + 4] if 'periodic' in more else [x + 2]:
-        torch.testing.assert_close(layer(same), layer(x))
+def test_periodic_layers_are_reflected():
+    layer, x = PiecewisePolynomial(1, 5, 3, 4, periodic=True), torch.linspace(-1, 1, 21)[:, None]
+    for same in (x, 2 - x, -2 - x, x + 4):
+        torch.testing.assert_close(layer(same), sum_of_edges(x, edges(layer), 3, 4))
 
 
 def test_absent_inputs_contribute_nothing():
@@ -102,8 +88,8 @@ def test_absent_inputs_contribute_nothing():
 @pytest.mark.parametrize('initialization', ['kaiming', 'linear'])
 def test_initialization(kind, n, segments, initialization):
     """Outputs have the standard deviation `gain`, and inputs a gradient, except through constants (n = 1)."""
-    layer = PiecewisePolynomial(64, 512, n, segments, kind, initialization=initialization, gain=0.5)
-    x = (2 * torch.rand(1000, 64) - 1).requires_grad_()
+    layer = PiecewisePolynomial(64, 100, n, segments, kind, initialization=initialization, gain=0.5)
+    x = (2 * torch.rand(500, 64) - 1).requires_grad_()
     y = layer(x)
     assert 0.3 < y.std() < 0.7
     assert n == 1 or torch.autograd.grad(y.square().sum(), x)[0].abs().mean() > 0.01
@@ -113,17 +99,17 @@ def test_initialization(kind, n, segments, initialization):
 
 
 @each_shape
-@pytest.mark.parametrize('more, times', [(2, 1), (0, 3), (4, 2)])
-def test_refinement_keeps_the_function(kind, n, segments, more, times):
+def test_refinement_keeps_the_function(kind, n, segments):
     layer = PiecewisePolynomial(3, 4, n, segments, kind)
-    finer = layer.refined(n + more, segments * (1 if kind in ('polynomial', 'fourier') else times))
-    assert (finer.n, finer.kind, finer.weight.dtype) == (n + more, kind, torch.float64)
     x = torch.cat([torch.randn(500, 3), torch.linspace(-1, 1, 41)[:, None].expand(-1, 3) + 1e-9])
-    torch.testing.assert_close(finer(x), layer(x), atol=1e-9, rtol=1e-9)
+    for more, times in ((2, 1), (0, 3), (4, 2)):
+        finer = layer.refined(n + more, segments * (1 if kind in ('polynomial', 'fourier') else times))
+        assert finer.n == n + more
+        torch.testing.assert_close(finer(x), layer(x), atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize('sparse', [True, False])
-@pytest.mark.parametrize('stride, dilation, causal', [(1, 1, True), (2, 1, False), (1, 3, True), (3, 2, True), (3, 1, False)])
+@pytest.mark.parametrize('stride, dilation, causal', [(1, 3, True), (3, 2, True), (2, 1, False)])
 @pytest.mark.parametrize('kind, n, segments', [('continuous', 3, 2), ('discontinuous', 2, 4), ('fourier', 3, 1)])
 def test_convolution(kind, n, segments, stride, dilation, causal, sparse):
     """Each tap of the kernel is a layer, and their outputs add up."""
@@ -140,13 +126,9 @@ def test_convolution(kind, n, segments, stride, dilation, causal, sparse):
 
 def test_normalizations():
     x = torch.randn(4, 5, 8) * 3 + 1
-    made = {name: normalization(8)(x) for name, normalization in NORMALIZATIONS.items()}
-    torch.testing.assert_close(made['layer'], nn.functional.layer_norm(x, (8,)))
-    torch.testing.assert_close(made['maxabs'] * x.abs().amax(-1, keepdim=True), x)
-    y = made['maxcenter']
-    torch.testing.assert_close(torch.stack([y.amin(-1), y.amax(-1)]), torch.tensor([-1.0, 1.0])[:, None, None].expand(2, 4, 5))
-    torch.testing.assert_close((y - y[..., :1]) / (y[..., 1:2] - y[..., :1]), (x - x[..., :1]) / (x[..., 1:2] - x[..., :1]))
-    assert made['none'] is x
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    torch.testing.assert_close(NORMALIZATIONS['maxabs'](8)(x) * x.abs().amax(-1, keepdim=True), x)
+    torch.testing.assert_close((NORMALIZATIONS['maxcenter'](8)(x) + 1) / 2 * (high - low) + low, x)
     assert all(normalization(8)(torch.zeros(2, 8)).isfinite().all() for normalization in NORMALIZATIONS.values())
 
 
@@ -160,15 +142,12 @@ def test_autocast_keeps_the_segments():
 
 
 @pytest.mark.parametrize('settings, message', [
-    ({'kind': 'spline'}, "kind='spline'.*continuous, discontinuous, polynomial, fourier"), ({'segments': 0}, 'n=2.*segments=0'),
-    ({'n': 0}, 'n=0.*segments=1'), ({'n': 1}, 'n=1.*at least 2'), ({'kind': 'polynomial', 'segments': 2}, 'segments=2.*1'),
-    ({'kind': 'fourier', 'n': 4}, 'n=4.*odd'), ({'initialization': 'zero'}, "initialization='zero'.*kaiming.*linear")])
+    ({'kind': 'spline'}, "kind='spline'.*continuous, discontinuous"), ({'segments': 0}, 'n=2.*segments=0'),
+    ({'n': 1}, 'n=1.*2'), ({'kind': 'polynomial', 'segments': 2}, 'segments=2.*1'), ({'kind': 'fourier', 'n': 4}, 'n=4.*odd'),
+    ({'initialization': 'zero'}, "initialization='zero'.*kaiming.*linear")])
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         PiecewisePolynomial(2, 2, **settings)
-
-
-@pytest.mark.parametrize('change', [{'n': 2}, {'segments': 6}, {'segments': 2}])
-def test_refinement_that_would_change_the_function_is_refused(change):
-    with pytest.raises(ValueError, match='n must be at least 3, and segments a multiple of 4'):
-        PiecewisePolynomial(2, 2, 3, 4).refined(**change)
+    for change in ({'n': 2}, {'segments': 6}, {'segments': 2}):     # a refinement that would change the function
+        with pytest.raises(ValueError, match=r'at least 3, .* multiple of 4'):
+            PiecewisePolynomial(2, 2, 3, 4).refined(**change)

@@ -1,4 +1,4 @@
-"""wavenet.py: its WaveNets by brute force, the mixture, and the memory in training."""
+"""wavenet.py: its WaveNets by brute force, the mixture, and the leak."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_train
 
+import sample
 import train
-import wavenet
 from harness import LEAKS, checkpoint, log, optim
 from wavenet import CausalWaveNet, Config, JoiningWaveNet, Model
 
@@ -17,22 +17,17 @@ def config(**changes):
     return dataclasses.replace(Config.tiny(), **changes)
 
 
-def words(dataset, out_dir, *more):
-    return tiny_train(dataset, out_dir, '--arch=wavenet', *more)
-
-
 @torch.no_grad()
 def test_joining_by_brute_force():
     """16 tokens become 4, and 4 become 1, each from its own four neighbours."""
     net, x = JoiningWaveNet(config()), torch.randn(2, 16, 16)
+    h = x
     for norm, linear in zip(net.norms, net.linears, strict=True):
         norm.weight.data, norm.bias.data = torch.rand(64), torch.randn(64)
-        x_next = [F.relu(linear(norm(torch.cat([x[:, 4 * i + k] for k in range(4)], dim=-1)))) for i in range(x.shape[1] // 4)]
-        x, before = torch.stack(x_next, dim=1), x
-        if before.shape[1] == 16:
-            first = before
-    torch.testing.assert_close(net(first), x)
-    assert x.shape == (2, 1, 16)
+        h = torch.stack([F.relu(linear(norm(torch.cat([h[:, 4 * i + k] for k in range(4)], dim=-1))))
+                         for i in range(h.shape[1] // 4)], dim=1)
+    assert h.shape == (2, 1, 16)
+    torch.testing.assert_close(net(x), h)
 
 
 @torch.no_grad()
@@ -55,17 +50,6 @@ def test_causal_wavenet_by_brute_force():
 
 
 @torch.no_grad()
-def test_receptive_field_of_the_causal_wavenet():
-    """Dilations 1, 2, 4: the token itself and the seven before it."""
-    net, x = CausalWaveNet(config(reads='causal')), torch.randn(1, 16, 16)
-    for k in range(16):
-        changed = x.clone()
-        changed[:, k] += 1
-        moved = (net(changed) != net(x)).any(-1)[0].nonzero().flatten().tolist()
-        assert moved == list(range(k, min(k + 8, 16)))
-
-
-@torch.no_grad()
 def test_alpha_mixes():
     """At 1 the memory has no influence, at 0 the window has none."""
     model = Model(config(n_layer=1)).eval()
@@ -78,39 +62,18 @@ def test_alpha_mixes():
     assert torch.equal(model(x)[0], model(torch.cat([x[:, :16], other[:, :16]], dim=1))[0])
 
 
-@pytest.mark.parametrize('per_channel', [False, True])
-def test_alpha_is_trained_and_logged_and_never_decayed(dataset, tmp_path, per_channel):
-    model = Model(config(alpha=0.25, alpha_per_channel=per_channel))
-    assert model.alpha.shape == (16 if per_channel else 1,) and model.metrics() == {'alpha': 0.25}
-    groups = optim.groups(model)
-    assert 'alpha' in [name for name, _ in groups['rest']]
-    train.main(words(dataset, tmp_path / 'run', '--max_iters=10', '--alpha=0.25', f'--alpha_per_channel={per_channel}')[1:])
-    logged = [r['alpha'] for r in log.read(tmp_path / 'run' / 'metrics.csv') if 'alpha' in r]
-    saved = checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['model']['alpha']
-    assert logged[0] == 0.25 and logged[-1] == pytest.approx(saved.mean().item()) and logged[-1] != 0.25
-
-
-def test_memory_dropout_is_the_same_on_two_processes(dataset, tmp_path, cli):
-    more = ['--optimizer=sgd', '--learning_rate=0.5', '--max_iters=6', '--log_interval=1', '--tokens_per_step=128',
-            '--memory_dropout=0.5']
-    train.main(words(dataset, tmp_path / 'one', *more)[1:])
-    done = cli('-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', *words(dataset, tmp_path / 'two', *more))
-    assert done.returncode == 0, done.stderr
-    one, two = (checkpoint.load(tmp_path / n / 'ckpt.pt')['model'] for n in ('one', 'two'))
-    for key, value in one.items():
-        torch.testing.assert_close(value, two[key], atol=1e-5, rtol=1e-4)
-    train.main(words(dataset, tmp_path / 'never', *more, '--memory_dropout=0')[1:])
-    never = checkpoint.load(tmp_path / 'never' / 'ckpt.pt')['model']
-    assert not torch.allclose(one['alpha'], never['alpha'], atol=1e-6)
-
-
-def test_a_leak_is_announced(dataset, tmp_path, cli, capsys):
-    train.main(words(dataset, tmp_path / 'run', '--max_iters=2', '--reads=leak')[1:])
-    assert LEAKS in capsys.readouterr().out
-    done = cli('sample.py', tmp_path / 'run', '--max_new_tokens=3')
-    assert LEAKS in done.stderr and done.returncode == 0
-    train.main(words(dataset, tmp_path / 'honest', '--max_iters=2')[1:])
-    assert LEAKS not in capsys.readouterr().out
+@pytest.mark.parametrize('reads, per_channel', [('memory', False), ('leak', True)])
+def test_a_run_logs_alpha_and_announces_a_leak(dataset, tmp_path, capsys, reads, per_channel):
+    train.main(tiny_train(dataset, tmp_path, '--arch=wavenet', '--max_iters=6', f'--reads={reads}', '--alpha=0.25',
+                          f'--alpha_per_channel={per_channel}')[1:])
+    assert (LEAKS in capsys.readouterr().out) == (reads == 'leak')
+    sample.main([str(tmp_path), '--max_new_tokens=3'])
+    assert (LEAKS in capsys.readouterr().err) == (reads == 'leak')
+    logged = [r['alpha'] for r in log.read(tmp_path / 'metrics.csv') if 'alpha' in r]
+    model, _ = checkpoint.load_model(tmp_path / 'ckpt.pt')
+    assert model.alpha.shape == (16 if per_channel else 1,)
+    assert logged[0] == 0.25 != logged[-1] == pytest.approx(model.alpha.mean().item())
+    assert 'alpha' in [name for name, _ in optim.groups(model)['rest']]         # never decayed
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -119,4 +82,4 @@ def test_a_leak_is_announced(dataset, tmp_path, cli, capsys):
 def test_impossible_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         config(**change)
-    assert wavenet.Config(block_size=24, reads='causal')        # nothing is joined
+    config(block_size=24, reads='causal')       # nothing is joined
