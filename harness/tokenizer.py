@@ -177,7 +177,7 @@ def published_tokenizer(name, default, rows):
     try:
         tokenizer = Tokenizer(spec)
     except ValueError as e:
-        raise UserError(f"the tokenizer beside '{name}' is damaged ({e}): download it again") from None
+        raise UserError(f"the tokenizer.json of '{name}' is damaged ({e}): download it again") from None
     if not 0 <= rows - tokenizer.n_vocab < PADDING:
         raise UserError(f"the tokenizer beside '{name}' has {tokenizer.n_vocab:,} tokens, but the weights have {rows:,}: put "
                         f'the tokenizer.json of the model beside its weights')

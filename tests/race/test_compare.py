@@ -372,9 +372,9 @@ def test_folders_and_files_that_cannot_be_used(race_configs, tmp_path, untrained
     assert f'--out={tmp_path / "file"}' in refusal(*words, f'--out={tmp_path / "file"}')
     for content in ('{"budget": ', '[]', '{"entrants": {}}'):
         (tmp_path / 'race.json').write_text(content)
-        assert f'{tmp_path / "race.json"} is damaged' in refusal(*words, f'--out={tmp_path}')
+        assert f'{tmp_path / "race.json"} ' in refusal(*words, f'--out={tmp_path}')
     (tmp_path / 'result.json').write_text('{"seed": 1, ')
-    with pytest.raises(UserError, match=r'result\.json is damaged'):
+    with pytest.raises(UserError, match=r'result\.json is not JSON'):
         compare.run(SimpleNamespace(name='gpt'), 1, tmp_path, {'entrants': {'gpt': {'plan': {}}}}, None, None)
 
 
