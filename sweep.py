@@ -140,6 +140,7 @@ def suggest(spaces, earlier, seed, number):
 
 # the trials -------------------------------------------------------------------------------------------------------------------
 
+AGAIN = 'remove it, and the same command makes it again'
 SWEEP = {'search': 'dict', '--seed': 'count', 'data': 'text'}
 TRIAL = {'number': 'count', 'values': 'dict', 'val_loss?': 'number', 'failed?': 'text', 'step?': 'count', 'seconds?': 'number'}
 
@@ -159,20 +160,19 @@ def open_sweep(args, first, spaces, out):
         'budget': args.budget or "the config's own", '--seed': args.seed, 'data': first.data.fingerprint,
         **asdict(first.settings.train), **asdict(first.model)}))
     try:
-        kept = schema.read(path, SWEEP, 'choose another --out, or --overwrite it') if path.exists() else asked
+        kept = schema.read(path, SWEEP, AGAIN) if path.exists() else asked
         if changed := [k for k in asked if kept.get(k, asked[k]) != asked[k]]:
             raise UserError(f'{out} holds another sweep: its {changed[0]} is {kept[changed[0]]}, this one has '
                             f'{asked[changed[0]]}: choose another --out, or --overwrite it')
         write_record(asked, path)
         for path in out.glob('trial-[0-9]*/result.json'):
-            result = schema.read(path, TRIAL, 'remove its folder, and the trial is run again')
+            result = schema.read(path, TRIAL, AGAIN)
             as_trial(result, spaces)            # raises if it belongs to another sweep
             started[result['number']] = result['values']
             if 'val_loss' in result or 'failed' in result:
                 results[result['number']] = result
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f'{path} is damaged ({type(e).__name__}: {" ".join(str(e).split())[:80]}): remove it, and the same '
-                        f'command makes it again') from None
+        raise UserError(f'{path} is damaged ({type(e).__name__}: {" ".join(str(e).split())[:80]}): {AGAIN}') from None
     return results, started
 
 
