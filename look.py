@@ -21,8 +21,12 @@ Of a model that answers a task:
     wrong.png       the examples with the highest loss
     attention.png, gaze.png    with attention: the map of each head; on images, the attention to each patch
 
+Of a model of pairs:
+
+    cross_attention.png    which token of the source each token of the target looks at
+
 A model file adds its own by a function pictures(model, x, labels) that yields (name, matplotlib figure); x: (1, T) tokens,
-labels: their texts.
+labels: their texts. For pairs it is pictures(model, source, y, texts, targets).
 """
 
 from functools import partial
@@ -34,6 +38,7 @@ import model as gpt
 from harness import BIDIRECTIONAL, Arguments, UserError, checkpoint, command, data, device
 from harness.arch import load_arch
 from harness.files import atomic
+from harness.pairs import encode_source
 from piecewise import PiecewisePolynomial
 
 SHOWN = 640         # tokens of surprise.png, at most
@@ -106,6 +111,16 @@ def window_of(model, tokenizer, ids):
     return x, texts_of(tokenizer, x[0].tolist())
 
 
+def pair_of(model, tokenizer, dataset, prompt):
+    """A source of the validation split, or the prompt, and what the model makes of it: (source (1, S), target (1, T), the text
+    of each token of the source, that of each token of the target)."""
+    where, end = next(model.parameters()).device, model.config.vocab_size - 1
+    source = dataset.batch('val', [0], model)[0] if prompt is None else encode_source(prompt, tokenizer, model)
+    made = [i for i in model.decode(source.to(where))[0].tolist() if i >= 0]
+    target = torch.tensor([[*made, end]], device=where)
+    return source.to(where), target, texts_of(tokenizer, source[0].tolist()), [*texts_of(tokenizer, made), 'end']
+
+
 def choose(views, own, only=None):
     """An iterator of (name, figure): the pictures named in `only`, or all.  Raises UserError for an unknown name.
 
@@ -140,7 +155,7 @@ def main(argv):
     model, content = checkpoint.load_model(path)
     model.to(device.pick_device(args.device, 0, 1))
     arch, folder = load_arch(content['arch']), path.resolve().parent
-    if model.predicts == 'task' and args.prompt is not None:
+    if model.modality == 'task' and args.prompt is not None:
         raise UserError(f'--prompt: {args.run} was trained on a task, and its pictures show validation examples')
     dataset = data.data_of(content)
     if dataset is None and args.prompt is None:
@@ -148,9 +163,12 @@ def main(argv):
                         'prepare it' + ', or choose a text by --prompt "..."' * ('tokenizer' in content['data']))
     import matplotlib
     matplotlib.use('Agg')       # before pyplot is imported, which takes a second that --help and errors need not wait for
-    if model.predicts == 'task':
+    if model.modality == 'task':
         from views import tasks
         views, own = tasks.views(model, dataset), lambda: ()
+    elif model.modality == 'pairs':
+        views, own = {}, partial(arch.pictures, model, *pair_of(model, checkpoint.tokenizer(content, path), dataset,
+                                                                args.prompt))
     else:
         tokenizer = checkpoint.tokenizer(content, path)
         if args.prompt is None:
@@ -165,7 +183,7 @@ def main(argv):
     if content['data']['fingerprint'].endswith('-leaking'):
         print('warning: this run was trained with leaking_split, so the validation text was trained on', flush=True)
     save(choose(views, own, only), Path(args.out or folder / 'look'), f'{folder.name}, step {content["step"]:,}')
-    if model.predicts != 'task' and 'context' not in views and only is None:
+    if model.modality not in ('task', 'pairs') and 'context' not in views and only is None:
         print(f'context.png was left out: {BIDIRECTIONAL}' if model.bidirectional else
               f'context.png was left out: data/{content["loop"]["dataset"]} is missing or is not the data of this run')
 

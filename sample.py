@@ -10,6 +10,10 @@ from several checkpoints, whose probabilities are averaged, or evaluate them and
     python sample.py out/shakespeare_gpt out/shakespeare_pacing --weights 0.7,0.3 --start "ROMEO:"
     python sample.py out/shakespeare_gpt out/shakespeare_pacing --eval
 
+write the target of a source, by a model of pairs:
+
+    python sample.py out/dates_transformer --start "the 3rd of March, 1999" --beams=4
+
 or use a model that sees both sides of a token, to fill blanks or to rewrite a text repeatedly:
 
     python sample.py out/shakespeare_bert --fill "To be, or not to [MASK]e"
@@ -29,6 +33,7 @@ from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, comm
 from harness.arch import architectures, complete, load_arch
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
+from harness.pairs import encode_source
 from harness.tokenizer import published_tokenizer
 
 
@@ -49,6 +54,7 @@ def arguments(argv):
     add('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
     add('--dtype', default='float32', choices=['float32', 'bfloat16'], help='of the weights; a token costs reading all of them')
     add('--eval_windows', type=int, default=1024, help='validation windows of --eval (0: all that fit side by side)')
+    add('--beams', type=int, default=1, help='width of the beam search of a model of pairs (1: greedy)')
     add('--reapply', type=int, default=10, help='passes of --automaton')
     add = parser.add_mutually_exclusive_group().add_argument
     add('--benchmark', action='store_true', help='print the speed of generation instead of a text')
@@ -58,7 +64,7 @@ def arguments(argv):
     args = parser.parse_intermixed_args(argv)
     if args.temperature is None:
         args.temperature = 0.0 if args.automaton else 0.8
-    for names, ok, expected in (('num_samples max_new_tokens reapply', lambda v: v > 0, 'at least 1'),
+    for names, ok, expected in (('num_samples max_new_tokens reapply beams', lambda v: v > 0, 'at least 1'),
                                 ('top_k temperature eval_windows', lambda v: v >= 0, '0 or more'),
                                 ('top_p', lambda v: 0 < v <= 1, 'above 0 and at most 1'),
                                 ('seed', lambda v: 0 <= v < 2 ** 63, '0 or more and less than 2 ** 63')):
@@ -124,11 +130,22 @@ def load_runs(names):
     models, contents = zip(*map(checkpoint.load_model, names), strict=True)
     specs = [c['data'].get('tokenizer') for c in contents]
     for name, spec, model in zip(names, specs, models, strict=True):
-        if model.predicts == 'task':
+        if model.modality == 'task':
             raise UserError(f'{name} answers a task, and writes no text: python look.py {name} shows its answers')
         if spec != specs[0]:
             raise UserError(f'{name} and {names[0]} have different tokenizers: choose runs that were trained on one data set')
     return models, checkpoint.tokenizer(contents[0], names[0]), contents
+
+
+def print_targets(models, tokenizer, args, where):
+    """What a model of pairs writes for each --start."""
+    if len(models) > 1 or args.start is None or args.eval or args.benchmark or args.automaton:
+        raise UserError(f'{args.run[0]} is a model of pairs: it needs a source by --start "...", one run, and none of --eval, '
+                        f'--benchmark and --automaton')
+    model = models[0].to(where)
+    for start in args.start:
+        source = encode_source(tokenizer.decode(prompt(start, tokenizer)), tokenizer, model)
+        print(tokenizer.decode([i for i in model.decode(source.to(where), args.beams)[0].tolist() if i >= 0]))
 
 
 def print_automaton(model, tokenizer, start, passes, options, seed):
@@ -157,6 +174,9 @@ def main(argv):
         models, tokenizer, contents = load_runs(args.run)
     else:
         models, tokenizer = load_pretrained(args.pretrained, args.arch)
+    if models[0].modality == 'pairs':
+        print_targets(models, tokenizer, args, where)
+        return
     for name, model in zip(names, models, strict=True):
         if model.bidirectional and not args.both_sides:
             raise UserError(f'{name}: {BIDIRECTIONAL}: use --fill "... [MASK] ..." or --automaton --start "..."')

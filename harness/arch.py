@@ -12,7 +12,8 @@ and, if it needs them, these functions:
 
     needs(settings)             the run folders that the model is built from, such as a pretrained trunk; train.py trains the
                                 missing ones.  settings: a dict of names of Config
-    pictures(model, x, labels)  yields (name, matplotlib figure) for look.py.  x: (1, T) tokens; labels: their text
+    pictures(model, x, labels)  yields (name, matplotlib figure) for look.py.  x: (1, T) tokens; labels: their text.  For pairs:
+                                pictures(model, source, y, texts, targets)
     label(settings)             a short name for a table of several tasks
 
 ModelContract lists the other names that a command may use, and the default for a Model that does not define one.  No command
@@ -48,7 +49,7 @@ class ModelContract:
 
     predicts: str = 'every'
     """'every': logits (B, T, V), a prediction at each position.  'last': logits (B, 1, V), only the token after the window.
-    'task': one answer per example."""
+    'task': one answer per example, which may be a sequence; it has a test split."""
 
     modality: str | None = None
     """The kind of data it is trained on, see DataContract.modality.  None: 'task' if predicts is 'task', else 'text'.
@@ -85,6 +86,9 @@ class ModelContract:
     step: Callable | None = None
     """step(token (B, n), state) -> (logits (B, V), state): reads n more tokens at a cost that does not grow with the text.
     None: generation recomputes the window for each token."""
+
+    decode: Callable | None = None
+    """Of models of pairs: decode(source (B, S), beams=1) -> targets (B, T), -1 after their end."""
 
     infill: Callable | None = None
     """infill(x (B, T)) -> logits (B, T, V): each token given its neighbours on both sides; -1 in x is an unknown token."""

@@ -1,7 +1,7 @@
 """
 Data sets on disk, data/<name>/: meta.json, and for a text train.bin and val.bin, flat files of tokens.  A large split may be in
 shards, train_0000.bin and so on, whose lengths are in meta.json's 'shards'; they are read as one sequence.  harness/tasks.py
-reads tasks; prepare/common.py writes both.
+reads tasks, harness/pairs.py pairs; prepare/common.py writes them.
 
 A batch is a pure function of (seed, step): resuming repeats nothing and skips nothing, evaluation changes nothing, and the
 windows of a step do not depend on the number of processes that share them.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from harness import ROOT, UserError, require_memory, schema
 from harness.files import check_name
 from harness.generate import generate
+from harness.pairs import PairData
 from harness.tasks import KINDS, TaskData
 from harness.tokenizer import Tokenizer
 
@@ -246,11 +247,13 @@ class LeakingText(TextData):
         return starts[:count or max(1, len(starts) // block_size)]
 
 
-META = {'kind': ('text', *KINDS), 'vocab_size': 'count', 'source.name': 'text', 'script': 'text', 'fingerprint': 'text'}
+META = {'kind': ('text', *KINDS, PairData.kind), 'vocab_size': 'count', 'source.name': 'text',
+        'script': 'text', 'fingerprint': 'text'}
 TEXT_META = {'dtype': ('uint16', 'uint32'), 'tokens.train': 'count', 'tokens.val': 'count', 'tokenizer': 'dict',
              'shards?': 'dict', 'shards.train?': 'counts', 'shards.val?': 'counts'}
 TASK_META = {'outputs': 'count', 'standard': 'numbers', 'labels?': 'list', 'numbers?': 'bool', 'draw?': 'dict',
              'guess?': 'dict of numbers', 'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count'}
+PAIRS_META = {'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count', 'tokenizer': 'dict'}
 
 
 def read_meta(folder):
@@ -259,25 +262,28 @@ def read_meta(folder):
     if not path.exists():
         raise UserError(f'there is no data set in {folder} (no meta.json)')
     meta = schema.read(path, {}, 'prepare the data again')
-    schema.check(meta, META | (TASK_META if meta.get('kind') in list(KINDS) else TEXT_META), path, 'prepare the data again')
+    of_kind = TASK_META if meta.get('kind') in list(KINDS) else PAIRS_META if meta.get('kind') == PairData.kind else TEXT_META
+    schema.check(meta, META | of_kind, path, 'prepare the data again')
     return meta
 
 
 def open_data(name, leaking_split=False, modality='text'):
-    """The TextData or TaskData of data/<name>, which prepare/<name>.py makes if it is missing.  modality: of the model; for
-    'masked text', a text is a MaskedText."""
+    """The TextData, TaskData or PairData of data/<name>, which prepare/<name>.py makes if it is missing.  modality: of the
+    model; for 'masked text', a text is a MaskedText."""
     folder = ensure(name)
     meta = read_meta(folder)
-    if meta['kind'] not in KINDS and modality == MaskedText.modality:
+    is_text = meta['kind'] not in (*KINDS, PairData.kind)
+    if is_text and modality == MaskedText.modality:
         if leaking_split:
             raise UserError(f'leaking_split: only language models have it, and this one is trained on a {modality}: leave '
                             f'it out')
         return MaskedText(folder)
-    if meta['kind'] not in KINDS:
+    if is_text:
         return (LeakingText if leaking_split else TextData)(folder)
     if leaking_split:
-        raise UserError(f'leaking_split: data/{name} is a task ({meta["kind"]}), and only windows of a text overlap')
-    return TaskData(folder, meta)
+        raise UserError(f'leaking_split: data/{name} is no text (its kind is {meta["kind"]}), and only windows of a text '
+                        f'overlap')
+    return (PairData if meta['kind'] == PairData.kind else TaskData)(folder, meta)
 
 
 def data_of(content):
@@ -289,7 +295,7 @@ def data_of(content):
         return found if found.fingerprint == fingerprint else None
 
 
-GENERAL = {'common', 'text', 'bpe', 'gutenberg'}      # files of prepare/ that do not make the data set of their name
+GENERAL = {'common', 'text', 'bpe', 'gutenberg', 'pairs'}      # files of prepare/ that do not make the data set of their name
 
 
 def local(name):

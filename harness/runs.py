@@ -66,13 +66,14 @@ def new_model(settings, dataset):
     """The model at the start of a run: from scratch, from a checkpoint of train.py, or from published weights."""
     cfg, arch, overrides = settings.train, settings.arch, settings.model
     if arch.Model.modality != dataset.modality:
-        example = {'text': 'shakespeare_char', 'masked text': 'shakespeare_char', 'task': 'bit_xor'}.get(arch.Model.modality)
-        raise UserError(f'{arch.name}.py is trained on a {arch.Model.modality}, and data/{cfg.dataset} is a '
-                        f'{dataset.modality}: choose another dataset' + f', such as {example},' * bool(example) +
+        example = {'text': 'shakespeare_char', 'masked text': 'shakespeare_char', 'task': 'bit_xor', 'pairs': 'dates'}.get(
+            arch.Model.modality)
+        raise UserError(f'{arch.name}.py is trained on {arch.Model.modality} data, and data/{cfg.dataset} is '
+                        f'{dataset.modality} data: choose another dataset' + f', such as {example},' * bool(example) +
                         ' or another arch')
     known = {f.name for f in dataclasses.fields(arch.Config)}
     shape = {k: v for k, v in dataset.model_settings().items() if k in known}
-    task = dataset.modality == 'task'
+    task = 'block_size' in shape        # the data decides what an example is, as in a task or in pairs
     if task and (wrong := [k for k, v in shape.items() if overrides.get(k, v) != v]):
         raise UserError(f'{wrong[0]}={overrides[wrong[0]]} does not fit data/{cfg.dataset}, which has {wrong[0]}='
                         f'{shape[wrong[0]]}: leave {wrong[0]} out')

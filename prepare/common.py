@@ -289,3 +289,42 @@ def write_task(name, kind, splits, outputs, source, script, vocab_size=0, labels
     task = TaskData(folder, meta)
     print('  chance on the test split: ' + ', '.join(f'{METRICS[k]} {format_metric(k, v)} ({task.chance_answer(k)})'
                                                      for k, v in task.chance('test').items()))
+
+
+# pairs --------------------------------------------------------------------------------------------------------------------
+
+
+def write_pairs(name, splits, tokenizer, source, script):
+    """Write data/<name>.  splits: {'train' | 'val' | 'test': [(source, target), ...]}, texts.  tokenizer: its specification, of
+    both.  source: {'name', ...}, where the pairs are from.  Raises UserError for an empty split or an empty text."""
+    folder, encoder, hashes, source = data_folder(name), Tokenizer(tokenizer), [], printable(source)
+    end, sizes = encoder.n_vocab, [0, 0]
+    rows = {split: [[encoder.encode(s), [*encoder.encode(t), end]] for s, t in splits[split]] for split in SPLITS}
+    for split in SPLITS:
+        if not rows[split]:
+            raise UserError(f'{source["name"]}: the {split} split has no pairs: more are needed')
+        for i, row in enumerate(rows[split]):
+            if not row[0] or len(row[1]) == 1:
+                raise UserError(f'{source["name"]}: pair {i + 1:,} of the {split} split has an empty side: {splits[split][i]}')
+            sizes = [max(size, len(ids)) for size, ids in zip(sizes, row, strict=True)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'meta.json').unlink(missing_ok=True)      # it must never describe other arrays
+        for split in SPLITS:
+            for side, (part, size) in enumerate(zip(('source', 'target'), sizes, strict=True)):
+                padded = np.full((len(rows[split]), size), -1, dtype=np.int32)
+                for out, row in zip(padded, rows[split], strict=True):
+                    out[:len(row[side])] = row[side]
+                with atomic(folder / f'{split}_{part}.npy') as f:
+                    np.save(f, padded, allow_pickle=False)
+                hashes.append(hashlib.sha256(padded.data).hexdigest())
+        meta = {'kind': 'pairs', 'vocab_size': end + 1, 'examples': {split: len(rows[split]) for split in SPLITS},
+                'source': source, 'script': script, 'tokenizer': tokenizer}
+        meta['fingerprint'] = hashlib.sha256(json.dumps([hashes, meta], sort_keys=True).encode()).hexdigest()[:16]
+        with atomic(folder / 'meta.json', 'w') as f:
+            json.dump(meta, f, indent=1 if tokenizer['kind'] == 'char' else None)
+    except OSError as e:
+        raise UserError(f'{folder} cannot be written ({e})') from None
+    print(f'data/{name}: {", ".join(f"{len(rows[s]):,} {s}" for s in SPLITS)} pairs, sources of up to {sizes[0]} tokens, '
+          f'targets of up to {sizes[1]} with their end, vocabulary {end + 1:,}; {source["name"]}; fingerprint '
+          f'{meta["fingerprint"]}')

@@ -250,6 +250,38 @@ def bert():
     return svg(790, 405, 'BERT: masked tokens, and one block', *parts)
 
 
+def transformer():
+    c, e = 400, 120
+    parts = [text(e, 26, 'encoder block', 15), text(c, 26, 'decoder block', 15)]
+
+    def branch(x, y, label, color):
+        """A sublayer with its residual branch and the norm behind it, from y to y + 128."""
+        return [arrow((x, y - 14), (x, y)), box(x - 95, y, 190, 32, label, color), arrow((x, y + 32), (x, y + 46)),
+                sign(x, y + 59, '+'), arrow((x, y - 8), (x - 110, y - 8), (x - 110, y + 59), (x - 13, y + 59)),
+                arrow((x, y + 72), (x, y + 84)), box(x - 95, y + 84, 190, 28, 'LayerNorm', GREY)]
+    parts += [*branch(e, 184, 'attention, both directions', BLUE), *branch(e, 310, 'feed-forward, ReLU', BLUE),
+              *branch(c, 58, 'attention to what came before', BLUE), *branch(c, 184, 'cross-attention', ORANGE),
+              *branch(c, 310, 'feed-forward, ReLU', BLUE)]
+    parts += [path([(e, 422), (e, 440), (250, 440), (250, 200)], ORANGE, width=2.4),
+              path([(250, 200), (303, 200)], ORANGE, arrow=True, width=2.4), text(e, 162, 'source + positions', 13),
+              arrow((c, 422), (c, 440)), text(c, 456, 'output layer, logits (B, T, V)', 13),
+              text(e, 458, 'keys and values for each decoder block', 13)]
+    x0, y0, size = 560, 96, 28
+    parts += [text(x0 + 130, 26, 'attention: each row reads the columns', 15)]
+    for k, (title, rows, columns, seen) in enumerate((
+            ('source', 3, 3, lambda i, j: True), ('target', 4, 4, lambda i, j: j <= i), ('cross', 4, 3, lambda i, j: True))):
+        x, y = x0 + 150 * (k % 2), y0 + 180 * (k // 2)
+        for i in range(rows):
+            for j in range(columns):
+                on = seen(i, j)
+                parts.append(box(x + size * j, y + size * i, size - 3, size - 3, color=ORANGE if k == 2 and on else BLUE if on
+                                 else GREY, opacity=1 if on else 0.25))
+        parts.append(text(x + size * columns / 2, y - 12, {'source': 'source to source', 'target': 'target to target',
+                                                           'cross': 'target to source'}[title], 13))
+    parts += [text(x0 + 205, 320, 'grey: later tokens,', 13), text(x0 + 205, 338, 'which are hidden', 13)]
+    return svg(860, 475, 'The Transformer: a block of the encoder, a block of the decoder, and what attends to what', *parts)
+
+
 def fpt():
     y, parts = 120, []
     for i in range(4):
@@ -272,7 +304,7 @@ def fpt():
     return svg(930, 250, 'FPT: a frozen trunk between trained layers', *parts)
 
 
-DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, fpt)
+DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, fpt)
 
 def main(argv):
     Arguments(description=__doc__).parse_args(argv)

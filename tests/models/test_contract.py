@@ -33,6 +33,7 @@ VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 
                           {'network': 'high_order_input_transformer', 'features': 1}, {'centered': True, 'features': 9}],
             'fpt': [*ANSWERS, {'mode': 'urt'}, {'vocab_size': 7, 'features': 0}, {'sees': 'both', 'readout': 'class'},
                     {'sees': 'both', 'trained': 'output+norms'}],
+            'transformer': [{'shared': False}, {'features': 4}],
             'vit': [*ANSWERS, {'readout': 'mean'}, {'bias': False}],
             'baselines': [*ANSWERS, {'network': 'nac', 'kind': 'regress', 'outputs': 1}, {'vocab_size': 7, 'features': 0}]}
 CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch, [])]]
@@ -72,8 +73,10 @@ def example_batch(model, batch=6):
     if model.modality in ('text', 'masked text'):
         x = integers(c.vocab_size, (batch, model.memory + c.block_size))
         return x, x.flip(1)[:, -c.block_size:]
-    x = integers(c.vocab_size, (batch, c.block_size)) if getattr(c, 'vocab_size', 0) else \
-        torch.randn(batch, c.block_size, c.features, generator=generator)
+    size = getattr(c, 'source_size', c.block_size)
+    x = torch.randn(batch, size, c.features, generator=generator) if c.features else integers(c.vocab_size, (batch, size))
+    if model.modality == 'pairs':
+        return x, integers(c.vocab_size, (batch, c.block_size))
     y = {'classify': integers(c.outputs, (batch,)), 'bits': integers(2, (batch, c.outputs)).float(),
          'regress': torch.randn(batch, generator=generator)}[c.kind]
     return x, y
@@ -112,7 +115,7 @@ def test_shapes_and_loss(model):
     given, (logits, loss) = (x.clone(), y.clone()), model(x, y)
     kind = getattr(c, 'kind', None) if model.modality == 'task' else None
     shape = {'every': (c.block_size, getattr(c, 'vocab_size', 0)), 'last': (1, getattr(c, 'vocab_size', 0)),
-             'task': (getattr(c, 'outputs', 0),)}[model.predicts]
+             'task': (getattr(c, 'outputs', 0),)}['every' if model.modality == 'pairs' else model.predicts]
     assert logits.shape == (6, *shape) and loss.shape == () and model(x)[1] is None
     torch.testing.assert_close(loss, expected_loss(logits, y, kind))
     assert torch.equal(x, given[0]) and torch.equal(y, given[1]), 'forward() changed its arguments'
@@ -122,14 +125,14 @@ def test_shapes_and_loss(model):
         assert abs(loss.item() - limit) < 0.5, f'the loss begins at {loss:.2f}, far from ln({shape[-1]}) = {limit:.2f}'
         y[:2] = -1
         torch.testing.assert_close(model(x, y)[1], expected_loss(logits, y, kind), msg='targets of -1 were scored')
-    if kind is None:
+    if model.modality in ('text', 'masked text'):
         for T in (1, 5):
             assert model(x[:, :T])[0].shape == (6, min(T, shape[0]), c.vocab_size), f'a text of {T} tokens'
 
 
 def test_examples_of_a_batch_are_independent(model):
-    x, _ = example_batch(perturb(model))
-    torch.testing.assert_close(model(x)[0][2:4], model(x[2:4])[0], atol=1e-5, rtol=1e-4)
+    x, y = example_batch(perturb(model))
+    torch.testing.assert_close(model(x, y)[0][2:4], model(x[2:4], y[2:4])[0], atol=1e-5, rtol=1e-4)
 
 
 def test_trainable_parameters_get_a_gradient(model):
@@ -143,10 +146,12 @@ def test_trainable_parameters_get_a_gradient(model):
 def check_causality(model):
     """The logits before position k do not move, not even by rounding, when the tokens from k on change; those at k do.  A model
     that declares leaks = True must leak."""
-    x, _ = example_batch(model)
-    start = x.shape[1] - model.config.block_size
+    x, y = example_batch(model)
+    start, logits = x.shape[1] - model.config.block_size, lambda x: model(x)[0]
+    if model.modality == 'pairs':       # the target: position k + 1 is the first that reads token k
+        source, x, start, logits = x, y, 0, lambda y: model(source, y)[0][:, 1:]
     for k in POSITIONS:
-        before, after = model(x)[0], model(change_at(x, slice(start + k, None), model))[0]
+        before, after = logits(x), logits(change_at(x, slice(start + k, None), model))
         moved = not torch.equal(before[:, :k], after[:, :k])
         assert not moved or model.leaks, (f'logits before position {k} moved when a token at or after {k} changed: the model '
                                           f'sees the future (fix it, or declare leaks = True)')
@@ -154,10 +159,10 @@ def check_causality(model):
         assert not torch.allclose(before[:, k], after[:, k], atol=1e-3), f'the logits at position {k} ignore the token there'
 
 
-def test_causality(text_model):
-    if text_model.predicts == 'last' or text_model.bidirectional:
+def test_causality(model):
+    if model.modality == 'task' or model.predicts == 'last' or model.bidirectional:
         pytest.skip('its target is not in the window, or it is no language model')
-    check_causality(perturb(text_model))
+    check_causality(perturb(model))
 
 
 def test_bidirectional_model_sees_all_but_the_target(text_model):
@@ -186,11 +191,11 @@ def test_memory(text_model):
 
 
 def test_every_token_of_an_example_matters(model):
-    if model.modality != 'task':
-        pytest.skip('not a task model')
-    x, _ = example_batch(perturb(model))
+    if model.modality not in ('task', 'pairs'):
+        pytest.skip('not a model of examples')
+    x, y = example_batch(perturb(model))
     for t in range(x.shape[1]):
-        assert not torch.allclose(model(change_at(x, t, model))[0], model(x)[0], atol=1e-6), f'token {t} is ignored'
+        assert not torch.allclose(model(change_at(x, t, model), y)[0], model(x, y)[0], atol=1e-6), f'token {t} is ignored'
 
 
 def test_save_and_load(model, tmp_path):
@@ -198,7 +203,7 @@ def test_save_and_load(model, tmp_path):
                                            'step': 1, 'model': perturb(model).state_dict(), **ABOUT})
     again, _ = checkpoint.load_model(tmp_path)
     assert again.config == model.config
-    assert torch.equal(again(example_batch(model)[0])[0], model(example_batch(model)[0])[0])
+    assert torch.equal(again(*example_batch(model))[0], model(*example_batch(model))[0])
 
 
 def test_one_step_lowers_the_loss(model):

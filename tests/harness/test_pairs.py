@@ -1,0 +1,146 @@
+"""harness/pairs.py and its prepare scripts: what is written and read, and a run from its data to its pictures."""
+
+import datetime
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import sentence, tiny_train
+
+import look
+import sample
+import train
+from harness import SPLITS, checkpoint, data, device
+
+
+@pytest.fixture
+def reverse(prepare):
+    prepare('reverse.py', '--letters=4', '--longest=5', '--examples=300')
+    return data.open_data('reverse')
+
+
+def texts(pairs, split):
+    return [(pairs.text(s), pairs.text(t)) for s, t in zip(*pairs.splits[split], strict=True)]
+
+
+def test_reverse(reverse):
+    assert [len(reverse.splits[s][0]) for s in SPLITS] == [300, 30, 30]
+    found = [pair for split in SPLITS for pair in texts(reverse, split)]
+    assert all(t == s[::-1] for s, t in found) and len({s for s, _ in found}) == 360
+    assert reverse.model_settings() == {'vocab_size': 5, 'source_size': 5, 'block_size': 6}
+
+
+def test_dates(prepare):
+    prepare('dates.py', '--examples=400')
+    pairs = data.open_data('dates')
+    days = {split: {t for _, t in texts(pairs, split)} for split in SPLITS}
+    assert not days['train'] & days['val'] and not days['train'] & days['test'] and not days['val'] & days['test']
+    for source, target in texts(pairs, 'train'):
+        date = datetime.date.fromisoformat(target)
+        digits = [int(n) for n in ''.join(c if c.isdigit() else ' ' for c in source).split()]
+        named = f'{date:%b}'.lower() in source.lower()
+        assert {date.year, date.day} <= {*digits} and (named or date.month in digits), (source, target)
+        if '.' in source or ('/' in source and not source.startswith(str(date.year))):
+            assert digits[:2] == [date.day, date.month][::1 if '.' in source else -1]
+
+
+def test_batches(reverse):
+    """Every step has pairs of similar lengths, all are drawn equally often, and a batch is as long as its longest."""
+    counts, waste = np.zeros(300, int), []
+    for step in range(400):
+        indices = reverse.train_indices(8, 6, 1, step)
+        counts[indices] += 1
+        source, y = reverse.batch('train', indices, None)
+        assert ((y == 4).sum(1) == 1).all() and (source[:, 0] >= 0).all()
+        assert (source >= 0).any(0).all() and (y >= 0).any(0).all()
+        waste.append((y < 0).float().mean().item())
+    assert np.array_equal(reverse.train_indices(8, 6, 1, 399), indices)
+    assert counts.min() > 0 and counts.std() < 1.5 * counts.mean() ** 0.5 and np.mean(waste) < 0.15
+
+
+def test_scores(reverse):
+    """Teacher-forced accuracy is that of greedy decoding; the loss is that of each token."""
+    from transformer import Config, Model
+    torch.manual_seed(0)
+    model = Model(Config(**reverse.model_settings(), n_embd=32))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(120):
+        model(*reverse.batch('train', reverse.train_indices(64, 6, 0, step), model))[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    indices, (source, target) = reverse.val_indices(0, 6), reverse.splits['val']
+    made = model.eval().decode(reverse.batch('val', indices, model)[0])
+    found = train.evaluate(model, reverse, indices, 7, device.setup('cpu', 'float32', False))
+    right = [[i for i in ids if i >= 0] == [i for i in row if 0 <= i < 4]
+             for ids, row in zip(made.tolist(), target, strict=True)]
+    log_p = [model(torch.tensor([s[s >= 0].tolist()]), torch.tensor([t[t >= 0].tolist()]))[0][0].log_softmax(-1)
+             for s, t in zip(source, target, strict=True)]
+    losses = [-lp[i, k].item() for lp, t in zip(log_p, target, strict=True) for i, k in enumerate(t[t >= 0])]
+    assert found['accuracy'] == pytest.approx(np.mean(right)) and 0 < np.mean(right) < 1
+    assert found['val_loss'] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_a_run(prepare, tmp_path, capsys):
+    """Training, resuming to the same weights, the test split, a source to write, a picture."""
+    prepare('reverse.py', '--letters=3', '--longest=3', '--examples=20')
+    words = tiny_train('reverse', tmp_path / 'run', '--arch=transformer', '--dropout=0.1', '--schedule=constant')[1:]
+    words.remove('--block_size=16')
+    train.main([*words, '--max_iters=10'])
+    assert (printed := capsys.readouterr().out).count(' -> ') == 2 and 'whole targets right' in printed
+    found = json.loads((tmp_path / 'run' / 'test.json').read_text())
+    assert found['examples'] == 2 and {'accuracy', 'test_loss', 'chance'} <= found.keys()
+    train.main([*words[:1], f'--out_dir={tmp_path}/two', *words[2:], '--max_iters=5'])
+    train.main([*words[:1], f'--out_dir={tmp_path}/two', *words[2:], '--max_iters=10', '--resume'])
+    one, two = (checkpoint.load(tmp_path / name / 'ckpt.pt')['model'] for name in ('run', 'two'))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    capsys.readouterr()
+    for beams in (1, 3):
+        sample.main([str(tmp_path / 'run'), '--start=ab', '--start=c', f'--beams={beams}'])
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert '4 tokens' in sentence(sample.main, [str(tmp_path / 'run'), '--start=abca'])
+    assert '--start' in sentence(sample.main, [str(tmp_path / 'run')])
+    look.main([str(tmp_path / 'run')])
+    look.main([str(tmp_path / 'run'), '--prompt=ab'])
+    assert (tmp_path / 'run' / 'look' / 'cross_attention.png').stat().st_size > 5000
+
+
+def test_own_pairs(prepare, root, capsys):
+    """All targets of a source are in one split, and repeated pairs are used once."""
+    lines = [f'{"ab" * (i % 7 + 1)}{i}\t{i}' for i in range(40)] + ['x0\ty', 'x0\tz', 'x0\ty', '']
+    (root / 'pairs.tsv').write_text('\n'.join(lines))
+    prepare('pairs.py', 'mine', root / 'pairs.tsv')
+    pairs = data.open_data('mine')
+    found = [{*texts(pairs, split)} for split in SPLITS]
+    assert set().union(*found) == {tuple(line.split('\t')) for line in lines[:-2]} and sum(map(len, found)) == 42
+    assert {('x0', 'y'), ('x0', 'z')} in [{p for p in part if p[0] == 'x0'} for part in found]
+    assert '1 pairs occur more than once' in capsys.readouterr().out
+
+
+GOOD = [f'{i}\t{i}' for i in range(20)]
+
+
+@pytest.mark.parametrize('line, said', [
+    ('abc', 'line 21 has 1 columns'), ('a\tb\tc', 'line 21 has 3 columns'), ('\tb', 'line 21 has an empty source'),
+    ('a\t ', 'line 21 has an empty target'), ('a\t' + 'b' * 201, 'line 21 has 201 characters.*--longest=200')])
+def test_bad_pairs(refused, root, line, said):
+    (root / 'bad.tsv').write_text('\n'.join([*GOOD, line]))
+    assert re.search(said, refused('prepare/pairs.py', 'bad', root / 'bad.tsv')) and not (root / 'data' / 'bad').exists()
+
+
+def test_bad_data(reverse, refused, root):
+    (root / 'few.tsv').write_text('a\tb\nc\td')
+    assert '2 different sources' in refused('prepare/pairs.py', 'few', root / 'few.tsv')
+    assert '--letters=27' in refused('prepare/reverse.py', '--letters=27', '--name=r')
+    assert '--examples' in refused('prepare/reverse.py', '--letters=1', '--name=r')
+    assert '--examples' in refused('prepare/dates.py', '--examples=80000')
+    words = ['--dataset=reverse', '--out_dir=out/x', '--dry_run', '--device=cpu']
+    assert 'shakespeare_char' in sentence(train.main, ['--arch=model', *words])
+    assert 'block_size=9' in sentence(train.main, ['--arch=transformer', *words, '--block_size=9'])
+    assert 'leaking_split' in sentence(train.main, ['--arch=transformer', *words, '--leaking_split'])
+    path = reverse.folder / 'val_target.npy'
+    rows = np.load(path)
+    for broken in (rows[1:], rows + 9, rows.astype(np.int64)):
+        np.save(path, broken)
+        assert 'val_target.npy' in sentence(data.open_data, 'reverse')
