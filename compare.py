@@ -211,7 +211,7 @@ def influence(e, results, windows, machine, out):
     indices = e.data.val_indices(1 + max(1, min(8, (windows or 5000) // 500)), e.model.block_size)
     # indices[1:]: the first window has no text before it
     x = behaviour.span(model, e.data.batch('val', indices[1:], model)[0]).to(machine.device)
-    picture = behaviour.png(behaviour.draw_influence(behaviour.influence(model, x), 'influence'))
+    picture = behaviour.png(behaviour.draw_influence(behaviour.influence(model, x), 'influence', model.bidirectional))
     return {f'How far a prediction moves when the token at an input position is replaced (seed {seeds[0]})': picture}
 
 

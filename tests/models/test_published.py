@@ -52,6 +52,11 @@ FAMILIES = [
            {'hidden_act': ['relu', 'gelu_new', 'quick_gelu'], 'intermediate_size': [32], 'pooler_act': ['relu'],
             'pooler_output_size': [8]},
            {'hidden_act', 'hidden_size', 'intermediate_size', 'qkv_bias'}, features),
+    Family('bert', 'BertForMaskedLM', {'vocab_size': 31, 'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 4,
+                                       'intermediate_size': 64, 'max_position_embeddings': 12},
+           {'hidden_act': ['relu', 'gelu_new', 'quick_gelu'], 'intermediate_size': [32], 'classifier_dropout': [0.5],
+            'add_cross_attention': [False]},       # transformers refuses it without is_decoder
+           {'hidden_act', 'is_decoder'}, logits),
 ]
 VALUES = {      # for fields of all families
     'transformers_version': ['4.0.0'], 'architectures': [['Other']], 'dtype': ['float64'], 'problem_type': ['regression'],
