@@ -35,8 +35,6 @@ def test_readme_is_short_and_links_to_every_page():
     assert PAGES.keys() - {'README.md'} <= set(re.findall(r'\]\((docs/\w+\.md)', readme))
 
 
-# tables ---------------------------------------------------------------------------------------------------------------------
-
 @pytest.mark.parametrize('page', PAGES)
 def test_tables_agree_with_their_records(page):
     assert tables.refreshed(PAGES[page], ROOT) == PAGES[page], 'run python -m race.tables'
@@ -64,8 +62,6 @@ def test_expected_losses_agree_with_their_records():
             assert shown == f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}', (name, key)
         assert int(seconds) == round(statistics.mean(r['seconds'] for r in runs)), name
 
-
-# names, commands, links -----------------------------------------------------------------------------------------------------
 
 def anchors(text):
     """The #anchors of a page's headings, as GitHub makes them."""
@@ -120,8 +116,6 @@ def test_page_on_architectures_has_the_whole_contract():
     missing = {name for name in names if not re.search(rf'`[^`]*\b{name}\b[^`]*`', page)}
     assert not missing
 
-
-# code -----------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('page', 'code'), BLOCKS, ids=[f'{page}-{i}' for i, (page, _) in enumerate(BLOCKS)])
 def test_code_prints_what_its_comments_say(page, code, root):

@@ -42,8 +42,6 @@ def copied(trained, tmp_path):
     return tmp_path
 
 
-# training -----------------------------------------------------------------------------------------------------------------
-
 def test_the_loss_by_hand(trained, dataset, tmp_path, capsys):
     """The loss of the token after each window, given the tokens just before it; and of the token frequencies."""
     tokens, starts = np.fromfile(dataset / 'val.bin', np.uint16).tolist(), trained.text.val_indices(WINDOWS, BLOCK)
@@ -60,15 +58,6 @@ def test_the_loss_by_hand(trained, dataset, tmp_path, capsys):
     base = np.mean([-math.log(counts[tokens[s + BLOCK]] / counts.sum()) for s in starts])
     printed = float(re.search(r'alone: ([\d.]+), ', capsys.readouterr().out)[1])
     assert printed == pytest.approx(base, abs=2e-4) and loss < base - 0.2
-
-
-def test_an_unseen_token_has_a_finite_loss(root, tmp_path, capsys):
-    text = 'ab abba b' * 100 + 'z' * 100        # all validation text is z
-    write_text('rare', text, {'kind': 'char', 'chars': [' ', 'a', 'b', 'z']}, {'name': 'rare', 'sha256': ''}, 'text.py')
-    gbm.main(command_line(root / 'data' / 'rare', tmp_path / 'run'))
-    loss = json.loads((tmp_path / 'run' / 'meta.json').read_text())['val_loss_full']
-    assert loss == pytest.approx(-math.log(1e-6), abs=1e-3)
-    assert f'alone: {-math.log(1e-6):.4f}, 0.000' in capsys.readouterr().out
 
 
 def test_examples_are_windows_of_the_training_text(root, tmp_path, monkeypatch):
@@ -90,8 +79,6 @@ def test_examples_are_windows_of_the_training_text(root, tmp_path, monkeypatch):
     assert {int(k) & 1 for line in decisions for k in line.split()} == {1}
 
 
-# generation ---------------------------------------------------------------------------------------------------------------
-
 @pytest.mark.parametrize('start', ['abcabc', 'ab', None], ids=['long', 'short', 'none'])
 def test_each_token_is_the_most_likely_one(trained, capsys, start):
     def text(*more):
@@ -104,8 +91,6 @@ def test_each_token_is_the_most_likely_one(trained, capsys, start):
         assert ids[i] == trained.booster.predict([ids[i - F:i]]).argmax()
     assert text('--top_k=1') == greedy and text('--seed=1') == text('--seed=1') != text('--seed=2')
 
-
-# errors -------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('words, said', [
     (['--features=17'], '--block_size=16'), (['--examples=-1'], '--examples=-1'),

@@ -78,7 +78,8 @@ def high_order_input(net, text):
 
 
 @pytest.mark.parametrize('network, more', [
-    (conv, {'n_layer': 3}), (dual_convolution, {}), (tail_focus, {'features': 2, 'block_size': 14}), (low_order_mlp, {}),
+    (conv, {'n_layer': 3}), (dual_convolution, {}), (tail_focus, {'features': 2, 'block_size': 14}),
+    (low_order_mlp, {'normalization': 'none'}),
     (high_order_input, {'kind': 'discontinuous', 'input_n': 1})], ids=lambda v: getattr(v, '__name__', ''))
 def test_networks_by_their_sketches(network, more, x):
     net = build(network=network.__name__, **more).net

@@ -34,8 +34,9 @@ each_kind = pytest.mark.parametrize('kind', ['gpt', 'pacing', 'wavenet', 'last']
 
 
 @pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
+def strict():
+    """No gradients, and no warnings of matplotlib."""
+    with torch.no_grad(), warnings.catch_warnings(action='error', category=UserWarning):
         yield
     plt.close('all')
 
@@ -59,8 +60,6 @@ def pixels(ax):
     """The image on an axes, nan where it is masked."""
     return np.ma.filled(ax.images[0].get_array(), np.nan)
 
-
-# measurements -------------------------------------------------------------------------------------------------------------
 
 class Offsets(nn.Module):
     """The logits at t are a sum of random tables, one for each offset, of the token `offset` places before t."""
@@ -168,7 +167,7 @@ def test_attention_is_what_the_model_computes(length):
     model, calls = build('gpt'), []
     for block in model.h:
         block.attn.register_forward_hook(lambda module, args, output: calls.append((module, args[0], output)))
-    (_, figure), = attention.attention(model, tokens(1, length), list('abcdefghijklmnop')[:length])
+    (_, figure), = attention.attention(model, tokens(1, length), ODD[-length:])
     assert len(calls) == 2 and all(len(block.attn._forward_hooks) == 1 for block in model.h)    # its own hooks are removed
     for layer, (module, h, output) in enumerate(calls):
         weights = torch.tensor(np.stack([pixels(ax) for ax in figure.axes[2 * layer:2 * layer + 2]]))       # (H, T, T)
@@ -177,9 +176,8 @@ def test_attention_is_what_the_model_computes(length):
         v = module.c_attn(h)[0, :, 32:].view(length, 2, 8).transpose(0, 1)                      # (H, T, D)
         again = module.c_proj((weights @ v).transpose(0, 1).reshape(length, 16))
         torch.testing.assert_close(again, output[0], atol=1e-4, rtol=1e-4)
+    assert behaviour.png(figure)
 
-
-# figures ------------------------------------------------------------------------------------------------------------------
 
 def layout(ax):
     """The characters on the axes as lines, and the colour value below each."""
@@ -188,6 +186,9 @@ def layout(ax):
         column, row = map(int, t.get_position())
         rows.setdefault(row, {})[column] = t.get_text()
     return [''.join(rows.get(r, {}).get(c, ' ') for c in range(grid.shape[1])).rstrip() for r in range(len(grid))], grid
+
+
+ODD = [*'$x_$ ^{\\a}%\t\x00\x1b\x7f\xa0\u200b~&#"<', '$\\frac$', '\ufffd', 'é']     # mathtext, or without a shape
 
 
 def test_surprise_is_drawn_line_by_line():
@@ -199,17 +200,8 @@ def test_surprise_is_drawn_line_by_line():
     assert np.array_equal(grid, [[n, n, 2, 2], [2, 3, 4, n], [5, n, n, n], [6, n, n, n]], equal_nan=True)
     lines, grid = layout(behaviour.draw_surprise([*'abcde\nfg'], range(8), longest=3).axes[0])
     assert lines == ['abc', 'de⏎', 'fg'] and np.nanmax(grid) == 7
-
-
-def test_odd_characters_are_drawn_as_they_are():
-    """No mathtext, and nothing that the font lacks (a warning)."""
-    odd = [*'$x_$ ^{\\a}%\t\x00\x1b\x7f\xa0\u200b~&#"<', '$\\frac$', '\ufffd', '\n', 'é']
-    surprise, x = behaviour.draw_surprise(odd, range(len(odd))), torch.arange(len(odd))[None]
-    gpt_model, picture = (build(kind, block_size=32, vocab_size=len(odd)) for kind in ('gpt', 'pacing'))
-    figures = [surprise, *dict(attention.attention(gpt_model, x, odd)).values(), next(pacing.pictures(picture, x, odd))[1]]
-    with warnings.catch_warnings(action='error'):
-        assert all(behaviour.png(f, dpi=40).startswith(b'\x89PNG') for f in figures)
-    assert layout(surprise.axes[0])[0] == [''.join(c if c.isprintable() else '·' for c in ''.join(odd[:-2])) + '⏎', 'é']
+    odd = behaviour.draw_surprise(ODD, range(len(ODD)))
+    assert layout(odd.axes[0])[0] == [''.join(c if c.isprintable() else '·' for c in ''.join(ODD))] and behaviour.png(odd)
 
 
 @pytest.mark.parametrize('up, right', [(0, -2), (2, 3)])
@@ -221,11 +213,12 @@ def test_weights_of_pacing_are_drawn_where_they_have_influence(up, right):
     weight[5, 0, pacing.causal_offsets(8).index(back)] = 0.75
     matrix = behaviour.influence(model, tokens(2, 32))
     assert {d for d in range(32) if np.diagonal(matrix, -d).max() > 0} == {0, back}
-    kernels = dict(pacing.pictures(model, tokens(1, 32), ['x'] * 32))['kernels'].axes
+    (_, picture), (_, figure) = pacing.pictures(model, tokens(1, len(ODD)), ODD)
+    kernels = figure.axes
     grid = pixels(kernels[5])
     assert grid.shape == (4, 7) and grid[3 - up, 3 + right] == 0.75 and np.isnan(grid[3, 4:]).all()
     grid[3 - up, 3 + right] = grid[3, 3] = np.nan       # the identity of the start is subtracted at the token itself
-    assert np.nansum(np.abs(grid)) == 0 and pixels(kernels[4])[3, 3] == -1
+    assert np.nansum(np.abs(grid)) == 0 and pixels(kernels[4])[3, 3] == -1 and behaviour.png(picture)
 
 
 def read_picture(figure, size):
@@ -268,6 +261,11 @@ def test_wrong_bits_are_drawn():
     assert ax.get_xlabel() == 'bits 321 to 360'
 
 
+def test_a_confusion_matrix_has_a_row_for_each_true_class():
+    figure = task_views.draw_confusion(np.array([1, 1, 0, 0]), np.array([0, 0, 0, 0]), SimpleNamespace(outputs=2, meta={}), '')
+    assert pixels(figure.axes[0]).tolist() == [[0.5, 0.5], [0, 0]]
+
+
 def test_gaze_is_of_the_position_that_gives_the_answer():
     torch.manual_seed(0)
     model = complete(vit.Model(replace(vit.Config.tiny(), block_size=6, features=16, outputs=3))).eval()
@@ -291,8 +289,6 @@ def test_pictures_are_of_the_given_text():
     assert grid[0, 1:7].tolist() + grid[1, :25].tolist() == pytest.approx(behaviour.surprise(model, ids).tolist())
 
 
-# the command line ---------------------------------------------------------------------------------------------------------
-
 WORDS = {'gpt': ['--n_head=2'], 'centered': ['--arch=highorder', '--features=5', '--centered'],
          'bert': ['--arch=bert', '--n_head=2'],
          'last': ['--arch=pacing', '--predicts=last', '--columns=4', '--patch_size=4', '--depths=(1,)', '--dims=(8,)']}
@@ -315,8 +311,7 @@ def runs(dataset, tmp_path_factory):
     ('centered', ['--only=segments.png,influence'], ['segments', 'influence'])])
 def test_pictures_of_a_run(runs, capsys, monkeypatch, kind, only, names):
     monkeypatch.setattr(look, 'CONTEXT', 1 << 12)
-    with warnings.catch_warnings(action='error', category=UserWarning):
-        look.main([str(runs[kind]), *only])
+    look.main([str(runs[kind]), *only])
     paths = [runs[kind] / 'look' / f'{name}.png' for name in names]
     assert capsys.readouterr().out.splitlines()[-len(names):] == list(map(str, paths))
     assert sorted(paths) == sorted((runs[kind] / 'look').iterdir())
