@@ -114,6 +114,8 @@ def bench_train(args):
 def bench_generate(args):
     for text in args.configs:
         s, _ = load(text, args.settings)
+        if s.arch.Model.modality != 'text':
+            raise UserError(f'{s.name}: {s.arch.name}.py does not continue a text: choose a language model')
         torch.manual_seed(s.train.seed)
         model = build(s.arch, {'vocab_size': 65} | s.model).eval()
         model.to(device.pick_device(s.train.device, 0, 1))

@@ -72,9 +72,12 @@ class PairData:
             raise UserError(f'data/{self.folder.name} has targets of {T} tokens, not block_size={block_size}')
 
     def train_indices(self, count, block_size, seed, step):
-        """The pairs of one step, over all ranks and micro-steps: (count,).  They have similar lengths."""
+        """The pairs of one step, over all ranks and micro-steps: (count,).  All are from one bucket of similar lengths, which is
+        drawn in proportion to its size."""
         rng, n = np.random.default_rng((seed, step)), len(self.order)
-        return self.order[(rng.integers(n) + rng.integers(min(n, SPAN * count), size=count)) % n]
+        edges = np.linspace(0, n, max(1, n // (SPAN * count)) + 1).astype(np.int64)
+        bucket = np.searchsorted(edges, rng.integers(n), 'right') - 1
+        return self.order[rng.integers(edges[bucket], edges[bucket + 1], size=count)]
 
     def val_indices(self, count, block_size):
         """Evenly spaced pairs of the validation split; count=0: all."""

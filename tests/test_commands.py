@@ -236,6 +236,8 @@ train CONFIG --batch_size=10000000000       batch_size=10000000000
 train CONFIG --out=none/x.json              none/x.json
 generate CONFIG --tokens=0                  --tokens=0
 generate CONFIG --depth=1                   'depth'
+generate CONFIG --arch=transformer          transformer.py
+generate CONFIG --arch=bert                 bert.py
 scan --tokens=3                             --tokens=3
 links CONFIG                                CONFIG
 '''

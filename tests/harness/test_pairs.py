@@ -48,10 +48,11 @@ def test_dates(prepare):
 
 def test_batches(reverse):
     """Every step has pairs of similar lengths, all are drawn equally often, and a batch is as long as its longest."""
-    counts, waste = np.zeros(300, int), []
+    counts, waste, rank = np.zeros(300, int), [], np.argsort(reverse.order)
     for step in range(400):
         indices = reverse.train_indices(8, 6, 1, step)
         counts[indices] += 1
+        assert np.ptp(rank[indices]) < 200, 'the shortest and the longest pairs are in one step'
         source, y = reverse.batch('train', indices, None)
         assert ((y == 4).sum(1) == 1).all() and (source[:, 0] >= 0).all()
         assert (source >= 0).any(0).all() and (y >= 0).any(0).all()
