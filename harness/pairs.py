@@ -72,7 +72,7 @@ class PairData:
             raise UserError(f'data/{self.folder.name} has targets of {T} tokens, not block_size={block_size}')
 
     def train_indices(self, count, block_size, seed, step):
-        """The pairs of one step, over all ranks and micro-steps: (count,).  All are from one bucket of similar lengths, which is
+        """The pairs of one step, over all ranks and micro-steps: (count,), all from one bucket of similar lengths, which is
         drawn in proportion to its size."""
         rng, n = np.random.default_rng((seed, step)), len(self.order)
         edges = np.linspace(0, n, max(1, n // (SPAN * count)) + 1).astype(np.int64)
