@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch.utils import _pytree as pytree
 
-from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub, require_memory
+from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub, optim, require_memory
 from harness.arch import architectures, complete, load_arch
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
@@ -139,10 +139,11 @@ def load_runs(names):
 
 def print_targets(models, tokenizer, args, where):
     """What a model of pairs writes for each --start."""
-    if len(models) > 1 or args.start is None or args.eval or args.benchmark or args.automaton:
+    if len(models) > 1 or args.start is None or args.eval or args.benchmark or args.both_sides:
         raise UserError(f'{args.run[0]} is a model of pairs: it needs a source by --start "...", one run, and none of --eval, '
-                        f'--benchmark and --automaton')
+                        f'--benchmark, --fill and --automaton')
     model = models[0].to(where)
+    require_memory(args.beams * model.config.block_size * optim.token_memory(model), f'--beams={args.beams}')
     for start in args.start:
         source = encode_source(tokenizer.decode(prompt(start, tokenizer)), tokenizer, model)
         print(tokenizer.decode([i for i in model.decode(source.to(where), args.beams)[0].tolist() if i >= 0]))

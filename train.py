@@ -17,7 +17,6 @@ import json
 import math
 import shlex
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,20 +129,13 @@ def split_batch(cfg, block_size, world):
     return micro_steps, mine // micro_steps
 
 
-def step_memory(cfg, model, micro_steps, rows):
-    """The bytes that a training step takes at least: weights, gradients and optimizer; the batch as int64, in four copies; and
-    an output of each matrix for each token of a micro-step."""
-    T, outputs = model.config.block_size, sum(getattr(m, 'out_features', 0) for m in model.modules())
-    return sum(optim.memory(model, cfg.optimizer)) + 32 * micro_steps * rows * (model.memory + T) + 4 * rows * T * outputs
-
-
 class Trainer:
     """One optimizer step of a model on its data.  compare.py and bench.py time and count this very step."""
 
     def __init__(self, cfg, model, data, machine):
         T = model.config.block_size
         self.micro_steps, self.rows = split_batch(cfg, T, machine.world)
-        require_memory(step_memory(cfg, model, self.micro_steps, self.rows), f'a step with batch_size={cfg.batch_size}, '
+        require_memory(optim.step_memory(cfg, model, self.micro_steps, self.rows), f'a step with batch_size={cfg.batch_size}, '
                        f'tokens_per_step={cfg.tokens_per_step} and block_size={T}', machine.capacity())
         self.cfg, self.model, self.data, self.machine = cfg, model.to(machine.device), data, machine
         self.examples = self.micro_steps * self.rows * machine.world
@@ -278,12 +270,8 @@ class Run:
     def explain(self, e):
         """Raises the error of a run that has diverged if that is why an architecture failed with e, as when nan is an index:
         there is a loss, a weight, or a tensor in the functions that were running, which is not finite."""
-        if isinstance(e, torch.OutOfMemoryError):
-            return
-        running = [v for frame, _ in traceback.walk_tb(e.__traceback__) for v in frame.f_locals.values()]
-        tensors = [v for v in (*running, *(loss for loss, _ in self.pending), *self.trainer.model.parameters())
-                   if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.is_meta]
-        if any((v.isnan() | (v == math.inf)).any() for v in tensors):       # -inf may be a mask
+        tensors = *(loss for loss, _ in self.pending), *self.trainer.model.parameters()
+        if not isinstance(e, torch.OutOfMemoryError) and runs.not_finite(e, tensors):
             lines = str(e).splitlines() or ['']
             reason = f' ({type(e).__name__}: {lines[0][:100]})'
             raise self.diverged('train_loss', math.nan, self.progress.step, reason) from None

@@ -243,6 +243,18 @@ def memory(model, name):
     return 4 * sum(p.numel() for p in model.parameters()), 4 * sum(trained.values()), 4 * state
 
 
+def token_memory(model):
+    """The bytes of an output of each matrix for one token, in float32."""
+    return 4 * sum(getattr(m, 'out_features', 0) for m in model.modules())
+
+
+def step_memory(cfg, model, micro_steps, rows):
+    """The bytes that a training step takes at least: weights, gradients and optimizer; the batch as int64, in four copies; and
+    an output of each matrix for each token of a micro-step."""
+    T = model.config.block_size
+    return sum(memory(model, cfg.optimizer)) + 32 * micro_steps * rows * (model.memory + T) + rows * T * token_memory(model)
+
+
 def describe(model, name, tokens_per_step):
     """The table that --dry_run prints."""
     table = groups(model)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import torch
@@ -175,6 +176,13 @@ def changed(was, cfg):
 
 
 # the folder -------------------------------------------------------------------------------------------------------------------
+
+def not_finite(e, tensors):
+    """Whether one of these tensors, or one in the functions that were running when e was raised, holds nan or infinity."""
+    running = [v for frame, _ in traceback.walk_tb(e.__traceback__) for v in frame.f_locals.values()]
+    floats = [v for v in (*running, *tensors) if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.is_meta]
+    return any((v.isnan() | (v == math.inf)).any() for v in floats)         # -inf may be a mask
+
 
 def lock(folder, option):
     """An open file that locks a folder, which is made if it is missing, until it is closed or this process ends.  option: the

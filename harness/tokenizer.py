@@ -79,6 +79,8 @@ class Tokenizer:
         """The ids of a text in which each [MASK] stands for one token, whose id is -1."""
         if self.kind == 'tokenizers':      # with [CLS] and [SEP], as the model was trained
             mask = self.bpe.token_to_id('[MASK]')
+            if mask is None:
+                raise UserError('--fill: the tokenizer of this model has no token [MASK], so it was not trained to fill blanks')
             return [-1 if i == mask else i for i in self.bpe.encode(text).ids]
         space = ' ?' if self.kind == 'bpe' else ''      # a token of a BPE includes the space before it
         first, *rest = map(self.encode, re.split(space + r'\[MASK\]', text))

@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command
-from prepare.common import DRAWS, char_tokenizer, held_out, positive, task_parser, write_pairs
+from prepare.common import DRAWS, char_tokenizer, held_out, positive, require_fit, task_parser, write_pairs
 
 ALPHABET = 'abcdefghijklmnopqrstuvwxyz'
 
@@ -28,9 +28,11 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.letters > len(ALPHABET):
         raise UserError(f'--letters={args.letters} must be at most {len(ALPHABET)}')
+    require_fit(args, 'examples', 'longest', size=2 * args.longest)
     rng, held, found = np.random.default_rng(args.seed), held_out(args.examples), {}
     letters, count = [*ALPHABET[:args.letters]], args.examples + 2 * held
-    if count > (known := sum(args.letters ** n for n in range(1, args.longest + 1))):
+    known = args.longest if args.letters == 1 else sum(args.letters ** n for n in range(1, min(args.longest, 64) + 1))
+    if count > known:
         raise UserError(f'--examples={args.examples} needs {count:,} different sequences, but there are {known:,} of up to '
                         f'{args.longest} letters: choose fewer, or more --letters or a larger --longest')
     for _ in range(DRAWS * count):
