@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import os
 import re
-import subprocess
 import zipfile
 
 import pytest
@@ -14,9 +13,6 @@ from harness import files
 
 BODY = bytes(range(256)) * 1200        # 307,200 bytes
 SHA256 = hashlib.sha256(BODY).hexdigest()
-
-
-# atomic files -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('old', [None, b'old'])
@@ -40,7 +36,6 @@ def test_atomic_writes_the_new_file_or_leaves_the_old_one(tmp_path, error, old):
 
 # downloads ----------------------------------------------------------------------------------------------------------------
 
-
 @pytest.fixture
 def server(root, serve):
     """A server of BODY: .ranges (does it resume?), .stop_after (bytes, then it disconnects), .refuse (a status), .gzip."""
@@ -60,36 +55,27 @@ def server(root, serve):
         request.wfile.write(body[:s.stop_after])
     s = serve(do_GET)
     s.body, s.ranges, s.stop_after, s.refuse, s.gzip = BODY, True, None, None, False
+    files.DOWNLOADS.mkdir(parents=True)
     return s
 
 
-def partial(content):
-    files.DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    (files.DOWNLOADS / 'file.partial').write_bytes(content)
-
-
 def fetch(server, expected=SHA256):
-    """The content of the downloaded file; nothing may be left beside it."""
+    """The content of the downloaded file, beside which nothing may be left, and the ranges that were asked for."""
     path = files.download(f'{server.url}/file', 'file', expected)
     assert path == files.DOWNLOADS / 'file' and names(files.DOWNLOADS) == ['file']
-    return path.read_bytes()
-
-
-def ranges(server):
-    return [asked for _, asked in server.log]
+    return path.read_bytes(), [asked for _, asked in server.log]
 
 
 @pytest.mark.parametrize('expected', [SHA256, hashlib.md5(BODY).hexdigest(), None])
 def test_an_interrupted_download_is_resumed(server, expected):
     server.stop_after = 200_000
     with pytest.raises(OSError):
-        files.download(f'{server.url}/file', 'file', expected)
+        fetch(server, expected)
     assert names(files.DOWNLOADS) == ['file.partial']
     have = (files.DOWNLOADS / 'file.partial').read_bytes()
     assert 100_000 < len(have) <= 200_000 and have == BODY[:len(have)]
     server.stop_after, server.gzip = None, True         # Content-Length would count compressed bytes
-    assert fetch(server, expected) == fetch(server, expected) == BODY       # the second time it exists
-    assert ranges(server) == [None, f'bytes={len(have)}-']
+    assert fetch(server, expected) == fetch(server, expected) == (BODY, [None, f'bytes={len(have)}-'])      # once
 
 
 @pytest.mark.parametrize('content, expected, resumes, requests', [
@@ -99,65 +85,50 @@ def test_an_interrupted_download_is_resumed(server, expected):
     ids=['no resume', 'complete', 'complete, unverified', 'wrong', 'too long'])
 def test_a_partial_file(server, content, expected, resumes, requests):
     server.ranges = resumes
-    partial(content)
-    assert fetch(server, expected) == BODY and ranges(server) == requests
+    (files.DOWNLOADS / 'file.partial').write_bytes(content)
+    assert fetch(server, expected) == (BODY, requests)
 
 
-@pytest.mark.parametrize('status', [404, 416, 503])
-def test_a_server_that_refuses(server, status):
-    """Or that sends something else, which is deleted."""
+def test_what_is_not_the_file(server):
+    """Another file is deleted, unless it is the user's."""
     server.body = BODY[::-1]
     with pytest.raises(OSError, match='hash'):
-        files.download(f'{server.url}/file', 'file', SHA256)
+        fetch(server)
     assert names(files.DOWNLOADS) == []
-    server.refuse = status
-    for content in (None, BODY[:300]):
-        if content:
-            partial(content)
-        with pytest.raises(OSError, match=f'^{status} '):
-            files.download(f'{server.url}/file', 'file', SHA256)
-
-
-def test_a_file_of_the_user_is_verified_and_never_deleted(server):
-    files.DOWNLOADS.mkdir(parents=True)
-    path = files.DOWNLOADS / 'file'
-    path.write_bytes(BODY)
-    assert fetch(server) == BODY
-    path.write_bytes(BODY[1:])
-    assert str(path) in sentence(files.download, server.url, 'file', SHA256)
-    assert path.read_bytes() == BODY[1:] and server.log == []
+    for server.refuse in (404, 416, 503):
+        for content in (None, BODY[:300]):
+            if content:
+                (files.DOWNLOADS / 'file.partial').write_bytes(content)
+            with pytest.raises(OSError, match=f'^{server.refuse} '):
+                fetch(server)
+            (files.DOWNLOADS / 'file.partial').unlink(missing_ok=True)
+    (files.DOWNLOADS / 'file').write_bytes(BODY[1:])
+    assert str(files.DOWNLOADS / 'file') in sentence(files.download, server.url, 'file', SHA256)
+    assert (files.DOWNLOADS / 'file').read_bytes() == BODY[1:]
 
 
 # Python packages ----------------------------------------------------------------------------------------------------------
 
-
-@pytest.fixture
-def registry(tmp_path, monkeypatch):
-    """A package registry with one package, nano-data 1.0.  Returns the SHA-256 of its wheel."""
+def test_a_package_is_downloaded_once(root, tmp_path, monkeypatch):
+    """From a package registry with one package, nano-data 1.0, whose hash must be the expected one."""
     pytest.importorskip('pip')
-    folder = tmp_path / 'registry'
-    folder.mkdir()
-    wheel = folder / 'nano_data-1.0-py3-none-any.whl'
+    (tmp_path / 'registry').mkdir()
+    wheel, info = tmp_path / 'registry' / 'nano_data-1.0-py3-none-any.whl', 'nano_data-1.0.dist-info/'
     with zipfile.ZipFile(wheel, 'w') as f:
-        info = 'nano_data-1.0.dist-info/'
         f.writestr('nano_data/text.txt', 'some data')
         f.writestr(info + 'METADATA', 'Metadata-Version: 2.1\nName: nano-data\nVersion: 1.0\n')
         f.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         f.writestr(info + 'RECORD', '')
     for name, value in {'PIP_CONFIG_FILE': os.devnull, 'PIP_NO_INDEX': '1', 'PIP_INDEX_URL': 'http://127.0.0.1:1',
-                        'PIP_EXTRA_INDEX_URL': '', 'PIP_FIND_LINKS': str(folder)}.items():
+                        'PIP_EXTRA_INDEX_URL': '', 'PIP_FIND_LINKS': str(wheel.parent)}.items():
         monkeypatch.setenv(name, value)
-    return files.digest(wheel)
-
-
-def test_a_package_is_downloaded_once(root, registry, monkeypatch):
-    for requirement, wrong in (('nano-data==1.0', SHA256), ('other-data==1.0', registry)):
+    expected = files.digest(wheel)
+    for requirement, wrong in (('nano-data==1.0', SHA256), ('other-data==1.0', expected)):
         with pytest.raises(OSError, match=f'pip could not download {requirement}'):
             files.from_registry(requirement, wrong)
         assert names(files.DOWNLOADS) == []
-    path = files.from_registry('nano-data==1.0', registry)
-    assert path.parent == files.DOWNLOADS and files.digest(path) == registry
-    assert names(files.DOWNLOADS) == ['nano_data-1.0-py3-none-any.whl']
+    path = files.from_registry('nano-data==1.0', expected)
+    assert path == files.DOWNLOADS / wheel.name and names(files.DOWNLOADS) == [wheel.name]
     path.with_name('nano_data-0.9.whl').write_bytes(b'another version')
-    monkeypatch.setattr(subprocess, 'run', lambda *_, **__: pytest.fail('pip was run again'))
-    assert files.from_registry('nano-data==1.0', registry) == path
+    wheel.unlink()                      # so pip would fail
+    assert files.from_registry('nano-data==1.0', expected) == path and files.digest(path) == expected

@@ -8,12 +8,13 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import threading
-import types
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -127,27 +128,31 @@ def test_an_overwrite_that_is_killed_at_any_write(dataset, finished, tmp_path, m
 
 # overwrite ----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('more, expected', [
-    ('--optimizer=sgd --learning_rate=1e30 --grad_clip=0', 'became'), ('--n_head=3', 'n_head=3'), ('crash', 'a bug'),
-    ('stop', 'stopped at step 2'), ('--tensorboard', 'pip install tensorboard')])
-def test_the_old_run_stays_until_the_new_one_is_evaluated(dataset, old, monkeypatch, capsys, more, expected):
-    before, real = contents(old), train.optim.learning_rate
-    monkeypatch.setitem(sys.modules, 'tensorboard', None)
+@pytest.fixture
+def before_step(monkeypatch):
+    """before_step(n, action): calls action() before step n of the runs in this process."""
+    real = train.optim.learning_rate
 
-    def at_a_step(cfg, step, *rest):
-        if step == 1 and more == 'crash':
-            raise RuntimeError('a bug')
-        if step == 1 and more == 'stop':
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(cfg, step, *rest)
-    monkeypatch.setattr(train.optim, 'learning_rate', at_a_step)
-    words = words_of(dataset, old, '--overwrite', '--eval_interval=3', *(more.split() if more.startswith('-') else ()))
+    def arm(n, action):
+        monkeypatch.setattr(train.optim, 'learning_rate', lambda cfg, step, *more: (
+            action() if step == n else None, real(cfg, step, *more))[1])
+    return arm
+
+
+@pytest.mark.parametrize('more, expected', [
+    ('--optimizer=sgd --learning_rate=1e30 --grad_clip=0', 'the run in .* is unchanged'), ('--n_head=3', 'n_head=3'),
+    ('crash', 'a bug'), ('stop', 'stopped at step 2'), ('--tensorboard', 'pip install tensorboard'),
+    ('--wandb_log', 'pip install wandb')])
+def test_the_old_run_stays_until_the_new_one_is_evaluated(dataset, old, before_step, monkeypatch, capsys, more, expected):
+    before, words = contents(old), ['--overwrite', '--eval_interval=3', *(more.split() if more.startswith('-') else ())]
+    for name in ('tensorboard', 'wandb'):
+        monkeypatch.setitem(sys.modules, name, None)                # as if it were not installed
+    before_step(1, {'crash': lambda: fail(RuntimeError('a bug')), 'stop': lambda: os.kill(os.getpid(), signal.SIGTERM)}.get(
+        more, lambda: None))
     with contextlib.nullcontext() if more == 'stop' else pytest.raises((UserError, RuntimeError)) as e:
-        train.main(words)
-    said = str(e.value) if e else capsys.readouterr().out
-    assert expected in said and ('became' not in said or f'the run in {old} is unchanged' in said)
+        train.main(words_of(dataset, old, *words))
+    assert re.search(expected, str(e.value) if e else capsys.readouterr().out)
     assert contents(old).items() >= before.items()
-    monkeypatch.undo()
     train.main(words_of(dataset, old, '--resume'))
     assert contents(old) | {'config.json': before['config.json']} == before
 
@@ -176,8 +181,7 @@ def test_two_processes_never_write_one_folder(dataset, old):
     before = contents(old)
     with runs.lock(old, '--out_dir') as f:
         for flag in ('--resume', '--overwrite', '--seed=3'):
-            said = sentence(train.main, words_of(dataset, old, flag))
-            assert f'{old} is in use' in said
+            assert f'{old} is in use' in sentence(train.main, words_of(dataset, old, flag))
         for flag in ('--dry_run', '--eval_only'):
             train.main(words_of(dataset, old, flag))
         assert contents(old) == before
@@ -186,45 +190,28 @@ def test_two_processes_never_write_one_folder(dataset, old):
 
 
 @pytest.mark.parametrize('again', [False, True], ids=['gone', 'replaced'])
-def test_a_folder_that_is_removed_during_the_run(dataset, old, tmp_path, monkeypatch, again):
+def test_a_folder_that_is_removed_during_the_run(dataset, old, tmp_path, before_step, again):
     """Another run may be in its place; nothing is written there, and there is nothing to resume."""
-    real, other = train.optim.learning_rate, tmp_path / 'other'
-    shutil.copytree(old, other)
-
-    def remove(cfg, step, *rest):
-        if step == 7:
-            shutil.rmtree(old)
-            if again:
-                other.rename(old)
-        return real(cfg, step, *rest)
-    monkeypatch.setattr(train.optim, 'learning_rate', remove)
-    before = contents(old)
+    other, before = shutil.copytree(old, tmp_path / 'other'), contents(old)
+    before_step(7, lambda: (shutil.rmtree(old), other.rename(old) if again else None))
     said = sentence(train.main, words_of(dataset, old, '--resume', '--max_iters=20'))
     assert f'{old} was removed' in said and '--resume' not in said
     assert contents(old) == before if again else not old.exists()
 
 
 @pytest.mark.parametrize('name', ['metrics.csv', 'ckpt.pt'])
-def test_a_file_that_is_removed_during_the_run(dataset, old, monkeypatch, name):
-    """No message names what is gone."""
-    with log.atomic(old / 'metrics.csv', 'w') as f:
-        f.write('step\n')
-    kept = log.Log(old, None, (), train.TrainConfig(), {})
-    (old / name).unlink()
-    if name == 'metrics.csv':
-        assert 'metrics.csv could not be written' in (said := sentence(lambda: kept.write(1))) and '--resume continues' in said
-    else:
-        (old / 'metrics.csv').unlink()
-        assert '--resume' not in sentence(lambda: kept.write(1))
-        with pytest.raises(checkpoint.NotFinite, match='not finite') as e:
-            checkpoint.save(old / name, {'step': 1, 'model': {'w': torch.tensor(torch.nan)}})
-        assert name not in str(e.value)
+def test_a_file_that_is_removed_during_the_run(dataset, old, before_step, name):
+    """No message advises what would need it."""
+    before_step(7, (old / name).unlink)
+    words = words_of(dataset, old, '--resume', '--max_iters=9', *['--learning_rate=1e30'] * (name == 'ckpt.pt'))
+    said = sentence(train.main, words)
+    assert ('metrics.csv could not be written' in said and '--resume continues' in said) if name == 'metrics.csv' else \
+        ('became' in said and 'ckpt.pt' not in said)
 
 
 # what goes wrong in a run -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('words', ['--optimizer=sgd --learning_rate=100', '--learning_rate=1e12',
-                                   '--learning_rate=1e12 --eval_interval=1'])
+@pytest.mark.parametrize('words', ['--optimizer=sgd --learning_rate=100', '--learning_rate=1e12 --eval_interval=1'])
 def test_a_run_that_diverges_ends_with_its_loss(dataset, tmp_path, words):
     """Whatever the architecture does with a nan: this one takes it for an index."""
     said = sentence(train.main, [
@@ -236,25 +223,21 @@ def test_a_run_that_diverges_ends_with_its_loss(dataset, tmp_path, words):
     assert not all(math.isfinite(last.get(k, 0)) for k in ('train_loss', 'val_loss'))
 
 
-def test_another_error_is_no_divergence(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Trainer, 'batch', lambda *_: [][1])
-    with pytest.raises(IndexError):
-        train.main(words_of(dataset, tmp_path / 'run'))
-
-
-def test_weights_that_are_not_finite_under_a_finite_loss(dataset, tmp_path, monkeypatch):
-    """The log shows that the run has diverged, so that a race does not try it again."""
-    real = train.Trainer.step
+def test_weights_that_are_not_finite_under_a_finite_loss(dataset, old, monkeypatch):
+    """They are not saved, and the log shows that the run has diverged, so that a race does not try it again."""
+    before, real = (old / 'ckpt.pt').read_bytes(), train.Trainer.step
 
     def step(trainer, now, lr):
         found = real(trainer, now, lr)
-        if now == 2:
-            trainer.model.ln_f.weight.data[0] = torch.nan
-            monkeypatch.setattr(train, 'evaluate', lambda *_: {'val_loss': 1.0, 'val_loss_full': 1.0})
+        trainer.model.ln_f.weight.data[0] = torch.inf
+        monkeypatch.setattr(train, 'evaluate', lambda *_: {'val_loss': 1.0, 'val_loss_full': 1.0})
         return found
     monkeypatch.setattr(train.Trainer, 'step', step)
-    assert 'ln_f.weight' in sentence(train.main, words_of(dataset, tmp_path / 'run', '--max_iters=3'))
-    assert math.isnan(log.read(tmp_path / 'run' / 'metrics.csv')[-1]['train_loss'])
+    assert re.search(r'at step \d+ .*ln_f.weight', sentence(train.main, words_of(dataset, old, '--resume', '--max_iters=7')))
+    assert math.isnan(log.read(old / 'metrics.csv')[-1]['train_loss']) and (old / 'ckpt.pt').read_bytes() == before
+    monkeypatch.setattr(train.Trainer, 'step', lambda *_: [][1])
+    with pytest.raises(IndexError):             # another error is no divergence
+        train.main(words_of(dataset, old, '--resume', '--max_iters=8'))
 
 
 def test_a_column_of_another_version_is_kept(dataset, old):
@@ -265,87 +248,125 @@ def test_a_column_of_another_version_is_kept(dataset, old):
     assert [r.get('mine') for r in found] == [7.0] * (len(found) - 1) + [None] and found[-1]['step'] == 7
 
 
-@pytest.mark.parametrize('was, now, expected', [
-    (False, True, 'its init_from is scratch, this run has'), (True, False, ''), (True, True, '')])
-def test_resume_goes_with_the_init_from_of_the_run(dataset, finished, tmp_path, was, now, expected):
-    words, source = words_of(dataset, tmp_path / 'run', '--max_iters=1'), [f'--init_from={finished}']
-    train.main(words + source * was)
-    again = [*words, '--resume', '--max_iters=2', *source * now]
-    if expected:
-        assert expected in sentence(train.main, again)
-        return
-    train.main(again)
-    assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['loop']['init_from'] == str(finished)
+def test_resume_goes_with_the_init_from_of_the_run(dataset, finished, tmp_path):
+    words, source = words_of(dataset, tmp_path / 'run', '--max_iters=1'), f'--init_from={finished}'
+    train.main(words)
+    assert 'its init_from is scratch, this run has' in sentence(train.main, [*words, '--resume', '--max_iters=2', source])
+    train.main([*words, '--overwrite', source])
+    for more in (['--max_iters=2'], ['--max_iters=3', source]):
+        train.main([*words, '--resume', *more])
+        assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['loop']['init_from'] == str(finished)
+
+
+SAME = ['--max_iters=8', '--learning_rate=0', '--min_lr=0']     # no better best.pt
+
+
+@pytest.mark.parametrize('kilobytes, more, expected', [
+    (4, SAME, ['ckpt.pt could not be written', '--out_dir']),           # from the first block on: torch has an error of its own
+    (40, SAME, ['ckpt.pt could not be written', '--out_dir']),          # in the middle
+    (4, ['--max_iters=1000', '--eval_interval=10000'], ['metrics.csv could not be written', '--resume'])])
+def test_a_full_disk_keeps_the_checkpoint(dataset, old, capfd, kilobytes, more, expected):
+    """On a disk that accepts no longer file."""
+    resource, before = pytest.importorskip('resource'), contents(old)
+    assert len(before['ckpt.pt']) > 1024 * kilobytes > 2 * len(before['metrics.csv'])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, hard))
+    try:
+        said = sentence(train.main, words_of(dataset, old, '--resume', *more))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert all(s in said for s in ['too large', *expected]) and capfd.readouterr().err == ''
+    after = contents(old)
+    assert after.keys() == before.keys() and all(after[name] == before[name] for name in ('ckpt.pt', 'best.pt'))
+    train.main(words_of(dataset, old, '--resume', '--max_iters=12'))                    # there is space again
+    steps = [r['step'] for r in log.read(old / 'metrics.csv')]
+    assert steps[-1] == 12 and steps == sorted(set(steps))
+
+
+# checkpoints --------------------------------------------------------------------------------------------------------------
+
+class Code:
+    """Pickled, it is a call that makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), 'w')
+
+
+@pytest.mark.parametrize('damage', ['cut', 'code', 'code of torch before 1.6'])
+def test_a_bad_checkpoint_is_refused_and_runs_nothing(refused, dataset, old, tmp_path, damage):
+    marker, content = tmp_path / 'marker', checkpoint.load(old / 'ckpt.pt')
+    for path in (old / 'best.pt', old / 'ckpt.pt'):
+        if damage == 'cut':
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            torch.save(content | {'step': Code(marker)}, path, _use_new_zipfile_serialization=damage == 'code')
+    before = contents(old)
+    for words in (['sample.py', old], tiny_train(dataset, old, '--resume'),
+                  tiny_train(dataset, tmp_path / 'new', f'--init_from={old / "ckpt.pt"}')):
+        said = refused(*words)
+        assert str(old) in said and 'not a checkpoint' in said
+    assert contents(old) == before and not marker.exists() and not (tmp_path / 'new').exists()
+    if damage != 'cut':
+        torch.load(old / 'best.pt', weights_only=False)     # it is code indeed
+        assert marker.exists()
+
+
+def test_every_damaged_or_missing_byte_is_noticed(finished, tmp_path):
+    """torch itself would load a file with a damaged weight."""
+    path, content = tmp_path / 'best.pt', (finished / 'best.pt').read_bytes()
+    weights = checkpoint.load(finished / 'best.pt')['model']['h.0.mlp.c_fc.weight'].numpy().tobytes()
+    at = content.index(weights)
+    for where in (at, at + len(weights) // 2, at + len(weights) - 1):
+        path.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1:])
+        torch.load(path)
+        assert 'not a checkpoint' in sentence(checkpoint.load, path)
+    for fraction in (0, 0.01, 0.1, 0.5, 0.9, 0.999):
+        path.write_bytes(content[:int(fraction * len(content))])
+        assert 'not a checkpoint' in sentence(checkpoint.load, path)
 
 
 # TensorBoard and Weights & Biases -----------------------------------------------------------------------------------------
 
-class Tracker:
-    """In place of both packages: writes down what it is told."""
-
-    def __init__(self, out_dir='', purge_step=None, **settings):
-        self.told, self.settings = [], settings | {'out_dir': out_dir, 'purge_step': purge_step}
-        if out_dir:
-            (Path(out_dir) / f'events.out.tfevents.{len(list(Path(out_dir).glob("events*")))}').write_text('')
-
-    def add_scalar(self, name, value, step):
-        self.told.append((step, name))
-
-    def log(self, values, step):
-        self.told += [(step, name) for name in values]
-
-    def close(self):
-        self.told.append('closed')
-    finish = close
-
-
-@pytest.fixture
-def trackers(monkeypatch):
-    """The Trackers that were made, and modules that make them in place of the packages."""
-    made = []
-
-    def make(*args, **more):
-        made.append(Tracker(*args, **more))
-        return made[-1]
-    for name, parts in (('tensorboard', {}), ('torch.utils.tensorboard', {'SummaryWriter': make}), ('wandb', {'init': make})):
-        module = types.ModuleType(name)
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        vars(module).update(parts)
-        monkeypatch.setitem(sys.modules, name, module)
-    return made
-
-
-def test_trackers(dataset, tmp_path, trackers):
+def test_trackers(dataset, tmp_path, monkeypatch):
     """In a folder of any name.  A resumed run has the same id, and only later events are purged; an overwritten one another."""
-    out = tmp_path / 'a b: #1/%é?'
-    words = words_of(dataset, out, '--tensorboard', '--wandb_log')
-    train.main(words)
-    train.main([*words, '--resume', '--max_iters=8'])
-    train.main([*words, '--overwrite'])
-    (b1, w1), (b2, w2), (b3, w3) = (trackers[i:i + 2] for i in (0, 2, 4))
-    assert [b.settings['purge_step'] for b in (b1, b2, b3)] == [None, 7, None]
-    ids = [w.settings['id'] for w in (w1, w2, w3)]
+    board, wandb, out = mock.Mock(), mock.Mock(), tmp_path / 'a b: #1/%é?'
+    for name, module in (('tensorboard', board), ('torch.utils.tensorboard', board), ('wandb', wandb)):
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    ids = []
+    for more, purged, steps in (([], None, [*range(7)]), (['--resume', '--max_iters=8'], 7, [7, 8]),
+                                (['--overwrite'], None, [*range(7)])):
+        board.reset_mock()
+        wandb.reset_mock()
+        train.main(words_of(dataset, out, '--tensorboard', '--wandb_log', *more))
+        ids.append(wandb.init.call_args.kwargs['id'])
+        assert board.SummaryWriter.call_args.args == (out,) and wandb.init.call_args.kwargs['resume'] == 'allow'
+        assert board.SummaryWriter.call_args.kwargs['purge_step'] == purged
+        scalars, rows = board.SummaryWriter().add_scalar.call_args_list, wandb.init().log.call_args_list
+        assert list(dict.fromkeys(c.args[2] for c in scalars)) == [c.kwargs['step'] for c in rows] == steps
+        assert [c.args[2] for c in scalars if c.args[0] == 'val_loss'].count(steps[-1]) == 1 and 'val_loss' in rows[-1].args[0]
+        assert board.SummaryWriter().close.called and wandb.init().finish.called
     assert ids[0] == ids[1] != ids[2] == (out / 'wandb_id').read_text() and all(i.isalnum() and len(i) < 64 for i in ids)
-    assert all(t.told[-1] == 'closed' and t.settings.get('resume') in (None, 'allow') for t in trackers)
-    for t, steps in ((b1, range(7)), (w1, range(7)), (b2, (7, 8)), (w2, (7, 8)), (b3, range(7)), (w3, range(7))):
-        assert list(dict.fromkeys(step for step, name in t.told[:-1])) == list(steps)
-        assert t.told.count((max(steps), 'val_loss')) == 1
-    assert len(list(out.glob('events*'))) == 1
 
 
 # the system ---------------------------------------------------------------------------------------------------------------
 
+ENOUGH = 'MASTER_ADDR=a MASTER_PORT=1 '
+
+
 @pytest.mark.parametrize('env, expected', [
-    ({}, (1, 0, 0)), ({'WORLD_SIZE': '1'}, (1, 0, 0)), ({'WORLD_SIZE': ''}, (1, 0, 0)),
-    ({'WORLD_SIZE': '4', 'RANK': '3', 'LOCAL_RANK': '1', 'MASTER_ADDR': 'a', 'MASTER_PORT': '1'}, (4, 3, 1)),
-    ({'WORLD_SIZE': '2'}, 'WORLD_SIZE=2, RANK=(not set)'), ({'WORLD_SIZE': 'two'}, 'WORLD_SIZE=two'), ({'RANK': '1'}, 'RANK=1'),
-    ({'LOCAL_RANK': '1'}, 'LOCAL_RANK=1'), ({'WORLD_SIZE': '2', 'RANK': '0'}, 'RANK=0'), ({'WORLD_SIZE': '0'}, 'WORLD_SIZE=0'),
-    ({'WORLD_SIZE': '2', 'RANK': '2', 'MASTER_ADDR': 'a', 'MASTER_PORT': '1'}, 'RANK=2')], ids=str)
+    ('', (1, 0, 0)), ('WORLD_SIZE=1', (1, 0, 0)), ('WORLD_SIZE=', (1, 0, 0)),
+    (ENOUGH + 'WORLD_SIZE=4 RANK=3 LOCAL_RANK=1', (4, 3, 1)), ('WORLD_SIZE=2', 'WORLD_SIZE=2, RANK=(not set)'),
+    ('WORLD_SIZE=two', 'WORLD_SIZE=two'), ('RANK=1', 'RANK=1'), ('LOCAL_RANK=1', 'LOCAL_RANK=1'),
+    ('WORLD_SIZE=2 RANK=0', 'RANK=0'), ('WORLD_SIZE=0', 'WORLD_SIZE=0'), (ENOUGH + 'WORLD_SIZE=2 RANK=2', 'RANK=2')])
 def test_the_environment_of_torchrun(monkeypatch, env, expected):
     for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.delenv(name, raising=False)
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
+    for pair in env.split():
+        monkeypatch.setenv(*pair.split('='))
     if isinstance(expected, tuple):
         assert device.ranks() == expected
     else:
@@ -364,19 +385,8 @@ def fail(error):
     raise error
 
 
-def whole(path):
-    with log.atomic(path) as f:
-        f.write(b'x')
-
-
 @pytest.mark.parametrize('error, expected', [
-    (PermissionError(13, 'Permission denied', 'race.json'), 'race.json .*denied'), (OSError(28, 'No space left'), 'No space'),
-    (FileNotFoundError(2, 'No such file', 'a', None, 'b'), '^b .*No such file'), (OSError('odd'), 'odd')])
-def test_files_that_cannot_be_written_are_a_sentence(error, expected, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=expected) as e:
-        command(lambda argv: fail(error))
-    assert '\n' not in str(e.value)
-    monkeypatch.setattr(os, 'fsync', lambda _: fail(OSError(28, 'No space left')))
-    with pytest.raises(UserError, match=r'x\.json .*No space'):
-        command(lambda argv: whole(tmp_path / 'x.json'))
-    assert not list(tmp_path.iterdir())
+    (PermissionError(13, 'Permission denied', 'race.json'), 'race.json .*denied'), (OSError('odd\nlines'), 'odd lines'),
+    (FileNotFoundError(2, 'No such file', 'a', None, 'b'), '^b .*No such file')])
+def test_files_that_cannot_be_written_are_a_sentence(error, expected):
+    assert re.search(expected, sentence(command, lambda argv: fail(error)))

@@ -23,11 +23,13 @@ from harness import BIDIRECTIONAL, ROOT, UserError, checkpoint, config, data, de
 
 PACING = ['--arch=pacing', '--n_layer=2', '--n_embd=16', '--columns=4']
 LAST = [*PACING, '--predicts=last']
+TASK = ['--arch=fpt', '--positions=16', '--tokens_per_step=24']
 SGD = ['--optimizer=sgd', '--log_interval=1', '--learning_rate=0.01', '--grad_clip=0', '--schedule=constant']
 
 
 def words_of(dataset, out_dir, *more):
-    return [w for w in tiny_train(dataset, out_dir, *more)[1:] if '--arch=pacing' not in more or 'n_head' not in w]
+    without = '--n_head' if '--arch=pacing' in more else '--block_size' if '--arch=fpt' in more else ' '
+    return [w for w in tiny_train(dataset, out_dir, *more)[1:] if not w.startswith(without)]
 
 
 def go(dataset, out_dir, *more):
@@ -68,11 +70,13 @@ PLATEAU = ['--schedule=plateau', '--patience=0', '--factor=0.5', '--learning_rat
 
 @pytest.mark.parametrize('optimizer, more, stop', [
     *((o, [], 6) for o in optim.STATES), ('muon', PACING, 6), ('adamw', LAST, 6), ('muon', ['--arch=bert'], 6),
-    ('sgd', PLATEAU, 4), ('sgd', PLATEAU, 8)])
-def test_resume_is_exact(dataset, tmp_path, stop_at, capsys, optimizer, more, stop):
+    ('sgd', PLATEAU, 4), ('sgd', PLATEAU, 8), ('adamw', [*TASK, '--mode=urt'], 6),
+    ('muon', [*TASK, '--trained=norms+output', '--stop_after=3'], 6)])
+def test_resume_is_exact(dataset, task_data, tmp_path, stop_at, capsys, optimizer, more, stop):
     """N steps == k steps, a signal, resume, N - k steps: weights, optimizer, plateau and metrics, with dropout; by --resume of
     the run that has ended, nothing changes."""
     words = [f'--optimizer={optimizer}', '--max_iters=12', '--dropout=0.2', '--log_interval=2', '--tokens_per_step=128', *more]
+    dataset = task_data('classify') if '--arch=fpt' in more else dataset
     part, whole = tmp_path / 'part', go(dataset, tmp_path / 'whole', *words)
     stop_at(stop, signal.SIGINT if more else signal.SIGTERM)
     assert go(dataset, part, *words)['step'] == stop + 1
@@ -113,13 +117,12 @@ def test_a_run_is_resumed_with_new_settings(dataset, tmp_path, capsys):
 
 def test_tokens_and_seconds_are_counted(dataset, tmp_path, monkeypatch):
     """100 steps of 768 tokens, then 100 of 3,072, of 0.05 s each: in the log, the checkpoint and what a race reports."""
-    out = tmp_path / 'run'
     words = ['--n_layer=1', '--n_embd=8', '--eval_interval=100', '--batch_size=192', '--optimizer=sgd']
     monkeypatch.setattr(train.time, 'perf_counter', itertools.count(0, 0.05).__next__)
-    go(dataset, out, *words, '--tokens_per_step=768', '--max_iters=100')
-    ckpt = go(dataset, out, *words, '--tokens_per_step=3072', '--max_iters=200', '--resume')
-    row, (e,) = rows(out)[-1], compare.enter([f'config/shakespeare_gpt.py --dataset={dataset.name}'], [])[0]
-    for found in (ckpt, row, compare.judge(e, 1, out, 1, 8, device.setup('cpu', 'float32', False))):
+    go(dataset, tmp_path, *words, '--tokens_per_step=768', '--max_iters=100')
+    ckpt = go(dataset, tmp_path, *words, '--tokens_per_step=3072', '--max_iters=200', '--resume')
+    row, (e,) = rows(tmp_path)[-1], compare.enter([f'config/shakespeare_gpt.py --dataset={dataset.name}'], [])[0]
+    for found in (ckpt, row, compare.judge(e, 1, tmp_path, 1, 8, device.setup('cpu', 'float32', False))):
         assert found['tokens'] == 76_800 + 100 * 3_072 == 384_000 and found['seconds'] == pytest.approx(200 * 0.05)
     assert row['tokens_per_second'] == pytest.approx(3072 / 0.05)
 
@@ -188,24 +191,25 @@ def two_ranks(dataset, out_dir, *words, lost_at=None):
 
 @pytest.mark.parametrize('optimizer', [
     ['sgd', '--learning_rate=0.5', '--schedule=plateau', '--patience=0', '--eval_interval=1'],
-    ['sgd', '--learning_rate=0.1', '--arch=bert'], ['lion', '--learning_rate=1e-3', '--bias=False'],
-    ['sparse_lion', '--learning_rate=1e-3', '--bias=False'],
+    ['sgd', '--learning_rate=0.1', '--arch=bert'], ['sgd', '--learning_rate=0.1', *TASK, '--dropout=0'],
+    ['lion', '--learning_rate=1e-3', '--bias=False'], ['sparse_lion', '--learning_rate=1e-3', '--bias=False'],
 ], ids=lambda v: v[0] + v[-1])
-def test_two_processes_take_the_steps_of_one(dataset, tmp_path, optimizer):
+def test_two_processes_take_the_steps_of_one(dataset, task_data, tmp_path, optimizer):
     """The same windows, so the same gradients up to rounding, exchanged once per step.  Lion uses their signs, and rounding
     flips a few (and all those of the biases of the keys, whose gradient is 0)."""
-    words = [f'--optimizer={optimizer[0]}', *optimizer[1:], '--max_iters=6', '--log_interval=1', '--tokens_per_step=128']
+    words = [f'--optimizer={optimizer[0]}', '--max_iters=6', '--log_interval=1', '--tokens_per_step=128', *optimizer[1:]]
+    dataset = task_data('classify') if '--arch=fpt' in words else dataset
     one = go(dataset, tmp_path / 'one', *words)
     codes, output = two_ranks(dataset, tmp_path / 'two', *words, '--batch_size=2')
     assert codes == [0, 0], output
-    assert 'x 2 micro-steps x 2 windows' in output[0] and all('\n6 exchanges' in '\n' + text for text in output)
+    assert 'x 2 micro-steps x 2 ' in output[0] and all('\n6 exchanges' in '\n' + text for text in output)
     two = checkpoint.load(tmp_path / 'two' / 'ckpt.pt')
     agree = torch.cat([torch.isclose(value, two['model'][key], atol=1e-5, rtol=1e-4).flatten()
                        for key, value in one['model'].items()])
     assert agree.all() if optimizer[0] == 'sgd' else agree.float().mean() > 0.995
     for a, b in zip(rows(tmp_path / 'one'), rows(tmp_path / 'two'), strict=True):
         assert a['step'] == b['step'] and a['tokens'] == b['tokens']
-        for key in ('train_loss', 'val_loss', 'val_loss_full', 'grad_norm', 'lr'):
+        for key in ('train_loss', 'val_loss', 'val_loss_full', 'accuracy', 'grad_norm', 'lr'):
             assert a.get(key, -1) == pytest.approx(b.get(key, -1), rel=1e-4), key
 
 
@@ -272,48 +276,40 @@ def test_a_time_budget(dataset, tmp_path, monkeypatch):
 
 
 def test_the_files_of_a_run(dataset, tmp_path, capsys):
-    out = tmp_path / 'run'
-    go(dataset, out, '--max_iters=10', '--log_interval=5')
+    """And what --dry_run, which writes none, says of its memory."""
+    words = words_of(dataset, tmp_path / 'run', '--max_iters=10', '--log_interval=5')
+    train.main([*words, '--dry_run'])
+    shown, net = capsys.readouterr().out, runs.new_model(config.load(words, train.TrainConfig), data.TextData(dataset))
+    parameters = sum(p.numel() for p in net.parameters())
+    assert f'{parameters:,} trained parameters' in shown and '64 tokens per step' in shown and not (tmp_path / 'run').exists()
+    train.main(words)
+    out, ckpt = tmp_path / 'run', checkpoint.load(tmp_path / 'run' / 'ckpt.pt')
+    stored = [t for o in ckpt['optimizers'] for state in o['state'].values() for t in state.values() if t.dim()]
+    assert f'optimizer {sum(t.numel() for t in stored) * 4 / 2**20:,.1f} MiB' in shown
     assert {p.name for p in out.iterdir()} == {'ckpt.pt', 'best.pt', 'metrics.csv', 'loss.png', 'config.json', '.lock'}
     assert (out / 'loss.png').read_bytes().startswith(b'\x89PNG')
     first, middle, last = rows(out)
     assert (first['step'], last['step'], last['tokens']) == (0, 10, 10 * 64) and last.keys() == set(log.COLUMNS)
     assert 100 < first['memory'] <= middle['memory'] <= last['memory'] < 1e5       # MiB, a peak
-    written = json.loads((out / 'config.json').read_text())
+    written, shown = json.loads((out / 'config.json').read_text()), capsys.readouterr().out
     assert written['loop']['max_iters'] == 10 and written['config']['n_embd'] == 16
-    shown = capsys.readouterr().out
     assert 'float32' in shown and 'val ' in shown and 'a made-up language' in shown
-
-
-def test_dry_run(dataset, tmp_path, capsys):
-    words = words_of(dataset, tmp_path / 'run', '--dry_run')
-    train.main(words)
-    shown = capsys.readouterr().out
-    net = runs.new_model(config.load(words, train.TrainConfig), data.TextData(dataset))
-    optimizers = optim.build(net, 'muon', 1e-3, (0.9, 0.95), 0.1)
-    net(*torch.zeros(2, 1, 16, dtype=torch.long))[1].backward()
-    for o in optimizers:
-        o.step()
-    stored = sum(t.numel() for o in optimizers for s in o.state.values() for t in s.values() if t.dim())
-    assert f'optimizer {stored * 4 / 2**20:,.1f} MiB' in shown and '64 tokens per step' in shown
-    assert f'{sum(p.numel() for p in net.parameters()):,} trained parameters' in shown and not (tmp_path / 'run').exists()
 
 
 def test_only_runs_in_out_are_trained_for_a_model(dataset, monkeypatch, tmp_path):
     """A name that leaves out/ or config/ starts no process."""
     monkeypatch.chdir(tmp_path)
-    started = []
-    real = subprocess.Popen
+    started, settings, real = [], config.load([f'--dataset={dataset.name}'], train.TrainConfig), subprocess.Popen
     monkeypatch.setattr(runs, 'start', lambda words: started.append(words) or real([sys.executable, '-c', 'exit(3)']))
-    settings = config.load([f'--dataset={dataset.name}'], train.TrainConfig)
-    stem = 'shakespeare_gpt'
-    for folder in (f'out/../{stem}', f'out/x/{stem}', f'/tmp/{stem}', f'out/{stem} ', f'../out/{stem}', f'out/{stem}\n',
-                   'out/none'):
-        runs.prepare(dataclasses.replace(settings, arch=dataclasses.replace(settings.arch, needs=lambda _, f=folder: [f])))
+
+    def prepare(folder):
+        runs.prepare(dataclasses.replace(settings, arch=dataclasses.replace(settings.arch, needs=lambda _: [folder])))
+    for folder in ('out/../lstm', 'out/x/lstm', '/tmp/lstm', 'out/lstm ', '../out/lstm', 'out/lstm\n', 'out/none'):
+        prepare(folder)
     assert not started
-    with pytest.raises(UserError, match=rf'out/{stem} .*exit code 3'):
-        runs.prepare(dataclasses.replace(settings, arch=dataclasses.replace(settings.arch, needs=lambda _: [f'out/{stem}'])))
-    assert str(ROOT / 'config' / f'{stem}.py') in started[0]
+    with pytest.raises(UserError, match=r'out/lstm .*exit code 3'):
+        prepare('out/lstm')
+    assert str(ROOT / 'config' / 'lstm.py') in started[0]
 
 
 # what is computed ---------------------------------------------------------------------------------------------------------
@@ -384,10 +380,9 @@ def test_number_formats(monkeypatch):
             device.number_format(where, name)
 
 
-@pytest.mark.parametrize('arch', [[], PACING, LAST], ids=['gpt', 'pacing', 'pacing-last'])
-def test_bfloat16_on_a_cpu_trains(dataset, tmp_path, arch):
-    ckpt = go(dataset, tmp_path / 'run', *arch, '--dtype=bfloat16', '--max_iters=10', '--warmup_iters=0')
-    assert rows(tmp_path / 'run')[-1]['val_loss'] < rows(tmp_path / 'run')[0]['val_loss']
+def test_bfloat16_on_a_cpu_trains(dataset, tmp_path):
+    ckpt = go(dataset, tmp_path, *PACING, '--dtype=bfloat16', '--max_iters=10', '--warmup_iters=0')
+    assert rows(tmp_path)[-1]['val_loss'] < rows(tmp_path)[0]['val_loss']
     assert all(t.dtype == torch.float32 for t in ckpt['model'].values())
 
 
@@ -424,31 +419,14 @@ def test_warnings_about_the_loss(dataset, tmp_path, capsys, monkeypatch):
     assert go(dataset, tmp_path / 'leaks', '--max_iters=7', '--resume', '--leaking_split')['step'] == 7
 
 
-def deeper(self, config):
-    """The same function with more layers, whose last matrices are 0."""
-    if config.n_embd != self.config.n_embd:
-        raise ValueError('a GPT becomes deeper, not wider')
-    new = model.Model(config)
-    with torch.no_grad():
-        for block in new.h[self.config.n_layer:]:
-            for p in (*block.attn.c_proj.parameters(), *block.mlp.c_proj.parameters()):
-                p.zero_()
-    new.load_state_dict(self.state_dict(), strict=False)
-    return new
-
-
-def test_init_from_a_checkpoint(dataset, tmp_path, monkeypatch, capsys):
-    """The first loss is the best of that run, also with another shape, if the model can be refined."""
+def test_init_from_a_checkpoint(dataset, tmp_path, capsys):
+    """The first loss is the best of that run."""
     best = go(dataset, tmp_path / 'a', '--max_iters=5')['best']
     more = ['--max_iters=1', f'--init_from={tmp_path / "a"}']
     go(dataset, tmp_path / 'b', *more)
-    with pytest.raises(UserError, match=r'its n_layer is 2, this run has 3'):
+    assert rows(tmp_path / 'b')[0]['val_loss'] == pytest.approx(best)
+    with pytest.raises(UserError, match=r'init_from=.*a: its n_layer is 2, this run has 3'):
         go(dataset, tmp_path / 'c', *more, '--n_layer=3')
-    monkeypatch.setattr(model.Model, 'refined', deeper, raising=False)
-    assert go(dataset, tmp_path / 'c', *more, '--n_layer=3')['config']['n_layer'] == 3
-    assert [rows(tmp_path / n)[0]['val_loss'] for n in 'bc'] == pytest.approx([best] * 2)
-    with pytest.raises(UserError, match=r'init_from=.*a: its n_embd is 16, this run has 32: a GPT becomes deeper, not wider'):
-        go(dataset, tmp_path / 'd', *more, '--n_embd=32')
     capsys.readouterr()
-    train.main(words_of(dataset, tmp_path / 'e', *more, '--eval_only'))
-    assert f'val {best:.4f}' in capsys.readouterr().out and not (tmp_path / 'e').exists()
+    train.main(words_of(dataset, tmp_path / 'c', *more, '--eval_only'))
+    assert f'val {best:.4f}' in capsys.readouterr().out and not (tmp_path / 'c').exists()
