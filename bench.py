@@ -6,8 +6,9 @@ Speed, as ratios of medians that are measured in turn in one process, because ma
     python bench.py links [--rounds=5]
     python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
 
-train: whole training steps (forward, backward, clipping, optimizer) of each config, compared with the first one.  A config in
-quotes may have its own settings; --out=FILE.json writes a record.
+train: whole training steps (forward, backward, clipping, optimizer) of each config, compared with the first one, on random
+tokens, or on the data set of a config that reads no text.  A config in quotes may have its own settings; --out=FILE.json writes
+a record.
 scan: Mamba's scan, forward and backward, against the plain loop.
 links: a layer of piecewise polynomials, forward and backward, against a plain gather of the weights in use; and the memory.
 generate: the time to the first token, tokens per second with step() and without, and whether a token costs more as the text
@@ -29,8 +30,9 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from harness import Arguments, UserError, command, config, device
+from harness import Arguments, UserError, command, config, device, runs
 from harness.arch import build
+from harness.data import open_data
 from harness.files import atomic
 from harness.generate import benchmark, describe
 from harness.log import markdown
@@ -91,8 +93,13 @@ def bench_train(args):
         s, words = load(text, args.settings)
         machine = device.setup(s.train.device, s.train.dtype, compile=False)
         torch.manual_seed(s.train.seed)
-        model = build(s.arch, {'vocab_size': 65} | s.model)
-        trainer = Trainer(s.train, model, RandomText(), machine)
+        if s.arch.Model.modality in ('text', 'masked text'):
+            data, model = RandomText(), build(s.arch, {'vocab_size': 65} | s.model)
+        else:       # what an example is depends on the data set
+            runs.prepare(s)
+            data = open_data(s.train.dataset, modality=s.arch.Model.modality)
+            model = runs.new_model(s, data)
+        trainer = Trainer(s.train, model, data, machine)
 
         def step(trainer=trainer, machine=machine):
             trainer.step(0, 0.0)        # at a learning rate of 0 nothing diverges

@@ -76,6 +76,14 @@ def frequencies(config, device=None, dtype=torch.float32):
     return f
 
 
+def rotation(config, h, past=0):
+    """(cos, sin), each (T, D / 2), of the angles at the positions past .. past + T - 1 of h: (B, T, C)."""
+    dtype = torch.promote_types(h.dtype, torch.float32)         # angles of hundreds of radians need float32
+    position = torch.arange(past, past + h.shape[1], device=h.device, dtype=dtype)
+    angles = torch.outer(position, frequencies(config, h.device, dtype))
+    return angles.cos(), angles.sin()
+
+
 def rotate(x, cos, sin, layout):
     """x: (B, H, T, D).  cos, sin: (T, D / 2), of the angles.  Returns (B, H, T, D)."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
@@ -103,8 +111,8 @@ class SelfAttention(nn.Module):
         B, T, _ = x.shape
         q, k, v = (layer(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)            # (B, H or G, T, D)
                    for layer in (self.q_proj, self.k_proj, self.v_proj))
-        q = rotate(self.q_norm(q), *rotation, self.config.rope_layout)
-        k = rotate(self.k_norm(k), *rotation, self.config.rope_layout)
+        q = rotate(self.q_norm(q).to(v.dtype), *rotation, self.config.rope_layout)      # the norms may be of float32
+        k = rotate(self.k_norm(k).to(v.dtype), *rotation, self.config.rope_layout)
         if cache is not None:
             k, v = remember(cache[0], k, past), remember(cache[1], v, past)
         S, mask = k.shape[2], None
@@ -174,12 +182,9 @@ class Model(nn.Module):
 
     def trunk(self, h, caches=None, past=0):
         """h: (B, T, C), embedded tokens at positions past .. past + T - 1.  Returns (B, T, C)."""
-        dtype = torch.promote_types(h.dtype, torch.float32)         # angles of hundreds of radians need float32
-        position = torch.arange(past, past + h.shape[1], device=h.device, dtype=dtype)
-        angles = torch.outer(position, frequencies(self.config, h.device, dtype))           # (T, D / 2)
-        rotation = angles.cos(), angles.sin()
+        turn = rotation(self.config, h, past)
         for i, block in enumerate(self.layers):
-            h = block(h, rotation, caches and caches[i], past)
+            h = block(h, turn, caches and caches[i], past)
         return self.norm(h)
 
     def forward(self, x, y=None):

@@ -17,6 +17,7 @@ import json
 import math
 import shlex
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -387,9 +388,12 @@ def finish(run, stopped, title, argv):
 
 def describe(arch, model, trainer, data, cfg):
     """Prints the size of the model and of a step, and the warnings about the loss."""
-    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or frozen) for frozen in (True, False))
+    total, parts = sum(p.numel() for p in model.parameters()), Counter()
+    for name, p in model.named_parameters():
+        parts[name.split('.')[0]] += p.numel() * p.requires_grad
+    trained, shares = sum(parts.values()), ', '.join(f'{part} {count:,}' for part, count in parts.items() if count)
     world = trainer.machine.world
-    print(f'{arch}: {total:,} parameters' + f', of which {trained:,} are trained' * (trained < total) +
+    print(f'{arch}: {total:,} parameters' + f', of which {trained:,} are trained ({shares})' * (trained < total) +
           f'; {trainer.tokens:,} tokens per step ({world} rank{"s" * (world > 1)} x {trainer.micro_steps} '
           f'micro-step{"s" * (trainer.micro_steps > 1)} x {trainer.rows} {data.unit} of {model.config.block_size}); '
           f'{data.noun}: {data.meta["source"]["name"]}')

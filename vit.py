@@ -1,7 +1,8 @@
 """
 Vision Transformer: an image is cut into patches, which a transformer reads as a sequence; a classifier, and a trunk for fpt.py.
 
-- Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words" (arXiv 2010.11929): from_pretrained() gives the published features
+- Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words" (arXiv 2010.11929): from_pretrained() gives the published features,
+  also those of DINOv2 (Oquab et al. 2023, arXiv 2304.07193), whose LayerScale is multiplied into the weights
 - the blocks of GPT-2, with attention in both directions
 - the convolution that embeds patches is a Linear layer: each patch arrives flattened, in the order (channel, row, column)
 - the answer is read from a class token in front of the patches, or from the mean over the patches
@@ -12,6 +13,7 @@ B batch   T patches   D features per patch   C channels (n_embd)   O outputs
 import dataclasses
 import itertools
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +93,7 @@ class Block(gpt.Block):
 
 class Model(nn.Module):
     predicts = 'task'
+    model_types = 'vit', 'dinov2'
 
     def __init__(self, config: Config):
         super().__init__()
@@ -133,28 +136,36 @@ class Model(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, **settings):
-        """A model with published weights: the name of a ViT on the hub, such as google/vit-base-patch16-224-in21k (in short
-        'vit'), or a local folder or .safetensors file.  settings: fields of Config; the output layer is initialised as usual;
-        another block_size resizes the grid of positions.  Raises ValueError if the weights are not a ViT's, or contradict a
-        setting."""
+        """A model with published weights: the name of a ViT or DINOv2 on the hub, such as google/vit-base-patch16-224-in21k (in
+        short 'vit'), vit-s (a DINOv2-small that was then tuned for saliency), or a local folder, .safetensors or .onnx file.
+        settings: fields of Config; the output layer is initialised as usual; another block_size resizes the grid of positions.
+        Raises ValueError if the weights are not a ViT's, or contradict a setting."""
         from harness import hub
         described, weights = hub.load(name, {'vit': 'google/vit-base-patch16-224-in21k'})
-        weights = {k.removeprefix('vit.'): v for k, v in weights.items()}
+        described = described or (VIT_S if name == 'vit-s' else {})
+        inside = next((k for k in weights if k.endswith('embeddings.cls_token')), '').removesuffix('embeddings.cls_token')
+        weights = {k.removeprefix(inside): v for k, v in weights.items()}
+        for newer, name in NEWER.items():
+            weights = {k.replace(newer, name): v for k, v in weights.items()}
         if any(k.endswith('embeddings.distillation_token') for k in weights):
             raise ValueError('this is a distilled DeiT: vit.py has a class token, but no distillation_token beside it')
         kernel = weights.pop('embeddings.patch_embeddings.projection.weight', None)             # (C, channels, P, P)
-        positions = weights.pop('embeddings.position_embeddings', None)                         # (1, 1 + T, C)
+        folded = [weights.pop(k) for k in [*weights] if re.fullmatch(r'embeddings\.(Concat|Reshape)(_\d+)?', k)]  # in ONNX
+        parts = sorted(folded, key=lambda part: part.shape[1])          # positions of the class token, and of the patches
+        positions = weights.pop('embeddings.position_embeddings', torch.cat(parts, dim=1) if parts else None)   # (1, 1 + T, C)
         if kernel is None or positions is None:
             raise ValueError('these are not the weights of a ViT')
-        C, T, L = len(kernel), positions.shape[1] - 1, len([k for k in weights if k.endswith('layernorm_before.weight')])
+        C, T = len(kernel), positions.shape[1] - 1
+        L = len([k for k in weights if k.endswith(('layernorm_before.weight', 'norm1.weight'))])
         hub.check_config(
-            'vit.py', described, model_type=['vit'], hidden_size=[C], num_hidden_layers=[L], num_attention_heads=int,
-            intermediate_size=[4 * C], hidden_act=list(gpt.GELU), layer_norm_eps=float, qkv_bias=[True])
+            'vit.py', described, model_type=[*cls.model_types], hidden_size=[C], num_hidden_layers=[L], num_attention_heads=int,
+            intermediate_size=[4 * C], mlp_ratio=[4], hidden_act=list(gpt.GELU), layer_norm_eps=float, qkv_bias=[True],
+            use_swiglu_ffn=[False])
         published = {'features': kernel[0].numel(), 'n_embd': C, 'n_layer': L, 'bias': True,
                      'n_head': described.get('num_attention_heads')}
         if described:
             published['gelu'] = gpt.GELU[described.get('hidden_act', 'gelu')]
-            published['eps'] = described.get('layer_norm_eps', 1e-12)
+            published['eps'] = described.get('layer_norm_eps', 1e-6 if described.get('model_type') == 'dinov2' else 1e-12)
         model = cls(Config(**{'block_size': T} | hub.merge(published, settings)))
         front = [] if model.cls is None else [positions[0, :1]]
         weights['wpe.weight'] = torch.cat([*front, resize(positions[0, 1:], model.config.block_size)])
@@ -166,7 +177,13 @@ class Model(nn.Module):
                 weights[f'h.{i}.attn.c_attn.{kind}'] = torch.cat(parts)
         for theirs, ours in HUB_NAMES.items():
             weights = {k.replace(theirs, ours): v for k, v in weights.items()}
-        unused = ['pooler.*', 'classifier.*', 'embeddings.mask_token', *(['cls'] if model.cls is None else [])]
+        # LayerScale of DINOv2, x + gain * branch(x): the gain of each channel is multiplied into the last layer of the branch
+        for key in [k for k in weights if k.endswith('.gain')]:
+            gain = weights.pop(key)
+            for k in (key.replace('gain', 'weight'), key.replace('gain', 'bias')):
+                if k in weights and weights[k].shape[:1] == gain.shape:         # fill() refuses any other
+                    weights[k] = torch.einsum('c...,c->c...', weights[k], gain)
+        unused = ['pooler.*', 'classifier.*', 'decoder.*', 'embeddings.mask_token', *(['cls'] if model.cls is None else [])]
         return hub.fill(model, weights, new=['output.*'], unused=unused)
 
     def refined(self, config):
@@ -181,7 +198,12 @@ class Model(nn.Module):
         return new
 
 
+VIT_S = {'model_type': 'dinov2', 'num_attention_heads': 6, 'layer_norm_eps': 1e-6}      # its package has no config.json
+NEWER = {'.q_proj.': '.attention.query.', '.k_proj.': '.attention.key.', '.v_proj.': '.attention.value.',
+         '.o_proj.': '.output.dense.'}          # in files that transformers 5 exports to ONNX
 HUB_NAMES = {'encoder.layer.': 'h.', 'layernorm_before': 'ln_1', 'layernorm_after': 'ln_2', 'layernorm.': 'ln_f.',
              'attention.output.dense': 'attn.c_proj', 'intermediate.dense': 'mlp.c_fc', 'output.dense': 'mlp.c_proj',
-             'embeddings.patch_embeddings.projection': 'input', 'embeddings.cls_token': 'cls'}
+             'embeddings.patch_embeddings.projection': 'input', 'embeddings.cls_token': 'cls',
+             'norm1.': 'ln_1.', 'norm2.': 'ln_2.', 'mlp.fc1': 'mlp.c_fc', 'mlp.fc2': 'mlp.c_proj',       # of DINOv2
+             'layer_scale1.lambda1': 'attn.c_proj.gain', 'layer_scale2.lambda1': 'mlp.c_proj.gain'}
 # in this order: 'output.dense' is also in 'attention.output.dense'

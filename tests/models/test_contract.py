@@ -32,7 +32,8 @@ VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 
                           {'network': 'high_order_input_transformer', 'features': 4}, {'network': 'mamba'},
                           {'network': 'high_order_input_transformer', 'features': 1}, {'centered': True, 'features': 9}],
             'fpt': [*ANSWERS, {'mode': 'urt'}, {'vocab_size': 7, 'features': 0}, {'sees': 'both', 'readout': 'class'},
-                    {'sees': 'both', 'trained': 'output+norms'}],
+                    {'sees': 'both', 'trained': 'output+norms'}, {'trunk_arch': 'bert'},
+                    {'trunk_arch': 'llama', 'shape': {'n_kv_head': 1, 'qk_norm': True}}],
             'transformer': [{'shared': False}, {'features': 4}],
             'vit': [*ANSWERS, {'readout': 'mean'}, {'bias': False}],
             'baselines': [*ANSWERS, {'network': 'nac', 'kind': 'regress', 'outputs': 1}, {'vocab_size': 7, 'features': 0}]}

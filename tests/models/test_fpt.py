@@ -3,19 +3,26 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import ABOUT, sentence
+import torch.nn as nn
+from conftest import ABOUT, printed, sentence
+from torch.utils.flop_counter import FlopCounterMode
 
+import bench
 import fpt
 import mamba
 import model as gpt
+import train
 import vit
-from harness import ROOT, checkpoint, optim
+from harness import ROOT, checkpoint, files, optim
+from harness import gguf as reader
 from harness.arch import build, load_arch
 from tests.models.test_gpt2 import point_to
+from tests.models.test_llama import theirs, write_gguf
 
 NORMS = [f'{n}.{p}' for n in ('h.0.ln_1', 'h.0.ln_2', 'h.1.ln_1', 'h.1.ln_2', 'ln_f') for p in ('weight', 'bias')]
 NEW = ['input.weight', 'input.bias', 'output.weight', 'output.bias']
@@ -51,6 +58,20 @@ def run(tmp_path_factory):
         p.data += 0.1 * torch.randn(p.shape)
     save(model, folder, 'model')
     return folder
+
+
+QK_NORM = {'qk_norm': True, 'n_kv_head': 1}
+
+
+def other_run(arch, folder, **change):
+    """The trunk of a small run of a model file, saved in the folder."""
+    torch.manual_seed(3)
+    module = load_arch(arch)
+    trunk = module.Model(dataclasses.replace(module.Config.tiny(), **change)).eval()
+    for p in trunk.parameters():
+        p.data += 0.1 * torch.randn(p.shape)
+    save(trunk, folder, arch)
+    return trunk
 
 
 def read_out(model, trunk, h, position):
@@ -97,6 +118,82 @@ def test_frozen_weights_stay_and_have_no_optimizer_state(x):
     assert len(optimizer.state) == len(trained(model))
 
 
+def linear(model, *patterns):
+    """The linear layers whose names contain one of the patterns: (name, multiplications of a forward pass)."""
+    return [(name, (3 if name == 'output' else 6) * m.weight.numel()) for name, m in model.named_modules()
+            if isinstance(m, nn.Linear) and any(p in name for p in patterns)]
+
+
+ALL = 'h.', 'output'
+
+
+@pytest.mark.parametrize(('arch', 'parts', 'weights', 'inputs'), [
+    *((arch, parts, weights, inputs) for arch in fpt.TRUNKS for parts, weights, inputs in [
+        ('output', ['output'], []), ('', ['input', 'output'], ALL)]),
+    ('model', 'norms+output', ['output'], ALL), ('model', 'input', ['input'], ALL), ('model', 'norms', [], ALL),
+    ('model', 'feed_forward', ['mlp'], ['0.mlp.c_proj', 'h.1', 'output']),
+    ('model', 'attention', ['attn'], ['0.attn.c_proj', 'mlp', 'h.1', 'output']),
+    ('model', '+'.join(fpt.PARTS), ['input', *ALL], ALL)])
+def test_the_backward_pass_computes_only_what_is_trained(arch, parts, weights, inputs, x):
+    """The product for the gradient of each layer's weight, and for that of its input, is computed only if one of the trained
+    parts needs it; with the output layer alone, nothing of the trunk is kept for a backward pass."""
+    model = tiny(trunk_arch=arch, trained=parts)
+    kept = []
+    model.ln_f.register_forward_hook(lambda module, args, output: kept.append(output.requires_grad))
+    with FlopCounterMode(display=False):
+        loss = model(x, torch.ones(3, 5))[1]
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    found = sum(n for op, n in counter.get_flop_counts()['Global'].items() if str(op) in ('aten.mm', 'aten.addmm'))
+    assert found == 2 * sum(n for _, n in linear(model, *weights) + linear(model, *inputs)) and kept == [parts != 'output']
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
+def test_what_is_trained_is_printed(task_data):
+    """Of a Llama: it has no positions."""
+    shown = printed(train.main, ['--arch=fpt', f'--dataset={task_data("bits").name}', '--trunk_arch=llama', '--n_embd=16',
+                                 '--n_layer=1', '--dry_run', '--device=cpu'])
+    assert 'of which 196 are trained (input 80, h 32, ln_f 16, output 68)' in shown
+
+
+@pytest.mark.parametrize('arch', fpt.TRUNKS)
+def test_bfloat16(arch, tmp_path, x):
+    """Frozen matrices in bfloat16, which has 8 bits; all else, and all gradients, in float32."""
+    trunk = other_run(arch, tmp_path / 'trunk', **(QK_NORM if arch == 'llama' else {}))
+    whole, half = (tiny(trunk=str(tmp_path / 'trunk'), features=5, trunk_dtype=kind) for kind in ('float32', 'bfloat16'))
+    assert half.config.trunk_hash == whole.config.trunk_hash
+    matrices = {p for m in half.h.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
+    assert {p.dtype for p in matrices} == {torch.bfloat16} and len(matrices) >= 8
+    assert {p.dtype for p in half.parameters() if p not in matrices} == {torch.float32}
+    (expected, _), (found, low) = (m(x, torch.ones(3, 5)) for m in (whole, half))
+    low.backward()
+    assert 0 < (found - expected).abs().max() < 2 ** -5 * expected.abs().max() and found.dtype == torch.float32
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in half.parameters() if p.requires_grad)
+    save(half, tmp_path / 'run')
+    assert torch.equal(checkpoint.load_model(tmp_path / 'run')[0](x)[0], found)
+    with torch.device('meta'):
+        assert optim.memory(half, 'adamw') == optim.memory(fpt.Model(half.config), 'adamw') < optim.memory(whole, 'adamw')
+    assert trunk.config.n_embd == 16
+
+
+@pytest.mark.parametrize('kind', ['float32', 'bfloat16'])
+def test_resume_is_exact(kind, run, task_data, tmp_path):
+    """Also with dropout in the trunk."""
+    words = ['--arch=fpt', f'--dataset={task_data("bits").name}', f'--trunk={run}', f'--trunk_dtype={kind}', '--dropout=0.1',
+             '--schedule=constant', '--eval_interval=2', '--eval_windows=8', '--warmup_iters=0', '--device=cpu']
+    for out, *more in (['whole', '--max_iters=4'], ['part', '--max_iters=2'], ['part', '--max_iters=4', '--resume']):
+        printed(train.main, [*words, f'--out_dir={tmp_path / out}', *more])
+    whole, part = (checkpoint.load(tmp_path / name / 'ckpt.pt')['model'] for name in ('whole', 'part'))
+    assert whole.keys() == part.keys() and all(torch.equal(whole[k], part[k]) for k in whole)
+
+
+def test_bench_of_a_task(run, task_data, tmp_path):
+    """On the examples of its data set."""
+    (tmp_path / 'small.py').write_text(f"arch, dataset, trunk = 'fpt', '{task_data('bits').name}', '{run}'\n")
+    shown = printed(bench.main, ['train', str(tmp_path / 'small.py'), '--rounds=1', '--batch_size=2', '--device=cpu'])
+    assert 'small' in shown and '2 x 3' in shown
+
+
 # trunks ---------------------------------------------------------------------------------------------------------------------
 
 def test_trunk_of_a_run(run, x):
@@ -109,6 +206,71 @@ def test_trunk_of_a_run(run, x):
     assert all(getattr(random.config, k) == getattr(c, k) for k in (*fpt.SHAPE, 'positions', 'sees'))
     long = tiny(trunk=str(run), block_size=20)          # positions beyond those of the trunk are new
     assert torch.equal(long.wpe.weight[:16], trunk.wpe.weight) and long.wpe.weight[16:].std() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('change', [{}, QK_NORM, {'rope_layout': 'interleaved', 'head_dim': 6, 'rope_base': 50.0}], ids=str)
+def test_a_llama(tmp_path, x, change):
+    """It adds no positions: those are in its attention; its window slides over longer examples."""
+    trunk = other_run('llama', tmp_path / 'trunk', **change)
+    model = tiny(trunk=str(tmp_path / 'trunk'))
+    torch.testing.assert_close(model(x)[0], model.output(trunk.trunk(model.input(x))[:, -1]))
+    gains = [n for n, p in model.named_parameters() if 'norm' in n]
+    assert model.wpe is None and len(gains) == (8 if change == QK_NORM else 4)
+    assert {*trained(model)} == {*NEW, *gains, 'ln_f.weight'} and model.config.positions == trunk.config.block_size
+    long = tiny(trunk=str(tmp_path / 'trunk'), block_size=20, trained='input+output')
+    y = torch.randn(3, 20, 5)
+    torch.testing.assert_close(long(y)[0], long.output(trunk.trunk(long.input(y))[:, -1]))
+
+
+@torch.no_grad()
+def test_a_bert(tmp_path, x):
+    """Its positions, with the embedding of token type 0 added, the norm of its embeddings, and post-norm blocks; its positions
+    are no grid, whatever their number."""
+    trunk = other_run('bert', tmp_path / 'trunk', n_hidden=24)
+    model = tiny(trunk=str(tmp_path / 'trunk'), block_size=4)
+    y = torch.randn(3, 4, 5)
+    h = trunk.ln(model.input(y) + trunk.wpe.weight[:4] + trunk.types.weight[0])
+    for block in trunk.h:
+        h = block(h)
+    torch.testing.assert_close(model(y)[0], model.output(h[:, -1]))
+    assert {*trained(model)} == {*NEW, *NORMS[:-2], 'ln.weight', 'ln.bias', 'wpe.weight'} and model.config.sees == 'both'
+
+
+@pytest.mark.parametrize(('arch', 'change'), [('llama', QK_NORM), ('bert', {'n_hidden': 24})])
+def test_modes_of_other_trunks(arch, change, tmp_path, x):
+    """Random weights need the shape only, a checkpoint of frozen ones needs the trunk, and one of trained ones nothing."""
+    folder = tmp_path / 'trunk'
+    trunk = other_run(arch, folder, **change)
+    models = {mode: tiny(trunk=str(folder), mode=mode) for mode in fpt.MODES} | {
+        'shuffled': tiny(trunk=str(folder), shuffled=True)}
+    shapes = {tuple((n, p.shape) for n, p in m.named_parameters()) for m in models.values()}
+    assert len(shapes) == 1 and all(m.config.shape == models['fpt'].config.shape for m in models.values())
+    for name, model in models.items():
+        state = model.state_dict()
+        assert {*state} == ({*trained(model), *NEW} if name[0] != 'u' else {n for n, _ in model.named_parameters()})
+        save(model, tmp_path / name)
+        assert torch.equal(checkpoint.load_model(tmp_path / name)[0](x)[0], model(x)[0])
+    for p, q in zip(models['fpt'].h.parameters(), models['shuffled'].h.parameters(), strict=True):
+        assert torch.equal(p, q) == (p.dim() == 1) and torch.equal(p.flatten().sort().values, q.flatten().sort().values)
+    blocks = getattr(trunk, fpt.TRUNKS[arch].blocks)
+    assert all(torch.equal(p, q) for p, q in zip(blocks.parameters(), models['upt'].h.parameters(), strict=True))
+    shutil.rmtree(folder)
+    assert str(folder) in sentence(checkpoint.load_model, tmp_path / 'fpt')
+    for name in ('frt', 'upt', 'urt'):
+        assert torch.equal(checkpoint.load_model(tmp_path / name)[0](x)[0], models[name](x)[0])
+
+
+@pytest.mark.parametrize('name', fpt.PUBLISHED)
+def test_shapes_of_published_trunks(name):
+    """Random weights of each; and the named shape is that of the weights, where these have been fetched already."""
+    config = dataclasses.replace(fpt.Config.tiny(), trunk=name)
+    with torch.device('meta'):
+        model, random = (fpt.Model(dataclasses.replace(config, mode=mode)) for mode in ('fpt', 'frt'))
+    assert model.config.shape == random.config.shape and len(model.h) == model.config.n_layer
+    if (files.DOWNLOADS / name).exists():
+        assert dataclasses.replace(fpt.shape_of(fpt.pretrained_trunk(name), config), trunk_seed=0) == dataclasses.replace(
+            model.config, trunk_seed=0)
 
 
 def test_random_trunks_depend_on_their_seed():
@@ -189,8 +351,10 @@ def test_needs_names_folders_of_out(trunk, expected):
 
 def test_labels():
     """Of the modes, and of each entrant of a record."""
-    modes = [{}, {'mode': 'frt'}, {'shuffled': True}, {'sees': 'both'}, {'sees': 'both', 'mode': 'frt'}]
-    assert [load_arch('fpt').label(s) for s in modes] == ['FPT', 'FRT', 'FPT, shuffled', 'V-FPT', 'FRT']
+    modes = [{}, {'mode': 'frt'}, {'shuffled': True}, {'sees': 'both'}, {'sees': 'both', 'mode': 'frt'}, {'trunk_arch': 'vit'},
+             {'trunk_arch': 'llama', 'shuffled': True}, {'trunk_arch': 'bert', 'sees': 'both', 'mode': 'frt'}]
+    assert [load_arch('fpt').label(s) for s in modes] == ['FPT', 'FRT', 'FPT, shuffled', 'V-FPT', 'FRT', 'V-FPT',
+                                                          'FPT, llama, shuffled', 'FRT, bert']
     entrants = json.loads((ROOT / 'results/fpt_mnist.json').read_text())['entrants']
     assert [fpt.label(e['settings']) for e in entrants if e['arch'] == 'fpt'] == ['FPT', 'FRT', 'FPT, shuffled', 'UPT', 'URT']
 
@@ -247,7 +411,12 @@ def refused(**change):
     ({'kind': 'x'}, ["kind='x'"]), ({'n_head': 3}, ['n_embd=16', 'n_head=3']),
     ({'block_size': 20, 'trained': 'input+output'}, ['16 positions', '20 tokens']),
     ({'trunk': 'some/where', 'mode': 'frt'}, ['some/where', 'mode=frt', 'gpt2-xl']), ({'trunk': 'no_such'}, ["'no_such'"]),
-    ({'shuffled': True}, ['shuffled=True', 'trunk=random']),
+    ({'shuffled': True}, ['shuffled=True', 'trunk=random']), ({'trunk_arch': 'lstm'}, ["trunk_arch='lstm'", 'llama']),
+    ({'trunk_dtype': 'float16'}, ["trunk_dtype='float16'", 'bfloat16']),
+    ({'trunk_dtype': 'bfloat16', 'mode': 'urt'}, ['trunk_dtype=bfloat16', 'mode=urt']),
+    ({'trunk_arch': 'llama', 'trained': 'positions'}, ["trained='positions'", 'nothing']),
+    ({'trunk_arch': 'llama', 'shape': {'n_kv_heads': 2}}, ["'n_kv_heads'", 'arch=llama']),
+    ({'trunk_arch': 'llama', 'readout': 'class'}, ['readout=class']),
     ({'shuffled': True, 'mode': 'urt', 'trunk': 'gpt2'}, ['shuffled=True', 'mode=urt', 'trunk=gpt2'])])
 def test_bad_settings(change, words):
     message = refused(**change)
@@ -257,6 +426,58 @@ def test_bad_settings(change, words):
 def test_trunk_that_is_no_gpt(tmp_path):
     save(mamba.Model(mamba.Config.tiny()), tmp_path, 'mamba')
     assert "arch='mamba'" in refused(trunk=str(tmp_path))
+
+
+PLACES = {'embeddings.cls_token': (1, 1, 16), 'embeddings.position_embeddings': (1, 5, 16),
+          'embeddings.patch_embeddings.projection.weight': (16, 1, 2, 2)}           # of the weights of a ViT
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """make(suffix, architecture or weights) -> the content of a GGUF of a Llama, or of an ONNX file of no more than weights."""
+    folder = tmp_path_factory.mktemp('whole')
+    weights = theirs(folder, vocab_size=300).state_dict()
+
+    def make(suffix, kind):
+        if suffix == 'gguf':
+            write_gguf(folder / 'a', weights, ['F32'], architecture=kind or 'llama')
+        else:
+            onnx = pytest.importorskip('onnx')
+            tensors = [onnx.numpy_helper.from_array(torch.zeros(shape).numpy().astype(dtype), name)
+                       for name, (shape, dtype) in kind.items()]
+            onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], 'graph', [], [], tensors)), folder / 'a')
+        return (folder / 'a').read_bytes()
+    return make
+
+
+def quantised(content):
+    """A GGUF whose first matrix has the quantisation 9, Q8_1."""
+    at = content.index(b'token_embd.weight') + len('token_embd.weight') + 4 + 8 + 8
+    return content[:at] + (9).to_bytes(4, 'little') + content[at + 4:] + b' ' * 99999
+
+
+VIT = {name: (shape, 'float32') for name, shape in PLACES.items()}
+INT8 = VIT | {'embeddings.cls_token': ((1, 1, 16), 'int8')}
+
+
+@pytest.mark.parametrize(('suffix', 'kind', 'change', 'missing', 'words'), [
+    *((suffix, kind, change, '', ['truncated']) for suffix, kind in (('gguf', ''), ('onnx', VIT)) for change in (
+        lambda c: c[:len(c) // 2], lambda c: c[:-9], lambda c: b'', lambda c: b'a text' * 99)),
+    ('gguf', 'phi3', None, '', ["'phi3'", 'llama, qwen3']), ('gguf', '', quantised, '', ['token_embd.weight', 'Q8_1']),
+    ('gguf', '', None, 'gguf', ['pip install gguf']), ('onnx', VIT, None, 'onnx', ['pip install onnx']),
+    ('onnx', {'conv1.weight': ((6, 3, 5, 5), 'float32')}, None, '', ['not the weights of a ViT', 'of a Llama']),
+    ('onnx', INT8, None, '', ['cls is int8'])])
+def test_a_trunk_that_cannot_be_read(whole, suffix, kind, change, missing, words, tmp_path, monkeypatch):
+    path, content = tmp_path / f'this.{suffix}', whole(suffix, kind)
+    assert 'this.' in refused(trunk=str(path))          # there is no such file
+    path.write_bytes(change(content) if change else content)
+    reader.read.cache_clear()
+    if suffix == 'onnx':
+        (tmp_path / 'config.json').write_text('{"model_type": "vit", "num_attention_heads": 2}' if kind is INT8 else '{}')
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    message = refused(trunk=str(path))
+    assert all(word in message for word in ['this.', *words]), message
 
 
 def test_hub_that_cannot_be_reached(monkeypatch, root):

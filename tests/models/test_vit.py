@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 import vit
+from harness import files
 
 
 @pytest.fixture(scope='module')
@@ -61,6 +62,47 @@ def test_positions_for_another_size_of_image(published, side):
         else:
             whole = vit.Model.from_pretrained(str(folder), block_size=side ** 2)
             assert torch.equal(ours.wpe.weight, whole.wpe.weight[1:])
+
+
+def onnx_features(path, name, images):
+    """What onnxruntime computes at the node output `name` of an ONNX file."""
+    onnx, runtime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+    model = onnx.load(path)
+    if name not in [o.name for o in model.graph.output]:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    session = runtime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    return torch.tensor(session.run([name], {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('side', [3, 5])
+def test_an_onnx_file_gives_the_features_of_onnxruntime(tmp_path, side):
+    """Of a small DINOv2 that torch exports: its unnamed matrices, LayerScale, and positions for another size of image."""
+    from transformers import Dinov2Config, Dinov2Model
+    pytest.importorskip('onnx')
+    torch.manual_seed(0)
+    theirs = Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, image_size=20, patch_size=4))
+    for p in theirs.parameters():
+        p += 0.2 * torch.randn(p.shape)
+    images = torch.randn(2, 3, 4 * side, 4 * side)
+    torch.onnx.export(theirs.eval(), (images,), tmp_path / 'a.onnx', dynamo=False, output_names=['h'])
+    with pytest.raises(ValueError, match='n_head'):
+        vit.Model.from_pretrained(str(tmp_path / 'a.onnx'))
+    theirs.config.save_pretrained(tmp_path)
+    ours = vit.Model.from_pretrained(str(tmp_path / 'a.onnx'), block_size=side ** 2).eval()
+    torch.testing.assert_close(ours.trunk(patches(images, 4)), onnx_features(tmp_path / 'a.onnx', 'h', images), atol=1e-4,
+                               rtol=1e-4)
+
+
+@torch.no_grad()
+def test_vit_s():
+    """The published file, where it has been fetched."""
+    if not (path := files.DOWNLOADS / 'vit-s' / 'vit_s_focus.onnx').exists():
+        pytest.skip('vit-s has not been fetched')
+    images, last = torch.randn(1, 3, 224, 224), '/backbone/layernorm/Add_1_output_0'
+    ours = vit.Model.from_pretrained('vit-s', block_size=256).eval()
+    assert (ours.trunk(patches(images, 14)) - onnx_features(path, last, images)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(('change', 'settings', 'message'), [
