@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from harness import ROOT, SPLITS, UserError, data, files
 from prepare import common
 
@@ -145,6 +146,17 @@ def serve(monkeypatch):
         server.server_close()
 
 
+def send(request, body):
+    """Answer a request to such a server; body=None: 404."""
+    if body is None:
+        request.send_error(404)
+        return
+    request.send_response(200)
+    request.send_header('Content-Length', str(len(body)))
+    request.end_headers()
+    request.wfile.write(body)
+
+
 @pytest.fixture
 def tree(tmp_path):
     """A copy of the code without data/, for what would otherwise write there."""
@@ -231,6 +243,15 @@ def printed(main, words):
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         main(list(map(str, words)))
     return shown.getvalue()
+
+
+def train_here(words, folder, *_):
+    """Instead of race.processes.train(): the run in this process.  Returns None, or the reason why it failed."""
+    with open(folder.with_name(f'{folder.name}.log'), 'w') as f, contextlib.redirect_stdout(f):
+        try:
+            train.main([*words, f'--out_dir={folder}'])
+        except UserError as e:
+            return str(e)
 
 
 # processes that are stopped -----------------------------------------------------------------------------------------------

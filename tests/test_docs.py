@@ -24,7 +24,7 @@ from views import diagrams
 PAGES = {p.relative_to(ROOT).as_posix(): p.read_text(encoding='utf-8')
          for p in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]}
 RECORDS = sorted((ROOT / 'results').glob('*.json'))
-COMMANDS = [(page, line) for page, text in PAGES.items() for line in re.findall(r'^ {4}((?:python|torchrun) .*)$', text, re.M)]
+COMMANDS = [line for text in PAGES.values() for line in re.findall(r'^ {4}((?:python|torchrun) .*)$', text, re.M)]
 BLOCKS = [(page, code) for page, text in PAGES.items() for code in re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)]
 GRU = next(code for page, code in BLOCKS if 'nn.GRU' in code)
 
@@ -35,19 +35,15 @@ def test_readme_is_short_and_links_to_every_page():
     assert PAGES.keys() - {'README.md'} <= set(re.findall(r'\]\((docs/\w+\.md)', readme))
 
 
-@pytest.mark.parametrize('page', PAGES)
-def test_tables_agree_with_their_records(page):
-    assert tables.refreshed(PAGES[page], ROOT) == PAGES[page], 'run python -m race.tables'
-
-
-@pytest.mark.parametrize('path', RECORDS, ids=lambda p: p.stem)
-def test_record_is_shown_with_its_command(path):
-    """The command stands on the same page, shortly before the table, and names configs that exist."""
-    mark, command = f'<!-- results/{path.name} -->', json.loads(path.read_text(encoding='utf-8'))['command'].replace("'", '"')
-    page, = (text for text in PAGES.values() if mark in text)
-    assert 0 <= page.index(mark) - page[:page.index(mark)].rindex(command) < 4000
-    for name in re.findall(r'config/\w+\.py', command):
-        assert (ROOT / name).is_file(), name
+def test_tables_agree_with_their_records_and_stand_behind_the_command():
+    """The command of a record stands on the same page, shortly before the table, and names configs that exist."""
+    for name, page in PAGES.items():
+        assert tables.refreshed(page, ROOT) == page, f'{name}: run python -m race.tables'
+    for path in RECORDS:
+        mark, command = f'<!-- results/{path.name} -->', json.loads(path.read_text(encoding='utf-8'))['command']
+        page, = (text for text in PAGES.values() if mark in text)
+        assert 0 <= page.index(mark) - page[:page.index(mark)].rindex(command.replace("'", '"')) < 4000, path.name
+        assert all((ROOT / name).is_file() for name in re.findall(r'config/\w+\.py', command)), path.name
 
 
 def test_expected_losses_agree_with_their_records():
@@ -57,9 +53,8 @@ def test_expected_losses_agree_with_their_records():
     for name, loss, full, seconds, path in rows:
         record = json.loads((ROOT / path).read_text(encoding='utf-8'))
         runs = next(e['runs'] for e in record['entrants'] if e['name'] == name.removeprefix('config/'))
-        for shown, key in ((loss, 'val_loss'), (full, 'val_loss_full')):
-            values = [r[key] for r in runs]
-            assert shown == f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}', (name, key)
+        for shown, values in ((loss, [r['val_loss'] for r in runs]), (full, [r['val_loss_full'] for r in runs])):
+            assert shown == f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}', name
         assert int(seconds) == round(statistics.mean(r['seconds'] for r in runs)), name
 
 
@@ -82,9 +77,8 @@ def test_named_files_and_links_exist(page):
         assert file.is_file() and (not anchor or anchor in anchors(file.read_text(encoding='utf-8'))), target
 
 
-@pytest.mark.parametrize(('page', 'line'), COMMANDS)
-def test_options_in_commands_exist(page, line):
-    line = re.split(r'\s+# ', line)[0]
+@pytest.mark.parametrize('line', sorted({re.split(r'\s+# ', line)[0] for line in COMMANDS}))
+def test_options_in_commands_exist(line):
     if module := re.search(r'python -m ([\w.]+)', line):
         assert importlib.util.find_spec(module[1]), line
         return
@@ -102,10 +96,10 @@ def test_options_in_commands_exist(page, line):
         importlib.import_module(Path(script).stem).arguments(words)
 
 
-@pytest.mark.parametrize('draw', diagrams.DIAGRAMS, ids=lambda d: d.__name__)
-def test_diagrams_are_current(draw):
-    path = ROOT / 'docs' / 'img' / f'{draw.__name__}.svg'
-    assert path.read_text(encoding='utf-8') == draw(), 'run python -m views.diagrams'
+def test_diagrams_are_current():
+    for draw in diagrams.DIAGRAMS:
+        path = ROOT / 'docs' / 'img' / f'{draw.__name__}.svg'
+        assert path.read_text(encoding='utf-8') == draw(), f'{path.name}: run python -m views.diagrams'
 
 
 def test_page_on_architectures_has_the_whole_contract():
@@ -113,8 +107,7 @@ def test_page_on_architectures_has_the_whole_contract():
     names = {name for contract in (arch.ModelContract, arch.DataContract)
              for name in {**vars(contract), **contract.__annotations__} if not name.startswith('_')}
     names |= {f.name for f in dataclasses.fields(arch.Architecture)} - {'name'} | {'no_weight_decay', 'matrix'}
-    missing = {name for name in names if not re.search(rf'`[^`]*\b{name}\b[^`]*`', page)}
-    assert not missing
+    assert not {name for name in names if not re.search(rf'`[^`]*\b{name}\b[^`]*`', page)}
 
 
 @pytest.mark.parametrize(('page', 'code'), BLOCKS, ids=[f'{page}-{i}' for i, (page, _) in enumerate(BLOCKS)])

@@ -1,4 +1,6 @@
-"""Boosted trees: the loss by hand, the examples, repeatable trees and texts, damaged files."""
+"""Boosted trees: the loss by hand, the examples, repeatable trees and texts, damaged files.
+
+(Wrong commands are in tests/test_commands.py.)"""
 
 import json
 import math
@@ -45,13 +47,11 @@ def copied(trained, tmp_path):
 def test_the_loss_by_hand(trained, dataset, tmp_path, capsys):
     """The loss of the token after each window, given the tokens just before it; and of the token frequencies."""
     tokens, starts = np.fromfile(dataset / 'val.bin', np.uint16).tolist(), trained.text.val_indices(WINDOWS, BLOCK)
-    losses, hits = [], 0
-    for s in starts:
-        [p] = trained.booster.predict([tokens[s + BLOCK - F:s + BLOCK]]).tolist()
-        losses.append(-math.log((p[tokens[s + BLOCK]] + 1e-6) / (1 + 1e-6 * len(p))))
-        hits += p[tokens[s + BLOCK]] == max(p)
-    loss, accuracy = sum(losses) / WINDOWS, hits / WINDOWS
-    assert trained.meta['val_loss_full'] == pytest.approx(loss, rel=1e-9) and trained.meta['accuracy_full'] == accuracy
+    p = trained.booster.predict([tokens[s + BLOCK - F:s + BLOCK] for s in starts])
+    own = [row[tokens[s + BLOCK]] for row, s in zip(p, starts, strict=True)]
+    loss = np.mean([-math.log((q + 1e-6) / (1 + 1e-6 * p.shape[1])) for q in own])
+    assert trained.meta['val_loss_full'] == pytest.approx(loss, rel=1e-9)
+    assert trained.meta['accuracy_full'] == np.mean(own == p.max(1))
     gbm.main(command_line(dataset, tmp_path, '--examples=0'))
     assert contents(tmp_path) == contents(trained.out)
     counts = np.bincount(np.fromfile(dataset / 'train.bin', np.uint16)[F:])
@@ -66,15 +66,13 @@ def test_examples_are_windows_of_the_training_text(root, tmp_path, monkeypatch):
                {'name': 'n', 'sha256': ''}, 'text.py')
     examples, real, folder = [], lightgbm.Dataset, root / 'data' / 'numbers'
     monkeypatch.setattr(lightgbm, 'Dataset', lambda x, y, **more: examples.append((x, y)) or real(x, y, **more))
-    tokens = np.fromfile(folder / 'train.bin', np.uint16)
-    every = np.stack([tokens[i:len(tokens) - F + i] for i in range(F + 1)], axis=1)
+    tokens = np.fromfile(folder / 'train.bin', np.uint16).tolist()
+    place = {tuple(tokens[i:i + F + 1]): i for i in range(len(tokens) - F)}
     for n, seed in ((0, 1), (600, 1), (600, 2)):
         gbm.main(command_line(folder, tmp_path / 'run', f'--examples={n}', f'--seed={seed}', '--overwrite'))
-    (x, y), (some_x, some_y), (other_x, _) = examples
-    assert (x == every[:, :F]).all() and (y == every[:, F]).all() and (other_x != some_x).any()
-    place = {tuple(row): i for i, row in enumerate(every.tolist())}
-    found = {place[*row, target] for row, target in zip(some_x.tolist(), some_y.tolist(), strict=True)}
-    assert len(found) == 600 and min(found) < len(every) / 10 and max(found) > len(every) * 0.9
+    every, some, other = ({place[*row, last] for row, last in zip(x.tolist(), y.tolist(), strict=True)} for x, y in examples)
+    assert every == {*range(len(place))} and len(some) == 600 and some != other
+    assert min(some) < len(place) / 10 and max(some) > len(place) * 0.9
     decisions = re.findall(r'^decision_type=(.*)$', (tmp_path / 'run' / 'model.txt').read_text(), re.M)
     assert {int(k) & 1 for line in decisions for k in line.split()} == {1}
 
@@ -92,23 +90,6 @@ def test_each_token_is_the_most_likely_one(trained, capsys, start):
     assert text('--top_k=1') == greedy and text('--seed=1') == text('--seed=1') != text('--seed=2')
 
 
-@pytest.mark.parametrize('words, said', [
-    (['--features=17'], '--block_size=16'), (['--examples=-1'], '--examples=-1'),
-    (['--learning_rate=nan'], '--learning_rate=nan'), (['--seed=2147483648'], '2 ** 31'),
-    (['--dataset=nosuch'], "'nosuch'"), (['--block_size=5000'], '5,001'),
-    (['--start=abc'], '--start'), (['--feature=3'], '--feature=3'), (['--out', f'{__file__}/run'], 'could not be written')])
-def test_bad_commands_of_training(dataset, tmp_path, words, said):
-    assert said in sentence(gbm.main, command_line(dataset, tmp_path / 'run', *words))
-    assert not (tmp_path / 'run').exists()
-
-
-@pytest.mark.parametrize('words, said', [
-    (['--start='], '--start'), (['--start=abc!'], "'!'"), (['--start=FILE:no/such'], 'no/such'), (['--top_k=-1'], '--top_k=-1'),
-    (['--temperature=nan'], '--temperature=nan'), (['--rounds=5'], '--rounds')])
-def test_bad_commands_of_generation(trained, words, said):
-    assert said in sentence(gbm.main, [str(trained.out), *words])
-
-
 @pytest.mark.parametrize('name, change, said', [
     ('model.txt', lambda b: b[:len(b) // 2], 'model.txt'), ('meta.json', lambda b: b[:len(b) // 2], 'JSONDecodeError'),
     ('meta.json', lambda b: b'[]', 'TypeError'), ('meta.json', lambda b: b.replace(b'"sha256"', b'"sha"'), 'sha256'),
@@ -122,26 +103,24 @@ def test_a_damaged_model_is_refused(copied, name, change, said):
     assert f'{copied} ({name}: ' in sentence(gbm.main, [str(copied)])
 
 
-@pytest.mark.parametrize('size', [513, 1])
-def test_a_vocabulary_of_one_or_many_is_refused(root, tmp_path, size):
-    chars = [chr(0x4e00 + i) for i in range(size)]
-    write_text('signs', (''.join(chars) * 1000)[:2000], {'kind': 'char', 'chars': chars}, {'name': ''}, 'text.py')
-    assert f' {size} tokens' in sentence(gbm.main, command_line(root / 'data' / 'signs', tmp_path / 'run'))
+def test_what_cannot_be_trained_or_written(root, tmp_path):
+    for size in (513, 1, 9):        # tokens of the vocabulary
+        chars = [chr(0x4e00 + i) for i in range(size)]
+        write_text('signs', (''.join(chars) * 1000)[:2000], {'kind': 'char', 'chars': chars}, {'name': ''}, 'text.py')
+        out, named = (tmp_path / 'run', f' {size} tokens') if size != 9 else (f'{__file__}/run', f'{__file__}/run')
+        assert named in sentence(gbm.main, command_line(root / 'data' / 'signs', out)) and not (tmp_path / 'run').exists()
 
 
-def test_a_model_is_replaced_only_with_overwrite(dataset, copied):
+@pytest.mark.parametrize('where, name', [(gbm.tqdm, 'update'), (gbm, 'digest')], ids=['training', 'writing'])
+def test_a_model_is_replaced_only_with_overwrite_and_as_a_whole(dataset, copied, monkeypatch, where, name):
     before = contents(copied)
-    assert '--overwrite' in sentence(gbm.main, command_line(dataset, copied)) and contents(copied) == before
+    assert '--overwrite' in sentence(gbm.main, command_line(dataset, copied))
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, lambda *_: signal.raise_signal(signal.SIGINT))
+        assert sentence(gbm.main, command_line(dataset, copied, '--overwrite')).startswith('stopped')
+    assert contents(copied) == before
     (copied / 'meta.json').unlink()
     assert '--overwrite' in sentence(gbm.main, command_line(dataset, copied))
     gbm.main(command_line(dataset, copied, '--overwrite'))
     assert set(contents(copied)) == set(before) and contents(copied)['model.txt'] != before['model.txt']
     gbm.load(copied)
-
-
-@pytest.mark.parametrize('where, name', [(gbm.tqdm, 'update'), (gbm, 'digest')], ids=['training', 'writing'])
-def test_ctrl_c_keeps_the_old_model(dataset, copied, monkeypatch, where, name):
-    before = contents(copied)
-    monkeypatch.setattr(where, name, lambda *_: signal.raise_signal(signal.SIGINT))
-    assert sentence(gbm.main, command_line(dataset, copied, '--overwrite')).startswith('stopped')
-    assert contents(copied) == before

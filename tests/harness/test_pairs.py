@@ -13,6 +13,7 @@ import look
 import sample
 import train
 from harness import SPLITS, checkpoint, data, device
+from transformer import Config, Model
 
 
 @pytest.fixture
@@ -33,15 +34,14 @@ def test_reverse(reverse):
 
 
 def test_dates(prepare):
+    """A day is in one split; with dots the day comes first, with slashes the month."""
     prepare('dates.py', '--examples=400')
     pairs = data.open_data('dates')
-    days = {split: {t for _, t in texts(pairs, split)} for split in SPLITS}
-    assert not days['train'] & days['val'] and not days['train'] & days['test'] and not days['val'] & days['test']
+    assert sum(len({t for _, t in texts(pairs, s)}) for s in SPLITS) == len({t for s in SPLITS for _, t in texts(pairs, s)})
     for source, target in texts(pairs, 'train'):
         date = datetime.date.fromisoformat(target)
-        digits = [int(n) for n in ''.join(c if c.isdigit() else ' ' for c in source).split()]
-        named = f'{date:%b}'.lower() in source.lower()
-        assert {date.year, date.day} <= {*digits} and (named or date.month in digits), (source, target)
+        digits = [int(n) for n in re.findall(r'\d+', source)]
+        assert {date.year, date.day} <= {*digits} and (f'{date:%b}'.lower() in source.lower() or date.month in digits), source
         if '.' in source or ('/' in source and not source.startswith(str(date.year))):
             assert digits[:2] == [date.day, date.month][::1 if '.' in source else -1]
 
@@ -63,7 +63,6 @@ def test_batches(reverse):
 
 def test_scores(reverse):
     """Teacher-forced accuracy is that of greedy decoding; the loss is that of each token."""
-    from transformer import Config, Model
     torch.manual_seed(0)
     model = Model(Config(**reverse.model_settings(), n_embd=32))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -71,14 +70,14 @@ def test_scores(reverse):
         model(*reverse.batch('train', reverse.train_indices(64, 6, 0, step), model))[1].backward()
         optimizer.step()
         optimizer.zero_grad()
-    indices, (source, target) = reverse.val_indices(0, 6), reverse.splits['val']
+    indices, right, losses = reverse.val_indices(0, 6), [], []
     made = model.eval().decode(reverse.batch('val', indices, model)[0])
+    for s, t, ids in zip(*reverse.splits['val'], made.tolist(), strict=True):
+        t = t[t >= 0]
+        right.append([i for i in ids if i >= 0] == t[:-1].tolist())
+        log_p = model(torch.tensor([s[s >= 0].tolist()]), torch.tensor([t.tolist()]))[0][0].log_softmax(-1)
+        losses += [-log_p[i, k].item() for i, k in enumerate(t)]
     found = train.evaluate(model, reverse, indices, 7, device.setup('cpu', 'float32', False))
-    right = [[i for i in ids if i >= 0] == [i for i in row if 0 <= i < 4]
-             for ids, row in zip(made.tolist(), target, strict=True)]
-    log_p = [model(torch.tensor([s[s >= 0].tolist()]), torch.tensor([t[t >= 0].tolist()]))[0][0].log_softmax(-1)
-             for s, t in zip(source, target, strict=True)]
-    losses = [-lp[i, k].item() for lp, t in zip(log_p, target, strict=True) for i, k in enumerate(t[t >= 0])]
     assert found['accuracy'] == pytest.approx(np.mean(right)) and 0 < np.mean(right) < 1
     assert found['val_loss'] == pytest.approx(np.mean(losses), rel=1e-4)
 
@@ -86,25 +85,27 @@ def test_scores(reverse):
 def test_a_run(prepare, tmp_path, capsys):
     """Training, resuming to the same weights, the test split, a source to write, a picture."""
     prepare('reverse.py', '--letters=3', '--longest=3', '--examples=20')
-    words = tiny_train('reverse', tmp_path / 'run', '--arch=transformer', '--dropout=0.1', '--schedule=constant')[1:]
-    words.remove('--block_size=16')
-    train.main([*words, '--max_iters=10'])
+
+    def run(folder, *more):
+        words = tiny_train('reverse', tmp_path / folder, '--arch=transformer', '--dropout=0.1', '--schedule=constant', *more)
+        train.main([word for word in words[1:] if word != '--block_size=16'])
+    run('one', '--max_iters=10')
     assert (printed := capsys.readouterr().out).count(' -> ') == 2 and 'whole targets right' in printed
-    found = json.loads((tmp_path / 'run' / 'test.json').read_text())
+    found = json.loads((tmp_path / 'one' / 'test.json').read_text())
     assert found['examples'] == 2 and {'accuracy', 'test_loss', 'chance'} <= found.keys()
-    train.main([*words[:1], f'--out_dir={tmp_path}/two', *words[2:], '--max_iters=5'])
-    train.main([*words[:1], f'--out_dir={tmp_path}/two', *words[2:], '--max_iters=10', '--resume'])
-    one, two = (checkpoint.load(tmp_path / name / 'ckpt.pt')['model'] for name in ('run', 'two'))
+    run('two', '--max_iters=5')
+    run('two', '--max_iters=10', '--resume')
+    one, two = (checkpoint.load(tmp_path / name / 'ckpt.pt')['model'] for name in ('one', 'two'))
     assert all(torch.equal(one[k], two[k]) for k in one)
+    folder = str(tmp_path / 'one')
     capsys.readouterr()
     for beams in (1, 3):
-        sample.main([str(tmp_path / 'run'), '--start=ab', '--start=c', f'--beams={beams}'])
+        sample.main([folder, '--start=ab', '--start=c', f'--beams={beams}'])
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert '4 tokens' in sentence(sample.main, [str(tmp_path / 'run'), '--start=abca'])
-    assert '--start' in sentence(sample.main, [str(tmp_path / 'run')])
-    look.main([str(tmp_path / 'run')])
-    look.main([str(tmp_path / 'run'), '--prompt=ab'])
-    assert (tmp_path / 'run' / 'look' / 'cross_attention.png').stat().st_size > 5000
+    assert '4 tokens' in sentence(sample.main, [folder, '--start=abca']) and '--start' in sentence(sample.main, [folder])
+    for words in ([], ['--prompt=ab']):
+        look.main([folder, *words])
+    assert (tmp_path / 'one' / 'look' / 'cross_attention.png').stat().st_size > 5000
 
 
 def test_own_pairs(prepare, root, capsys):
@@ -119,29 +120,25 @@ def test_own_pairs(prepare, root, capsys):
     assert '1 pairs occur more than once' in capsys.readouterr().out
 
 
-GOOD = [f'{i}\t{i}' for i in range(20)]
-
-
 @pytest.mark.parametrize('line, said', [
     ('abc', 'line 21 has 1 columns'), ('a\tb\tc', 'line 21 has 3 columns'), ('\tb', 'line 21 has an empty source'),
     ('a\t ', 'line 21 has an empty target'), ('a\t' + 'b' * 201, 'line 21 has 201 characters.*--longest=200')])
-def test_bad_pairs(refused, root, line, said):
-    (root / 'bad.tsv').write_text('\n'.join([*GOOD, line]))
+def test_bad_lines(refused, root, line, said):
+    (root / 'bad.tsv').write_text('\n'.join([*(f'{i}\t{i}' for i in range(20)), line]))
     assert re.search(said, refused('prepare/pairs.py', 'bad', root / 'bad.tsv')) and not (root / 'data' / 'bad').exists()
 
 
 def test_bad_data(reverse, refused, root):
     (root / 'few.tsv').write_text('a\tb\nc\td')
-    assert '2 different sources' in refused('prepare/pairs.py', 'few', root / 'few.tsv')
-    assert '--letters=27' in refused('prepare/reverse.py', '--letters=27', '--name=r')
-    assert '--examples' in refused('prepare/reverse.py', '--letters=1', '--name=r')
-    assert '--examples' in refused('prepare/dates.py', '--examples=80000')
-    words = ['--dataset=reverse', '--out_dir=out/x', '--dry_run', '--device=cpu']
-    assert 'shakespeare_char' in sentence(train.main, ['--arch=model', *words])
-    assert 'block_size=9' in sentence(train.main, ['--arch=transformer', *words, '--block_size=9'])
-    assert 'leaking_split' in sentence(train.main, ['--arch=transformer', *words, '--leaking_split'])
-    path = reverse.folder / 'val_target.npy'
-    rows = np.load(path)
+    for script, words, said in (('pairs', ['few', root / 'few.tsv'], '2 different sources'),
+                                ('reverse', ['--letters=27', '--name=r'], '--letters=27'),
+                                ('reverse', ['--letters=1', '--name=r'], '--examples'),
+                                ('dates', ['--examples=80000'], '--examples=80000')):
+        assert said in refused(f'prepare/{script}.py', *words)
+    for words, said in ((['--arch=model'], 'shakespeare_char'), (['--arch=transformer', '--block_size=9'], 'block_size=9'),
+                        (['--arch=transformer', '--leaking_split'], 'leaking_split')):
+        assert said in sentence(train.main, ['--dataset=reverse', '--out_dir=out/x', '--dry_run', '--device=cpu', *words])
+    rows = np.load(path := reverse.folder / 'val_target.npy')
     for broken in (rows[1:], rows + 9, rows.astype(np.int64)):
         np.save(path, broken)
         assert 'val_target.npy' in sentence(data.open_data, 'reverse')

@@ -1,4 +1,4 @@
-"""highorder.py: sliding windows against one window at a time, and the networks against independent implementations."""
+"""highorder.py: the networks against independent implementations that read one window, and refinement."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ import mamba
 import model as gpt
 from highorder import Config, Model
 from piecewise import sum_of_edges
-from tests.models.test_contract import perturb
+from tests.models.test_contract import influence, perturb
 
 
 def build(**more):
@@ -18,22 +18,7 @@ def build(**more):
     return perturb(Model(dataclasses.replace(Config.tiny(), **more))).eval()
 
 
-@pytest.fixture
-def x():
-    return torch.randint(17, (3, 30), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize('more', [
-    {'n_layer': 0}, {'n_layer': 3}, {'network': 'high_order_input', 'n_layer': 2}, {'network': 'low_order_mlp'},
-    {'network': 'conv', 'n_layer': 3}, {'network': 'tail_focus', 'features': 4}, {'network': 'dual_convolution'},
-    {'kind': 'discontinuous', 'input_n': 1}, {'kind': 'fourier', 'n': 3, 'normalization': 'maxabs'}], ids=str)
-def test_sliding_is_one_window_at_a_time(more, x):
-    """At every position of a long text: the network on the last `reach` characters, and on no others."""
-    model = build(**more)
-    reach = model.net.reach
-    whole = model(x)[0]
-    for t in range(x.shape[1]):
-        torch.testing.assert_close(model(x[:, max(0, t + 1 - reach):t + 1])[0][:, -1], whole[:, t], atol=1e-4, rtol=1e-4)
+X = torch.randint(17, (3, 30), generator=torch.Generator().manual_seed(1))
 
 
 def strided(block, x):
@@ -46,9 +31,7 @@ def strided(block, x):
 
 def conv(net, text):
     h = net.first(text[:, -8:].view(3, 4, 2))
-    for block in net.rest[:2]:
-        h = strided(block, h)
-    return net.rest[2:](h)[:, 0]
+    return net.rest[2:](strided(net.rest[1], strided(net.rest[0], h)))[:, 0]
 
 
 def dual_convolution(net, text):
@@ -79,12 +62,11 @@ def high_order_input(net, text):
 
 @pytest.mark.parametrize('network, more', [
     (conv, {'n_layer': 3}), (dual_convolution, {}), (tail_focus, {'features': 2, 'block_size': 14}),
-    (low_order_mlp, {'normalization': 'none'}),
-    (high_order_input, {'kind': 'discontinuous', 'input_n': 1})], ids=lambda v: getattr(v, '__name__', ''))
-def test_networks_by_their_sketches(network, more, x):
+    (low_order_mlp, {'normalization': 'none'}), (high_order_input, {'kind': 'discontinuous', 'input_n': 1})],
+                         ids=lambda v: getattr(v, '__name__', ''))
+def test_networks_by_their_sketches(network, more):
     net = build(network=network.__name__, **more).net
-    assert net.reach == (14 if network is tail_focus else 8)
-    torch.testing.assert_close(network(net, x), net(x)[:, -1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(network(net, X), net(X)[:, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_continuous_characters_share_nodes():
@@ -95,14 +77,18 @@ def test_continuous_characters_share_nodes():
     torch.testing.assert_close(first(torch.arange(17)[:, None]), (weight[:-1] + weight[1:]) / 2)
 
 
-def test_plain_twins(x):
+def test_plain_twins():
     """kind='linear' is GPT-2 and Mamba; behind a high-order layer over one character is a GPT-2, too."""
-    x = x[:, :16]
-    plain = gpt.Model(gpt.Config(16, 17, 1, 2, 16, bias=False)).eval()
-    for network, twin in (('transformer', plain), ('mamba', mamba.Model(mamba.Config(16, 17, 1, 16, 4)).eval())):
+    x, plain = X[:, :16], gpt.Model(gpt.Config(16, 17, 1, 2, 16, bias=False)).eval()
+    for network, twin, layers in (
+            ('transformer', plain, {'h.0.attn.c_attn', 'h.0.attn.c_proj.1'}),
+            ('mamba', mamba.Model(mamba.Config(16, 17, 1, 16, 4)).eval(),
+             {f'layers.0.mixer.{p}_proj.1' for p in ('in', 'x', 'out')})):
         net = build(network=network, kind='linear').net
         twin.load_state_dict(net.state_dict())
         assert torch.equal(twin(x)[0], net(x))
+        high_order = [n for n, m in build(network=network).net.named_modules() if isinstance(m, highorder.PiecewisePolynomial)]
+        assert {*high_order} == layers
     net = build(network='high_order_input_transformer', features=1).net
     plain.lm_head.weight = torch.nn.Parameter(torch.empty(17, 16))                  # not tied
     plain.load_state_dict({**{k: v for k, v in net.state_dict().items() if not k.startswith('wte')},
@@ -110,46 +96,22 @@ def test_plain_twins(x):
     torch.testing.assert_close(plain(x)[0], net(x))
 
 
-@pytest.mark.parametrize('network, names', [
-    ('transformer', {'h.0.attn.c_attn', 'h.0.attn.c_proj.1'}),
-    ('mamba', {f'layers.0.mixer.{p}_proj.1' for p in ('in', 'x', 'out')})])
-def test_which_layers_are_high_order(network, names):
-    assert {n for n, m in build(network=network).net.named_modules() if isinstance(m, highorder.PiecewisePolynomial)} == names
-
-
 @pytest.mark.parametrize('network', ['high_order', 'high_order_input', 'low_order_mlp'])
-def test_centered_sees_both_sides_but_not_itself(network, x):
+def test_centered_sees_both_sides_but_not_itself(network):
     model = build(network=network, centered=True, features=5)
-    before = model.infill(x)
-    for k in (0, 7, 29):
-        changed = x.clone()
-        changed[:, k] = (x[:, k] + 1) % 17
-        moved = (model.infill(changed) - before).abs().amax((0, 2)) > 0
-        assert set(moved.nonzero().flatten().tolist()) == {i for i in (k - 2, k - 1, k + 1, k + 2) if 0 <= i < 30}
-    torch.testing.assert_close(model(x)[0][:, :-1], before[:, 1:])
-    assert model.step is None
+    moved, t = influence(model.infill, X, 17) > 0, torch.arange(30)
+    distance = (t[:, None] - t).abs()
+    assert torch.equal(moved, (distance <= 2) & (distance > 0)) and model.step is None
+    torch.testing.assert_close(model(X)[0][:, :-1], model.infill(X)[:, 1:])
 
 
 @pytest.mark.parametrize('more', [{'n_layer': 2}, {'network': 'conv', 'n_layer': 3}, {'network': 'mamba'},
                                   {'network': 'transformer', 'kind': 'discontinuous'}], ids=str)
-def test_refined_networks_keep_their_function(more, x):
+def test_refined_networks_keep_their_function(more):
     model = build(**more)
     finer = model.refined(dataclasses.replace(model.config, n=4, segments=4, input_n=3)).eval()
     assert sum(p.numel() for p in finer.parameters()) > sum(p.numel() for p in model.parameters())
-    torch.testing.assert_close(finer(x[:, :16])[0], model(x[:, :16])[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(finer(X[:, :16])[0], model(X[:, :16])[0], atol=1e-4, rtol=1e-4)
     for change, message in (({'n_embd': 32}, 'n, segments, input_n'), ({'segments': 3}, 'segments=3.*multiple of 2')):
         with pytest.raises(ValueError, match=message):
             model.refined(dataclasses.replace(model.config, **change))
-
-
-@pytest.mark.parametrize('settings, message', [
-    ({'network': 'hi_order'}, "network='hi_order'.*high_order, high_order_input"), ({'features': 0}, 'features=0'),
-    ({'segments': 0}, 'n=2.*segments=0'), ({'input_n': 1}, 'n=1'), ({'input_segments': 16}, 'input_segments=16.*vocab_size=17'),
-    ({'centered': True}, 'odd.*features=8'), ({'centered': True, 'features': 1}, 'at least 3.*features=1'),
-    ({'centered': True, 'features': 9, 'network': 'conv', 'n_layer': 2}, 'MLP.*network=conv'),
-    ({'network': 'conv', 'n_layer': 2}, 'features=8.*n_layer=2'), ({'kind': 'linear'}, "kind='linear'.*high_order_input"),
-    ({'network': 'dual_convolution', 'features': 12}, 'features=12.*power of 2'),
-    ({'network': 'transformer', 'n_head': 3}, 'n_embd=16.*n_head=3')])
-def test_bad_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(Config.tiny(), **settings)

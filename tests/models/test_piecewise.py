@@ -72,13 +72,10 @@ def test_both_fast_ways_agree_with_the_definition(kind, n, segments, sparse):
                                                      materialize_grads=True) for y in (found, expected)))
 
 
-def test_periodic_layers_are_reflected():
+def test_reflected_and_absent_inputs():
     layer, x = PiecewisePolynomial(1, 5, 3, 4, periodic=True), torch.linspace(-1, 1, 21)[:, None]
     for same in (x, 2 - x, -2 - x, x + 4):
         torch.testing.assert_close(layer(same), sum_of_edges(x, edges(layer), 3, 4))
-
-
-def test_absent_inputs_contribute_nothing():
     layer, x = PiecewisePolynomial(3, 2, 2, 128), torch.rand(5, 3)
     present = torch.tensor([True, False, True]).expand(5, 3)
     torch.testing.assert_close(layer(x, present), layer(x) - sum_of_edges(x[:, 1:2], edges(layer)[1:2], 2, 128))
@@ -124,16 +121,13 @@ def test_convolution(kind, n, segments, stride, dilation, causal, sparse):
     torch.testing.assert_close(conv.refined(n + 2)(x), y)
 
 
-def test_normalizations():
+def test_normalizations_and_autocast():
+    """Segments are found in float32: bfloat16 cannot tell 200 of them apart."""
     x = torch.randn(4, 5, 8) * 3 + 1
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     torch.testing.assert_close(NORMALIZATIONS['maxabs'](8)(x) * x.abs().amax(-1, keepdim=True), x)
     torch.testing.assert_close((NORMALIZATIONS['maxcenter'](8)(x) + 1) / 2 * (high - low) + low, x)
     assert all(normalization(8)(torch.zeros(2, 8)).isfinite().all() for normalization in NORMALIZATIONS.values())
-
-
-def test_autocast_keeps_the_segments():
-    """Segments are found in float32: bfloat16 cannot tell 200 of them apart."""
     layer = PiecewisePolynomial(1, 8, 2, 200).float()
     x = (2 * torch.arange(200.0)[:, None] + 1) / 200 - 1
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -142,10 +136,9 @@ def test_autocast_keeps_the_segments():
 
 
 @pytest.mark.parametrize('settings, message', [
-    ({'kind': 'spline'}, "kind='spline'.*continuous, discontinuous"), ({'segments': 0}, 'n=2.*segments=0'),
-    ({'n': 1}, 'n=1.*2'), ({'kind': 'polynomial', 'segments': 2}, 'segments=2.*1'), ({'kind': 'fourier', 'n': 4}, 'n=4.*odd'),
-    ({'initialization': 'zero'}, "initialization='zero'.*kaiming.*linear")])
+    ({'kind': 'polynomial', 'segments': 2}, 'segments=2.*1'), ({'initialization': 'zero'}, "initialization='zero'")])
 def test_bad_settings(settings, message):
+    """Those that highorder.Config does not refuse itself, see test_contract.py."""
     with pytest.raises(ValueError, match=message):
         PiecewisePolynomial(2, 2, **settings)
     for change in ({'n': 2}, {'segments': 6}, {'segments': 2}):     # a refinement that would change the function

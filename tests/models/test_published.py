@@ -1,52 +1,74 @@
-"""Published weights: every field of transformers' configs is honoured or refused by name.  A family is a line of FAMILIES."""
+"""Published weights, against transformers in both directions: what is in its files is honoured, or refused by name."""
 
 import dataclasses
+import json
+import math
+import re
+from collections import namedtuple
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
 from harness.arch import load_arch
+from tests.models.test_contract import VARIANTS, perturb, tiny_model
 
-SAME = 1e-4         # of logits near 1
-
-
-@dataclasses.dataclass
-class Family:
-    """An architecture of ours and its counterpart in transformers."""
-    arch: str               # the model file
-    theirs: str             # the class in transformers
-    shape: dict             # settings of a tiny model
-    other: dict             # other values for fields that VALUES does not know: a list for each
-    refused: set            # fields that must be refused; any other field must be honoured
-    compare: object         # compare(ours, theirs) -> the two outputs on one input
-
-    @property
-    def config(self):
-        return getattr(transformers, self.theirs).config_class
+IDS = torch.randint(17, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-def logits(ours, theirs):
-    x = torch.randint(31, (2, 12), generator=torch.Generator().manual_seed(0))
+def theirs(kind, folder, **settings):
+    """A random model of transformers, which is also saved in the folder."""
+    kind = getattr(transformers, kind)
+    torch.manual_seed(0)
+    model = perturb(kind(kind.config_class(**settings)), 0.3).eval()
+    model.save_pretrained(folder)
+    model.config.return_dict = True
+    return model.float()
+
+
+def logits(ours, theirs, x):
     return ours(x)[0], theirs(x).logits
 
 
-def features(ours, theirs):
+def typed(ours, theirs, x):
+    return ours(x, types=x % 2)[0], theirs(x, token_type_ids=x % 2).logits
+
+
+def features(ours, theirs, _):
     images = torch.randn(2, theirs.config.num_channels, *[theirs.config.image_size] * 2)
     P = theirs.config.patch_size
     patches = images.unfold(2, P, P).unfold(3, P, P).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
     return ours.trunk(patches), theirs(images).last_hidden_state
 
 
+@torch.no_grad()
+def same(ours, theirs, x=IDS, compare=logits):
+    """Whether both give one output, which is not nearly 0."""
+    a, b = compare(ours.eval(), theirs, x)
+    return a.abs().mean() > 0.1 and (a - b).abs().max() < 1e-4
+
+
+# a model file and the class in transformers; the shape of a tiny model; for fields that VALUES does not know, lists of other
+# values; the fields that must be refused, while any other must be honoured; compare(ours, theirs, x) -> the two outputs
+Family = namedtuple('Family', 'arch theirs shape other refused compare', defaults=[logits])
+LLAMA3 = {'rope_type': 'llama3', 'rope_theta': 500.0, 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
+          'original_max_position_embeddings': 32}
+ROPES = [{'rope_type': 'default', 'rope_theta': 100.0}, LLAMA3,
+         *({'rope_type': kind, 'rope_theta': 100.0, 'factor': 2.0} for kind in ('linear', 'dynamic', 'yarn'))]
 FAMILIES = [
     Family('model', 'GPT2LMHeadModel', {'vocab_size': 31, 'n_embd': 16, 'n_layer': 2, 'n_head': 4, 'n_positions': 12},
            {'activation_function': ['relu', 'silu', 'gelu', 'gelu_pytorch_tanh', 'gelu_fast', 'quick_gelu'],
             'n_inner': [32, 64], 'summary_type': ['mean'], 'summary_activation': ['tanh']},
-           {'n_inner', 'activation_function', 'scale_attn_weights', 'scale_attn_by_inverse_layer_idx', 'add_cross_attention'},
-           logits),
+           {'n_inner', 'activation_function', 'scale_attn_weights', 'scale_attn_by_inverse_layer_idx', 'add_cross_attention'}),
+    Family('llama', 'LlamaForCausalLM',
+           {'vocab_size': 31, 'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'num_key_value_heads': 2,
+            'intermediate_size': 64, 'max_position_embeddings': 48},
+           {'hidden_act': ['gelu'], 'rope_parameters': ROPES, 'num_key_value_heads': [1, 4], 'head_dim': [12]},
+           {'hidden_act', 'attention_bias', 'mlp_bias', 'attention_dropout', 'rope_parameters', 'rope_type'}),
     Family('mamba', 'MambaForCausalLM', {'vocab_size': 31, 'hidden_size': 16, 'num_hidden_layers': 2, 'state_size': 4},
            {'hidden_act': ['relu', 'gelu'], 'time_step_init_scheme': ['constant'], 'time_step_rank': [3, 'auto']},
-           {'hidden_act', 'use_bias', 'use_conv_bias'}, logits),
+           {'hidden_act', 'use_bias', 'use_conv_bias'}),
     Family('vit', 'ViTModel', {'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'intermediate_size': 64,
                                'image_size': 12, 'patch_size': 4},
            {'hidden_act': ['relu', 'gelu_new', 'quick_gelu'], 'intermediate_size': [32], 'pooler_act': ['relu'],
@@ -61,17 +83,17 @@ FAMILIES = [
                                        'intermediate_size': 64, 'max_position_embeddings': 12},
            {'hidden_act': ['relu', 'gelu_new', 'quick_gelu'], 'intermediate_size': [32], 'classifier_dropout': [0.5],
             'add_cross_attention': [False]},       # transformers refuses it without is_decoder
-           {'hidden_act', 'is_decoder'}, logits),
+           {'hidden_act', 'is_decoder'}, typed),
 ]
 VALUES = {      # for fields of all families
     'transformers_version': ['4.0.0'], 'architectures': [['Other']], 'dtype': ['float64'], 'problem_type': ['regression'],
     'id2label': [{0: 'a'}], 'label2id': [{'a': 0}], 'bos_token_id': [1], 'eos_token_id': [1], 'pad_token_id': [1],
-    'chunk_size_feed_forward': [1], 'layer_norm_epsilon': [0.1], 'layer_norm_eps': [0.1]}
+    'chunk_size_feed_forward': [1], 'layer_norm_epsilon': [0.1], 'layer_norm_eps': [0.1], 'rms_norm_eps': [0.1]}
 
 
 def changes(family):
     """(field, another value) for every field of the config class."""
-    config = family.config(**family.shape)
+    config = getattr(transformers, family.theirs).config_class(**family.shape)
     for field in dataclasses.fields(config):
         was = getattr(config, field.name)
         simple = {bool: lambda v: [not v], int: lambda v: [2 * v], float: lambda v: [v / 2 or 0.1]}
@@ -81,24 +103,130 @@ def changes(family):
                 yield field.name, value
 
 
-CASES = [(family, *change) for family in FAMILIES for change in [('', None), *changes(family)]]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(('family', 'field', 'value'), CASES, ids=lambda v: v.arch if isinstance(v, Family) else str(v))
+@pytest.mark.parametrize('family, field, value', [(family, *change) for family in FAMILIES
+                                                  for change in [('', None), *changes(family)]],
+                         ids=lambda v: v.arch if isinstance(v, Family) else str(v)[:30])
 def test_a_setting_is_honoured_or_refused(family, field, value, tmp_path):
     """Of a model with random weights.  '': the shape alone."""
-    torch.manual_seed(0)
-    theirs = getattr(transformers, family.theirs)(family.config(**family.shape | ({field: value} if field else {})))
-    for p in theirs.parameters():
-        p.data += 0.3 * torch.randn_like(p)
-    theirs.save_pretrained(tmp_path)
-    Model = load_arch(family.arch).Model
+    model = theirs(family.theirs, tmp_path, **family.shape | ({field: value} if field else {}))
     try:
-        ours = Model.from_pretrained(str(tmp_path)).eval()
+        ours = load_arch(family.arch).Model.from_pretrained(str(tmp_path))
     except ValueError as e:
         assert field in family.refused and any(f'config.json has {name}=' in str(e) for name in family.refused)
-        return
-    theirs.config.return_dict = True
-    a, b = family.compare(ours, theirs.float().eval())
-    assert a.abs().mean() > 0.1 and (a - b).abs().max() < SAME
+    else:
+        assert same(ours, model, compare=family.compare)
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """{arch: (a tiny model of transformers, its folder)}"""
+    folder = tmp_path_factory.mktemp('published')
+    return {f.arch: (theirs(f.theirs, folder / f.arch, **f.shape), folder / f.arch) for f in FAMILIES}
+
+
+def refusal(published, arch, folder, change_weights=lambda weights: None, change=(), **settings):
+    """What from_pretrained() says of the tiny model of transformers with other weights, config.json (...: no such key) or
+    settings."""
+    weights = safetensors.torch.load_file(published[arch][1] / 'model.safetensors')
+    described = json.loads((published[arch][1] / 'config.json').read_text()) | dict(change)
+    change_weights(weights)
+    safetensors.torch.save_file(weights, folder / 'model.safetensors')
+    (folder / 'config.json').write_text(json.dumps({k: v for k, v in described.items() if v is not ...}))
+    with pytest.raises(ValueError) as e:
+        load_arch(arch).Model.from_pretrained(str(folder), **settings)
+    return str(e.value)
+
+
+CONFIGS = {     # what the weights contradict, or the architecture does not compute
+    'model': {'n_head': [0, 'four'], 'layer_norm_epsilon': [None], 'quantization_config': [{'bits': 4}]},
+    'llama': {'num_attention_heads': [0, '4'], 'num_key_value_heads': [4], 'head_dim': [4], 'partial_rotary_factor': [0.5],
+              'model_type': ['mistral']},
+    'mamba': {'model_type': ['falcon_mamba']},
+    'bert': {'model_type': ['roberta'], 'position_embedding_type': ['relative_key'], 'pruned_heads': [{'1': [0]}],
+             'add_cross_attention': [True], 'max_position_embeddings': [24]}}
+
+
+def test_a_config_json_that_does_not_fit_is_refused(published, tmp_path):
+    for family in (f for f in FAMILIES if f.arch in CONFIGS):
+        sizes = {k: [2 * v] for k, v in family.shape.items() if 'head' not in k and k != 'max_position_embeddings'}
+        for key, value in ((key, value) for key, values in (sizes | CONFIGS[family.arch]).items() for value in values):
+            assert f'{key}={value!r}' in refusal(published, family.arch, tmp_path, change={key: value}), (family.arch, key)
+    assert 'n_head=5' in refusal(published, 'bert', tmp_path, change={'num_attention_heads': 5})
+    assert '--n_head' in refusal(published, 'model', tmp_path, change={'n_head': ...})
+    for rope in ({'rope_parameters': {'rope_type': 'llama3', 'factor': 2.0}},
+                 {'rope_parameters': ..., 'rope_scaling': {'type': 'linear', 'factor': 2.0}}):
+        assert 'rope_type=' in refusal(published, 'llama', tmp_path, change=rope)
+
+
+@pytest.mark.parametrize('arch, settings', [
+    *((arch, {'n_layer': 5}) for arch in CONFIGS), ('llama', {'rope_base': 77.0}),
+    *(('model', change) for change in ({'n_head': 2}, {'gelu': 'none'}, {'eps': 1e-3}, {'tied': False}))], ids=str)
+def test_settings_that_contradict_the_weights_are_refused(published, tmp_path, arch, settings):
+    (name, value), = settings.items()
+    said = refusal(published, arch, tmp_path, **settings)
+    assert said.count(f"'{name}': ") == 2 and f"'{name}': {value!r}" in said       # also the published value
+
+
+@pytest.mark.parametrize('key, change, named', [
+    ('h.1.mlp.c_fc.weight', lambda v: v[:, :32].contiguous(), ' is (32, 16) instead of (64, 16)'),
+    ('ln_f.bias', lambda v: v * math.nan, ' holds NaN'), ('h.0.ln_1.bias', lambda v: v / 0, ' holds NaN or infinite'),
+    ('wpe.weight', lambda v: v.to(torch.complex64), ' is complex64'), ('wpe.weight', lambda v: v.to(torch.int8), ' is int8')])
+def test_weights_that_do_not_fit_are_refused(published, tmp_path, key, change, named):
+    def change_weights(weights):
+        weights[f'transformer.{key}'] = change(weights[f'transformer.{key}'])
+    assert key + named in refusal(published, 'model', tmp_path, change_weights)
+
+
+@pytest.mark.parametrize('arch', CONFIGS)
+def test_other_weights_are_refused(published, tmp_path, arch):
+    assert 'not the weights of a' in refusal(published, arch, tmp_path, dict.clear)
+    assert 'other.bias has no place' in refusal(published, arch, tmp_path, lambda w: w.update({'other.bias': torch.zeros(1)}))
+    key = {'model': 'h.1.mlp.c_proj.bias', 'llama': 'layers.1.mlp.down_proj.weight', 'mamba': 'layers.1.mixer.D',
+           'bert': 'layer.1.output.dense.bias'}[arch]
+    said = refusal(published, arch, tmp_path, lambda w: w.pop(next(k for k in w if k.endswith(key))))
+    assert f'{key.replace("layer.1.output.dense", "h.1.mlp.c_proj")} is missing' in said
+    if arch in ('model', 'llama'):
+        assert 'lm_head.weight is missing' in refusal(published, arch, tmp_path, lambda w: w.pop('lm_head.weight', None),
+                                                      {'tie_word_embeddings': False})
+
+
+@pytest.mark.parametrize('arch', ['model', 'bert'])
+def test_a_smaller_window_has_fewer_positions(published, tmp_path, arch):
+    short = load_arch(arch).Model.from_pretrained(str(published[arch][1]), block_size=8, dropout=0.5)
+    assert (short.config.block_size, short.config.dropout) == (8, 0.5) and same(short, published[arch][0], IDS[:, :8])
+    if arch == 'model':
+        assert re.search('block_size=13 .* 12 positions', refusal(published, arch, tmp_path, block_size=13))
+
+
+@pytest.mark.parametrize('family', FAMILIES[:2], ids=lambda f: f.arch)
+def test_an_output_layer_that_is_not_the_embedding(family, tmp_path):
+    """Whatever config.json says, as in transformers."""
+    model = theirs(family.theirs, tmp_path, **family.shape, tie_word_embeddings=False)
+    described = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(described | {'tie_word_embeddings': True}))
+    ours = load_arch(family.arch).Model.from_pretrained(str(tmp_path))
+    assert not ours.config.tied and same(ours, model)
+
+
+def test_old_names_of_the_rotary_settings(tmp_path):
+    model = theirs('LlamaForCausalLM', tmp_path, **FAMILIES[1].shape, rope_parameters=LLAMA3)
+    described = json.loads((tmp_path / 'config.json').read_text())
+    rope = described.pop('rope_parameters')
+    described |= {'rope_theta': rope.pop('rope_theta'), 'rope_scaling': rope}
+    (tmp_path / 'config.json').write_text(json.dumps(described))
+    assert same(load_arch('llama').Model.from_pretrained(str(tmp_path)), model)
+
+
+EXPORTS = [('model', change) for change in ({}, {'bias': False}, {'gelu': 'tanh'}, {'tied': False, 'eps': 0.1})] + [
+    ('llama', change) for change in ({}, *VARIANTS['llama'], {'rope_layout': 'interleaved', 'head_dim': 12},
+                                     {'n_kv_head': 1, 'rope_base': 100.0, 'eps': 0.1})]
+
+
+@pytest.mark.parametrize('arch, change', EXPORTS, ids=str)
+def test_an_export_is_read_by_transformers_and_by_us(tmp_path, arch, change):
+    ours = perturb(tiny_model(arch, change), 0.3)
+    described, weights = ours.to_hub()
+    safetensors.torch.save_file(weights, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    (tmp_path / 'config.json').write_text(json.dumps(described))
+    assert same(ours, model := transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval())
+    assert same(type(ours).from_pretrained(str(tmp_path)), model)

@@ -74,12 +74,3 @@ def test_a_run_logs_alpha_and_announces_a_leak(dataset, tmp_path, capsys, reads,
     assert model.alpha.shape == (16 if per_channel else 1,)
     assert logged[0] == 0.25 != logged[-1] == pytest.approx(model.alpha.mean().item())
     assert 'alpha' in [name for name, _ in optim.groups(model)['rest']]         # never decayed
-
-
-@pytest.mark.parametrize(('change', 'message'), [
-    ({'reads': 'future'}, "reads='future'"), ({'block_size': 24}, 'block_size=24'), ({'n_embd': 15}, 'n_embd=15'),
-    ({'join': 1}, 'join=1')])
-def test_impossible_settings_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        config(**change)
-    config(block_size=24, reads='causal')       # nothing is joined

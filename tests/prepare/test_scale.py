@@ -8,10 +8,12 @@ import re
 import shutil
 import sys
 from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
-from conftest import killed, needs_fork, sentence
+from conftest import killed, names, needs_fork, send, sentence
 from pyarrow import parquet
 from tiktoken_ext.openai_public import r50k_pat_str
 
@@ -19,14 +21,12 @@ from harness import data, files
 from harness.tokenizer import Tokenizer, bpe_spec
 from prepare import openwebtext
 
-END, EVIL = '<|endoftext|>', 'evil, very evil'
+END, REPOSITORY = '<|endoftext|>', 'Skylion007/openwebtext'
 MERGES = [b'th', b'the', b' the', b' a', b'\xe6\xbc', b'\xe6\xbc\xa2']
 SPEC = bpe_spec('small', r50k_pat_str, {token: i for i, token in enumerate([*(bytes([b]) for b in range(256)), *MERGES])},
                 {END: 256 + len(MERGES)})
 EOT = SPEC['special'][END]
 
-
-# documents --------------------------------------------------------------------------------------------------------------
 
 def some(count, seed=0, longest=20):
     """Documents of words, some with the text <|endoftext|>."""
@@ -79,36 +79,31 @@ def hashes(folder):
 
 @pytest.mark.parametrize('kind', ['jsonl', 'parquet', 'row groups', 'txt'])
 def test_tokens_agree_with_a_plain_loop(make, tmp_path, kind):
-    documents = some(100)
+    documents, path = some(100), tmp_path / f'a.{"parquet" if kind == "row groups" else kind}'
     if kind == 'txt':
         documents = [d.replace(END, '<|end|>').replace('\r\n', '\n') for d in documents]
-        path = tmp_path / 'a.txt'
-        text = END.join([*documents[:50], ' \n', *documents[50:], '\n'])
-        path.write_text('\ufeff' + text, encoding='utf-8', newline='')
+        path.write_text('\ufeff' + END.join([*documents[:50], ' \n', *documents[50:], '\n']), encoding='utf-8', newline='')
         # blocks end within END and within a character
         long = ['\u6f22' * 700_000, 'a' * ((1 << 20) - 700_006), '\u6f22' * 3_000_000, 'b']
         (tmp_path / 'long.txt').write_text(END.join(long), encoding='utf-8')
         assert list(openwebtext.read_documents(tmp_path / 'long.txt')) == long
     elif kind == 'jsonl':
         documents += ['', ' ', 'lone \ud800 surrogate']
-        path = jsonl(tmp_path / 'a.jsonl', documents)
-        path.write_text(path.read_text().replace('\n', '\n\n \n'))        # blank lines are ignored
+        path.write_text(jsonl(path, documents).read_text().replace('\n', '\n\n \n'))        # blank lines are ignored
     else:
         documents += ['']
-        path = parquets(tmp_path / 'a.parquet', documents, **({'row_group_size': 7} if kind == 'row groups' else {}))
+        parquets(path, documents, **({'row_group_size': 7} if kind == 'row groups' else {}))
     folder = make('--input', path)
-    assert whole(folder) == plain(documents)
     meta = data.TextData(folder).meta
+    assert whole(folder) == plain(documents) and sorted(hashes(folder)) == ['meta.json', 'train_0000.bin', 'val.bin']
     assert meta['source'] == {'name': f'{path.name}, {len(documents)} documents',
                               'files': [{'name': path.name, 'sha256': files.digest(path)}]}
-    assert meta['tokenizer'] == SPEC and meta['script'] == 'openwebtext.py' and meta['dtype'] == 'uint16'
-    assert sorted(hashes(folder)) == ['meta.json', 'train_0000.bin', 'val.bin']
+    assert (meta['tokenizer'], meta['script'], meta['dtype']) == (SPEC, 'openwebtext.py', 'uint16')
 
 
 @pytest.mark.parametrize('more', [{'row_group_size': 100}, {}], ids=['row groups', 'one row group'])
 def test_a_parquet_file_is_not_read_into_memory(tmp_path, more):
-    rng = random.Random(0)
-    texts = [rng.randbytes(5000).hex() for _ in range(3000)]
+    texts = [random.Random(i).randbytes(5000).hex() for i in range(3000)]
     path = parquets(tmp_path / 'a.parquet', texts, use_dictionary=False, compression='none', **more)
     before, most = pyarrow.total_allocated_bytes(), 0
     for text, expected in zip(openwebtext.read_documents(path), texts, strict=True):
@@ -122,18 +117,14 @@ def test_several_files_and_the_first_documents(make, tmp_path, capsys):
     paths = [jsonl(tmp_path / 'z.jsonl', parts[0]), jsonl(tmp_path / 'none.jsonl', []),
              parquets(tmp_path / 'b.parquet', parts[2]), jsonl(tmp_path / 'a.jsonl', parts[3])]
     documents = [*chain(*parts)]
-    assert whole(make('--input', *paths, name='all')) == whole(make('--input', *paths, '--documents=0', name='zero')) \
-        == plain(documents)
-    for count, read in ((89, 4), (80, 3), (79, 3), (33, 3), (30, 1), (29, 1)):
-        capsys.readouterr()
+    for count, read in ((0, 4), (90, 4), (89, 4), (80, 3), (79, 3), (33, 3), (30, 1), (29, 1)):
         folder = make('--input', *paths, f'--documents={count}', name=f'first_{count}')
-        assert whole(folder) == plain(documents[:count])
+        assert whole(folder) == plain(documents[:count or 89])
         found = data.TextData(folder).meta['source']
         assert [f['name'] for f in found['files']] == [p.name for p in paths[:read]]
-        assert found['name'].endswith(f', {count} documents') and '--documents=0' in capsys.readouterr().out
+        assert found['name'].endswith(f', {min(count or 89, 89)} documents')
+        assert ('--documents=0' in capsys.readouterr().out) == (0 < count < 90)
 
-
-# shards are made --------------------------------------------------------------------------------------------------------
 
 def test_shards_and_the_validation_text(make, tmp_path, monkeypatch):
     """Shards are full, except for the last one and the first, whose last documents are the validation text."""
@@ -145,18 +136,13 @@ def test_shards_and_the_validation_text(make, tmp_path, monkeypatch):
         first = counts[0] + len(val)
         assert size - 400 < first <= size or first == len(tokens)
         assert counts[1:-1] == [size] * len(counts[1:-1]) and 0 < counts[-1] <= size
-        assert whole(text.folder) == tokens and sum(counts) + len(val) == len(tokens)
-        assert tokens[counts[0] - 1] == tokens[first - 1] == val[-1] == EOT
-        limit = first - first // 10
-        assert counts[0] == next(i for i in range(limit, first) if tokens[i - 1] == EOT)
-        names = ['meta.json', *(f'train_{i:04d}.bin' for i in range(len(counts))), 'val.bin']
-        assert sorted(p.name for p in text.folder.iterdir()) == names
+        assert whole(text.folder) == tokens and tokens[counts[0] - 1] == tokens[first - 1] == val[-1] == EOT
+        assert counts[0] == next(i for i in range(first - first // 10, first) if tokens[i - 1] == EOT)
+        assert names(text.folder) == ['meta.json', *(f'train_{i:04d}.bin' for i in range(len(counts))), 'val.bin']
     monkeypatch.setattr(openwebtext, 'VAL_TOKENS', 200)
     val = data.TextData(make('--input', path, name='short')).tokens['val'].tolist()
     assert 0 < len(val) <= 200 and tokens[-len(val):] == val and EOT not in tokens[-200 - 1:-len(val) - 1]
 
-
-# stopped and resumed ----------------------------------------------------------------------------------------------------
 
 @needs_fork
 def test_killed_anywhere_it_resumes_to_the_same_files(make, root, tmp_path):
@@ -205,111 +191,62 @@ def test_an_unfinished_run_is_resumed_only_as_it_was(make, root, tmp_path):
     assert whole(make(*words, '--overwrite')) == plain([d.replace('cat', 'cow') for d in some(60)])
 
 
-# bad input ----------------------------------------------------------------------------------------------------------------
-
-def bad_parquet(path, **columns):
-    parquet.write_table(pyarrow.table(columns), path)
-
-
 def damaged_parquet(path):
     raw = bytearray(parquets(path, some(500), compression='zstd').read_bytes())
     raw[2000:3000] = bytes(1000)
     path.write_bytes(raw)
 
 
-BAD = {     # how the input file is written, and what the error must name beside it
-    'a.csv': (lambda p: p.write_text('x'), '.parquet, .jsonl or .txt'), 'absent.jsonl': (lambda p: None, 'existing'),
-    'folder.txt': (lambda p: p.mkdir(), 'existing'),
-    'words.jsonl': (lambda p: p.write_text('{"text": "ok"}\n\nnot so\n'), 'after 1 documents'),
-    'field.jsonl': (lambda p: p.write_text('{"text": "ok"}\n{"texts": "a"}\n'), 'after 1 documents'),
-    'number.jsonl': (lambda p: p.write_text('{"text": 3}\n'), '3 is no text'),
-    'list.jsonl': (lambda p: p.write_text('["text"]\n'), 'after 0'),
-    'deep.jsonl': (lambda p: p.write_text('[' * 100_000), 'after 0'),
-    'latin.jsonl': (lambda p: p.write_bytes(b'{"text": "caf\xe9"}\n'), 'utf-8'),
-    'latin.txt': (lambda p: p.write_bytes(b'\xe9'), 'utf-8'),
-    'columns.parquet': (lambda p: bad_parquet(p, a=[1], texts=['x']), 'text'),
-    'numbers.parquet': (lambda p: bad_parquet(p, text=[1, 2]), '1 is no text'),
-    'nulls.parquet': (lambda p: bad_parquet(p, text=['a', None]), 'None is no text'),
-    'no.parquet': (lambda p: p.write_text('not so'), 'after 0'), 'damaged.parquet': (damaged_parquet, 'cannot be read'),
-    'cut.parquet': (lambda p: (parquets(p, some(50)), p.write_bytes(p.read_bytes()[:-30])), 'after 0'),
-    'none.jsonl': (lambda p: p.write_text('\n'), 'no documents'),
-    'none.txt': (lambda p: p.write_text(f' {END}\n{END}'), 'no documents'),
-    'none.parquet': (lambda p: bad_parquet(p, text=pyarrow.array([], 'string')), 'no documents'),
-    'one.txt': (lambda p: p.write_text('a document ' * 30), 'no document begins'),
-    'short.txt': (lambda p: p.write_text('a'), 'last 0 of the 2'),
-    'wide.txt': (lambda p: p.write_text('a document ' * 30, encoding='utf-16-le'), 'it is UTF-16'),
-    'marked.txt': (lambda p: p.write_text('a document', encoding='utf-16'), 'utf-8'),
-    'evil.jsonl': (lambda p: jsonl(p, [*some(50), EVIL, *some(50)]), 'evil, very evil'),
-}
-
-
-def panic():
-    raise BaseException('as tiktoken does')
-
-
-class Fragile(Tokenizer):
-
-    def __init__(self, spec):
-        super().__init__(spec)
-        real, self.bpe = self.bpe, self
-        self.encode_ordinary = lambda text: panic() if text == EVIL else real.encode_ordinary(text)
-
-
-@pytest.mark.parametrize('name, write, reason', [(name, *rest) for name, rest in BAD.items()], ids=BAD)
-def test_bad_input(make, root, tmp_path, monkeypatch, name, write, reason):
-    monkeypatch.setattr(openwebtext, 'Tokenizer', Fragile)
-    write(tmp_path / name)
-    printed = sentence(make, '--input', tmp_path / name)
-    assert reason in printed and (name in printed or re.search('no document begins|of the 2|evil', printed))
+@pytest.mark.parametrize('name, write, reason', [       # its content, and what the error must name beside it
+    ('a.csv', 'x', '.parquet, .jsonl or .txt'), ('folder.txt', Path.mkdir, 'existing'),
+    ('words.jsonl', '{"text": "ok"}\n\nnot so\n', 'after 1 documents'), ('list.jsonl', '["text"]\n', 'after 0'),
+    ('field.jsonl', '{"text": "ok"}\n{"texts": "a"}\n', 'after 1 documents'), ('number.jsonl', '{"text": 3}\n', '3 is no text'),
+    ('latin.jsonl', b'{"text": "caf\xe9"}\n', 'utf-8'), ('latin.txt', b'\xe9', 'utf-8'),
+    ('columns.parquet', {'a': [1], 'texts': ['x']}, 'text'), ('numbers.parquet', {'text': [1, 2]}, '1 is no text'),
+    ('nulls.parquet', {'text': ['a', None]}, 'None is no text'), ('no.parquet', 'not so', 'after 0'),
+    ('damaged.parquet', damaged_parquet, 'cannot be read'), ('none.jsonl', '\n', 'no documents'),
+    ('none.txt', f' {END}\n{END}', 'no documents'), ('one.txt', 'a document ' * 30, 'no document begins'),
+    ('short.txt', 'a', 'last 0 of the 2'), ('wide.txt', ('a document ' * 30).encode('utf-16-le'), 'UTF-16')], ids=range(18))
+def test_bad_input(make, root, tmp_path, name, write, reason):
+    path = tmp_path / name
+    if isinstance(write, dict):
+        parquet.write_table(pyarrow.table(write), path)
+    elif callable(write):
+        write(path)
+    else:
+        path.write_bytes(write if isinstance(write, bytes) else write.encode())
+    printed = sentence(make, '--input', path)
+    assert reason in printed and (name in printed or re.search('no document begins|of the 2', printed))
     assert not (root / 'data' / 'made').exists()
 
 
-@pytest.mark.parametrize('words, reason', [
-    (['--documents=-1'], "--documents: '-1'"), (['--shard_tokens=0'], "--shard_tokens: '0'"), (['--name=a/b'], "'a/b'"),
-    (['--shard_tokens=30'], 'no document begins'), (['--input', 'A', 'C', 'A'], 'A and A are the same'),
-    (['--input', 'A', 'C', 'B'], 'A and B are the same')])
-def test_bad_arguments(make, tmp_path, words, reason):
-    """Also a file twice: the validation text, in the first shard, would be trained on."""
-    paths = {name: str(jsonl(tmp_path / f'{name}.jsonl', some(60, name == 'C'))) for name in 'ABC'}
-    words = ['--input', paths['A'], '--name=made', *(paths.get(word, word) for word in words)]
-    printed = sentence(openwebtext.main, words)
-    for name, path in paths.items():
-        printed = printed.replace(path, name)
-    assert reason in printed
-
-
-def test_parquet_without_pyarrow(make, tmp_path, monkeypatch):
+def test_bad_arguments_and_no_pyarrow(make, tmp_path, monkeypatch):
+    """A file may not be given twice: the validation text, in the first shard, would be trained on."""
+    a, b, c = (jsonl(tmp_path / f'{name}.jsonl', some(60, name == 'c')) for name in 'abc')
+    for words, reason in (([a, c, a], f'{a} and {a} are the same'), ([a, c, b], f'{a} and {b} are the same'),
+                          ([a, '--shard_tokens=30'], 'no document begins')):
+        assert reason in sentence(openwebtext.main, ['--input', *map(str, words)])
+    failing = SimpleNamespace(bpe=SimpleNamespace(encode_ordinary=lambda text: sys.exit('a panic of tiktoken')))
+    assert 'evil' in sentence(openwebtext.encode, failing, 'evil')
     path = parquets(tmp_path / 'a.parquet', some(50))
     monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
     assert 'pip install pyarrow' in sentence(make, '--input', path)
-    assert whole(make('--input', jsonl(tmp_path / 'a.jsonl', some(50)))) == plain(some(50))
+    assert whole(make('--input', a)) == plain(some(60))
 
-
-# the hub ----------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def hub(root, serve, monkeypatch):
     """The Hugging Face hub: .files by their path, .branch, .answer (replaces the list of files), .sent (replaces a file)."""
     def do_GET(request):
-        s = request.server
-        start = f'/datasets/Skylion007/openwebtext/resolve/{s.branch}/'
-        if request.path == f'/api/datasets/Skylion007/openwebtext/tree/{s.branch}?recursive=true':
-            listed = [{'type': 'directory', 'oid': 'f00', 'size': 0, 'path': 'plain_text'}, *(
-                {'type': 'file', 'oid': 'beef', 'size': len(raw), 'path': path, 'lfs': {
-                    'oid': hashlib.sha256(raw).hexdigest(), 'size': len(raw), 'pointerSize': 134}}
-                for path, raw in reversed(s.files.items())), {'type': 'file', 'oid': 'ab', 'size': 9, 'path': 'README.md'}]
-            body = s.answer or json.dumps(listed).encode()
-        elif request.path.startswith(start) and request.path[len(start):] in s.files:
-            body = s.sent or s.files[request.path[len(start):]]
-        elif '/tree/' in request.path and s.branch != 'main' and '/main' in request.path:
-            body = b'[{"type": "file", "oid": "ab", "size": 9, "path": "openwebtext.py"}]'
+        tree = f'/api/datasets/{REPOSITORY}/tree/'
+        path = request.path.removeprefix(f'/datasets/{REPOSITORY}/resolve/{s.branch}/')
+        if path == f'{tree}{s.branch}?recursive=true':
+            listed = [{'path': name, 'lfs': {'oid': hashlib.sha256(raw).hexdigest()}} for name, raw in s.files.items()]
+            send(request, s.answer or json.dumps([{'path': 'README.md'}, *listed[::-1]]).encode())
+        elif path == f'{tree}main?recursive=true':
+            send(request, b'[{"path": "openwebtext.py"}]')
         else:
-            request.send_error(404)
-            return
-        request.send_response(200)
-        request.send_header('Content-Length', str(len(body)))
-        request.end_headers()
-        request.wfile.write(body)
+            send(request, s.sent if s.sent and path in s.files else s.files.get(path))
     s = serve(do_GET)
     s.branch, s.answer, s.sent, s.files, s.documents = 'main', None, None, {}, [some(40, i) for i in range(3)]
     for i, documents in enumerate(s.documents):
@@ -333,31 +270,20 @@ def test_from_the_hub(make, hub, branch):
     assert sum('/resolve/' in path for path, _ in hub.log) == 3
 
 
-def test_from_the_hub_after_a_failed_download(make, hub, root, monkeypatch, capsys):
-    """The finished shards are kept, and the next run needs no list of files."""
-    name = 'plain_text/train-00002-of-00003.parquet'
-    content = hub.files.pop(name)
-    hub.answer = json.dumps([{'path': path} for path in (*hub.files, name)]).encode()
-    printed = sentence(make, '--documents=0', '--shard_tokens=700')
-    url, path = re.search(r'put (\S+) by hand at (\S+)$', printed).groups()
-    assert url == f'{hub.url}/datasets/Skylion007/openwebtext/resolve/main/{name}'
-    hub.answer = b'gone'
-    hub.log.clear()
-    files.Path(path).write_bytes(content)
-    assert whole(make('--documents=0', '--shard_tokens=700')) == plain([*chain(*hub.documents)]) and hub.log == []
-    assert 'resuming after' in capsys.readouterr().out
-
-
-def test_a_hub_that_sends_another_file(make, hub, root):
+def test_from_a_hub_that_fails(make, hub, root, capsys):
+    """Finished shards are kept, and the next run needs no list of files; another file, or no list, is refused."""
     hub.sent = b'PAR1 something else'
     assert 'train-00000-of-00003.parquet could not be downloaded' in sentence(make)
     assert not list((root / 'data' / 'downloads' / 'Skylion007--openwebtext').iterdir())
-
-
-def test_a_hub_without_a_list(make, hub, root):
-    for hub.answer in (b'<html>', b'{"error": "gone"}', b'["a"]', b'[]', b'[{"path": 3}]', None):
-        hub.branch = 'main' if hub.answer else 'nowhere'
-        assert re.search(rf'{hub.url}/datasets/Skylion007/openwebtext.*--input FILE', sentence(make))
-    assert not (root / 'data').exists()
-
-
+    for hub.answer in (b'<html>', b'{"error": "gone"}', b'["a"]', b'[]', b'[{"path": 3}]'):
+        assert re.search(rf'{hub.url}/datasets/{REPOSITORY}.*--input FILE', sentence(make))
+    name = 'plain_text/train-00002-of-00003.parquet'
+    hub.answer, hub.sent = json.dumps([{'path': path} for path in hub.files]).encode(), None
+    content = hub.files.pop(name)
+    url, path = re.search(r'put (\S+) by hand at (\S+)$', sentence(make, '--documents=0', '--shard_tokens=700')).groups()
+    assert url == f'{hub.url}/datasets/{REPOSITORY}/resolve/main/{name}'
+    hub.answer = b'gone'
+    hub.log.clear()
+    Path(path).write_bytes(content)
+    assert whole(make('--documents=0', '--shard_tokens=700')) == plain([*chain(*hub.documents)]) and hub.log == []
+    assert 'resuming after' in capsys.readouterr().out
