@@ -39,6 +39,11 @@ def handlers():
         signal.signal(number, handler)
 
 
+def pytest_make_parametrize_id(val):
+    """The content of a file in the name of a test is its length: names must be the same in all processes of pytest-xdist."""
+    return f'{len(val)} bytes' if isinstance(val, bytes) else None
+
+
 # data sets ----------------------------------------------------------------------------------------------------------------
 
 def write_data(name, text, source):
