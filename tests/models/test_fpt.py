@@ -22,7 +22,8 @@ from harness import ROOT, checkpoint, files, optim
 from harness import gguf as reader
 from harness.arch import build, load_arch
 from tests.models.test_gpt2 import point_to
-from tests.models.test_llama import theirs, write_gguf
+from tests.models.test_llama import SHAPE, write_gguf
+from tests.models.test_published import theirs
 
 NORMS = [f'{n}.{p}' for n in ('h.0.ln_1', 'h.0.ln_2', 'h.1.ln_1', 'h.1.ln_2', 'ln_f') for p in ('weight', 'bias')]
 NEW = ['input.weight', 'input.bias', 'output.weight', 'output.bias']
@@ -436,7 +437,7 @@ PLACES = {'embeddings.cls_token': (1, 1, 16), 'embeddings.position_embeddings': 
 def whole(tmp_path_factory):
     """make(suffix, architecture or weights) -> the content of a GGUF of a Llama, or of an ONNX file of no more than weights."""
     folder = tmp_path_factory.mktemp('whole')
-    weights = theirs(folder, vocab_size=300).state_dict()
+    weights = theirs('LlamaForCausalLM', folder, **SHAPE | {'vocab_size': 300}).state_dict()
 
     def make(suffix, kind):
         if suffix == 'gguf':
