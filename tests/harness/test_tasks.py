@@ -56,17 +56,17 @@ def test_metrics_and_chance(root):
         write_task('t', kind, {s: (x, np.array(y)) for s in SPLITS}, outputs, {'name': 't'}, 't.py', **more)
         return data.open_data('t')
     t = task('classify', [0, 1, 1], 2, labels=['cat', 'dog'])
-    found = t.total([t.score(torch.tensor([[2., 0.], [0., 1.], [3., 0.]]), None, torch.tensor([0, 1, 1]))])
-    assert found['accuracy'] == pytest.approx(2 / 3) and found['auc'] == pytest.approx(0.5)     # -2 against 1 and -3
+    found = t.total([t.score(torch.tensor([[2., 0.], [0., 1.], [1., 0.]]), None, torch.tensor([0, 1, 1]))])
+    assert found['accuracy'] == pytest.approx(2 / 3) and found['auc'] == 1         # -2 against 1 and -1
     assert t.chance() == {'accuracy': pytest.approx(2 / 3), 'auc': 0.5} and t.metric == 'accuracy'
-    assert 'accuracy 66.7% (always dog: 66.7%), ROC-AUC 0.500 (any constant: 0.500)' in t.format_metrics(found)
+    assert 'accuracy 66.7% (always dog: 66.7%), ROC-AUC 1.000 (any constant: 0.500)' in t.format_metrics(found)
     t = task('classify', [0, 2, 2], 4, numbers=True)
     found = t.total([t.score(torch.eye(4)[[0, 3, 1]], None, torch.tensor([0, 2, 2]))])
     assert found['error'] == pytest.approx(2 / 3) and t.chance()['error'] == pytest.approx(2 / 3) and t.metric == 'error'
     assert t.chance_answer('accuracy') == 'always 2' and t.chance_answer() == 'always 2'
     bits = torch.tensor([[0., 1.], [1., 1.], [0., 1.]])
     t = task('bits', bits.numpy().astype(np.uint8), 2)
-    found = t.total([t.score(torch.tensor([[-1., 1.], [-1., 1.], [1., 1.]]), None, bits)])
+    found = t.total([t.score(torch.tensor([[-1., 0.1], [-1., 0.1], [1., 0.1]]), None, bits)])
     assert found['accuracy'] == pytest.approx(4 / 6) and t.chance()['accuracy'] == pytest.approx(5 / 6)
     assert t.chance_answer() == 'the more frequent value of each bit'
     assert task('bits', bits.numpy().astype(np.uint8), 2, guess={'accuracy': 0.5}).chance() == {'accuracy': 0.5}

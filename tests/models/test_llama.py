@@ -108,21 +108,18 @@ def test_a_gguf_has_the_weights_that_gguf_dequantises(packed):
     assert same(ours, packed[1])
 
 
-def test_the_tokenizer_of_a_gguf(packed):
-    """Digits stay alone, a special token is one, and bytes of an incomplete character wait for the rest."""
+def test_the_tokenizer_of_a_gguf_and_a_sample(packed, capsys, tmp_path):
+    """Digits stay alone, a special token is one, and bytes of an incomplete character wait for the rest.  sample.py knows all
+    that it needs from the file, or from a folder with the same model."""
     tokenizer, pieces = Tokenizer(published_spec(str(packed[0]))), ['hello', '\u0120hello', '1', '2', '<|end|>']
     assert tokenizer.n_vocab == len(TOKENS)
     assert tokenizer.encode('hello hello12<|end|>') == [TOKENS.index(piece) for piece in pieces]
     text = "hell' \n é 日本<|end|> hello"
     assert ''.join(tokenizer.stream(tokenizer.encode(text))) == text
 
-
-def test_sample_without_arch(packed, capsys, tmp_path):
-    """From a GGUF, and from a folder with the same model: what it is and its tokenizer are in the files."""
     packed[1].save_pretrained(tmp_path)
     (tmp_path / 'tokenizer.json').write_text(reader.tokenizer_json(packed[0]))
-    tokenizer, model = Tokenizer(published_spec(str(packed[0]))), llama.Model.from_pretrained(str(packed[0])).eval()
-    start = tokenizer.encode('hello')
+    model, start = llama.Model.from_pretrained(str(packed[0])).eval(), tokenizer.encode('hello')
     ids = [int(i) for i in generate(model, torch.tensor([start]), 5, temperature=0)]
     for name in packed[0], tmp_path:
         sample.main(['--pretrained', str(name), '--start=hello', '--temperature=0', '--max_new_tokens=5', '--device=cpu'])

@@ -9,7 +9,6 @@ import re
 import struct
 import sys
 import tarfile
-import wave
 from collections import defaultdict
 from pathlib import Path
 
@@ -107,13 +106,13 @@ def test_cifar10_in_patches_and_in_gray(prepare, tmp_path):
     prepare('cifar10.py', f'--input={path}')
     prepare('cifar10_gray.py', f'--input={path}')
     (splits, meta), (gray, other) = task_of('cifar10'), task_of('cifar10_gray')
-    x, y = splits['test']
-    assert x.dtype == np.uint8 and x.shape == (20, 64, 48) and (y == classes).all() and (gray['test'][1] == classes).all()
-    for image, tokens, pixels in zip(images, x, gray['test'][0], strict=True):
+    (x, y), (pixels, z) = splits['test'], gray['test']
+    assert x.dtype == pixels.dtype == np.uint8 and x.shape == (20, 64, 48) and (y == classes).all() and (z == classes).all()
+    for image, tokens, lumas in zip(images, x, pixels, strict=True):
         assert [image[c, 4 * down + i, 4 * right + j] for down in range(8) for right in range(8)
                 for c in range(3) for i in range(4) for j in range(4)] == tokens.ravel().tolist()
         r, g, b = image.astype(int)
-        assert ((299 * r + 587 * g + 114 * b + 500) // 1000).ravel().tolist() == pixels.tolist()
+        assert ((299 * r + 587 * g + 114 * b + 500) // 1000).ravel().tolist() == lumas.tolist()
     assert (meta['kind'], meta['outputs'], meta['vocab_size'], other['vocab_size']) == ('classify', 10, 0, 256)
     assert meta['labels'] == ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
     assert meta['draw'] == {'as': 'image', 'height': 32, 'width': 32, 'channels': 3, 'patch': 4}
@@ -162,14 +161,8 @@ def tone(hertz, rate, seconds=1.0, amplitude=0.5):
 
 def wav(sound, rate=16000, kind='i2', streamed=False):
     """The content of a WAV file of sound between -1 and 1: (N,), or (N, channels).  kind: of its samples, and their bytes."""
-    f, width = io.BytesIO(), int(kind[1])
-    if kind[0] == 'f':
-        wavfile.write(f, rate, sound.astype(kind))
-    else:
-        numbers = (sound * (2 ** (8 * width - 1) - 1)).round() + 128 * (width == 1)
-        with wave.open(f, 'wb') as out:
-            out.setparams((sound.shape[1] if sound.ndim > 1 else 1, width, rate, 0, 'NONE', ''))
-            out.writeframes(numbers.astype('<i4').reshape(-1, 1).view(np.uint8)[:, :width].tobytes())
+    f, integers = io.BytesIO(), (sound * (2.0 ** (8 * int(kind[1]) - 1) - 1)).round() + 128 * (kind == 'u1')
+    wavfile.write(f, rate, (sound if kind[0] == 'f' else integers).astype(kind))
     raw, size = f.getvalue(), f.getvalue().index(b'data') + 4
     return raw[:4] + b'\xff' * 4 + raw[8:size] + b'\xff' * 4 + raw[size + 4:] if streamed else raw
 
@@ -184,7 +177,7 @@ def spectrum(sound):
 
 
 @pytest.mark.parametrize('rate', [8000, 16000, 44100, 22050, 11025, 6000])
-@pytest.mark.parametrize('kind', ['i1', 'i2', 'i3', 'i4', 'f4', 'f8'])
+@pytest.mark.parametrize('kind', ['u1', 'i2', 'i4', 'f4', 'f8'])
 def test_a_tone_keeps_its_frequency_and_its_loudness(rate, kind):
     """Also in the file of a program that writes into a pipe, or that is wrong by 8 about the length of the whole."""
     raw = wav(tone(1000, rate), rate, kind)
@@ -193,7 +186,7 @@ def test_a_tone_keeps_its_frequency_and_its_loudness(rate, kind):
         assert (found == speech_commands.second(other, 'a.wav')).all()
     heard, expected = spectrum(found), 32767 * tone(1000, 8000)
     assert heard.argmax() == 1000 and abs(heard[1000] - 0.5) < 0.005 and found.dtype == np.int16
-    assert np.abs(found - expected)[200:-200].max() < (300 if kind == 'i1' else 120)        # its ends ring
+    assert np.abs(found - expected)[200:-200].max() < (300 if kind == 'u1' else 120)        # its ends ring
 
 
 def test_aliases_channels_and_lengths():
@@ -218,7 +211,7 @@ VAL, TEST = speech_commands.LISTS
 def spoken():
     """{path in the archive: content}: for each word 3 training files, one for validation and one for testing."""
     rng, rates = np.random.default_rng(2), iter(5 * [8000, 16000, 44100])
-    content = {f'{word}/{name}': wav(rng.uniform(-0.5, 0.5, 4000 * (1 + i % 2)), next(rates), f'i{1 + i % 4}')
+    content = {f'{word}/{name}': wav(rng.uniform(-0.5, 0.5, 4000 * (1 + i % 2)), next(rates), ('u1', 'i2', 'i4')[i % 3])
                for word in WORDS for i, name in enumerate(NAMES)}
     return content | {VAL: ''.join(f'./{word}/{NAMES[3]}\n' for word in WORDS).encode(), 'README.md': b'read me',
                       TEST: ''.join(f'{word}\\{NAMES[4]}\r\n\r\n' for word in WORDS).encode(), 'bed/._a.wav': b'x',
