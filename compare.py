@@ -68,7 +68,11 @@ FINISHED = {'val_loss': 'number', 'tokens_per_second': 'number', 'flops': 'numbe
 def load_race(path, args, entrants):
     """(race as kept in race.json, new entrants).  Raises UserError if --out holds a race that this command does not resume."""
     first, out = entrants[0], path.parent
-    budget = args.budget or ('tokens', first.settings.train.max_iters * first.tokens_per_step)
+    iters, sizes = first.settings.train.max_iters, sorted({e.model.block_size for e in entrants})
+    budget = args.budget or (('steps', iters) if len(sizes) > 1 else ('tokens', iters * first.tokens_per_step))
+    if budget[0] == 'tokens' and len(sizes) > 1:
+        raise UserError(f'--tokens: these entrants read an image as {" or ".join(map(str, sizes))} tokens: set --steps, with '
+                        f'one batch_size for all, or --seconds')
     if not budget[1]:
         raise UserError(f'{first.name} has no max_iters, so there is no budget: set --seconds, --tokens, --flops or --steps')
 

@@ -36,7 +36,7 @@ import torch
 
 import model as gpt
 from harness import BIDIRECTIONAL, Arguments, UserError, checkpoint, command, data, device
-from harness.arch import load_arch
+from harness.arch import ANSWERS, load_arch
 from harness.files import atomic
 from harness.pairs import encode_source
 from piecewise import PiecewisePolynomial
@@ -66,7 +66,8 @@ def text_views(model, tokenizer, ids, text=None):
     x, labels = window_of(model, tokenizer, ids)
 
     def influence():
-        windows = x if text is None else text.batch('val', text.val_indices(9, T)[1:], model)[0]   # the first has no memory
+        starts = () if text is None else text.val_indices(9, T)[1:]         # the first window has no memory
+        windows = x if text is None else text.windows('val', starts, T, model.memory)[0]
         matrix = behaviour.influence(model, behaviour.span(model, windows).to(where))
         yield 'influence', behaviour.draw_influence(matrix, bidirectional=bidirectional)
 
@@ -155,7 +156,7 @@ def main(argv):
     model, content = checkpoint.load_model(path)
     model.to(device.pick_device(args.device, 0, 1))
     arch, folder = load_arch(content['arch']), path.resolve().parent
-    if model.modality == 'task' and args.prompt is not None:
+    if model.modality in ANSWERS and args.prompt is not None:
         raise UserError(f'--prompt: {args.run} was trained on a task, and its pictures show validation examples')
     dataset = data.data_of(content)
     if dataset is None and args.prompt is None:
@@ -163,7 +164,7 @@ def main(argv):
                         'prepare it' + ', or choose a text by --prompt "..."' * ('tokenizer' in content['data']))
     import matplotlib
     matplotlib.use('Agg')       # before pyplot is imported, which takes a second that --help and errors need not wait for
-    if model.modality == 'task':
+    if model.modality in ANSWERS:
         from views import tasks
         views, own = tasks.views(model, dataset), lambda: ()
     elif model.modality == 'pairs':
@@ -183,7 +184,7 @@ def main(argv):
     if content['data']['fingerprint'].endswith('-leaking'):
         print('warning: this run was trained with leaking_split, so the validation text was trained on', flush=True)
     save(choose(views, own, only), Path(args.out or folder / 'look'), f'{folder.name}, step {content["step"]:,}')
-    if model.modality not in ('task', 'pairs') and 'context' not in views and only is None:
+    if model.modality in ('text', 'masked text') and 'context' not in views and only is None:
         print(f'context.png was left out: {BIDIRECTIONAL}' if model.bidirectional else
               f'context.png was left out: data/{content["loop"]["dataset"]} is missing or is not the data of this run')
 

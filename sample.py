@@ -30,7 +30,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub, optim, require_memory
-from harness.arch import architectures, complete, load_arch
+from harness.arch import ANSWERS, architectures, complete, load_arch
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
 from harness.pairs import encode_source
@@ -116,7 +116,7 @@ def load_pretrained(name, arch):
     Model = load_arch(arch).Model
     if not Model.from_pretrained:
         raise UserError(f'--arch={arch}: {arch}.py loads no published weights')
-    if Model.modality == 'task':
+    if Model.modality in ANSWERS:
         raise UserError(f'--arch={arch}: {arch}.py answers a task, and writes no text')
     try:
         model = complete(Model.from_pretrained(name)).eval()
@@ -130,7 +130,7 @@ def load_runs(names):
     models, contents = zip(*map(checkpoint.load_model, names), strict=True)
     specs = [c['data'].get('tokenizer') for c in contents]
     for name, spec, model in zip(names, specs, models, strict=True):
-        if model.modality == 'task':
+        if model.modality in ANSWERS:
             raise UserError(f'{name} answers a task, and writes no text: python look.py {name} shows its answers')
         if spec != specs[0]:
             raise UserError(f'{name} and {names[0]} have different tokenizers: choose runs that were trained on one data set')

@@ -40,6 +40,7 @@ from harness import (
 )
 from harness.data import open_data
 from harness.files import atomic
+from harness.images import AUGMENT
 from harness.log import Heartbeat, Log
 
 
@@ -56,6 +57,8 @@ class TrainConfig:
     overwrite: bool = False                 # replace the run in out_dir
     dry_run: bool = False                   # print parameters, optimizer groups and memory, and exit
     eval_only: bool = False                 # print the validation loss, and exit
+    patch: int = 4                          # images, of a model that reads tokens: the side of the patches they are cut into
+    augment: str = 'none'                   # images, in training: none, flip, crop (shifted by up to an eighth), or flip+crop
     memory_dropout: float = 0.1             # fraction of steps in which a model with a memory trains without it
     # the budget: the first limit that is reached ends the run
     max_iters: int = 2000                   # steps (0: no limit)
@@ -100,6 +103,7 @@ class TrainConfig:
             *((name, getattr(self, name) >= least, f'at least {least}') for name, least in at_least.items()),
             ('schedule', self.schedule in optim.SCHEDULES, f'one of {", ".join(optim.SCHEDULES)}'),
             ('optimizer', self.optimizer in optim.STATES, f'one of {", ".join(optim.STATES)}'),
+            ('augment', self.augment in AUGMENT, f'one of {", ".join(AUGMENT)}'),
             ('warmup_iters', warmup == 'auto' or (isinstance(warmup, int) and warmup >= 0), "'auto' or a number of steps"),
             ('beta1', 0 <= self.beta1 < 1, 'at least 0 and below 1'),
             ('beta2', 0 <= self.beta2 < 1, 'at least 0 and below 1'),
@@ -414,7 +418,7 @@ def train(settings, machine, folder, argv):
         runs.prepare(settings)
     # the other ranks wait for the data, and resume if the main one does
     cfg.resume = any(machine.all_reduce([cfg.resume and machine.is_main]))
-    data = open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality)
+    data = open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality, patch=cfg.patch)
     torch.manual_seed(cfg.seed)
     model, content = runs.resumed(settings, data, folder.out_dir) if cfg.resume else (runs.new_model(settings, data), {})
     indices = data.val_indices(cfg.eval_windows, model.config.block_size)

@@ -40,6 +40,8 @@ import torch.nn as nn
 
 from harness import ROOT, UserError, describe_exception, require_memory
 
+ANSWERS = ('task', 'images')        # the modalities of models that answer with a class, bits or a number
+
 
 class ModelContract:
     """The optional attributes and methods of a Model, with their defaults.
@@ -53,7 +55,9 @@ class ModelContract:
 
     modality: str | None = None
     """The kind of data it is trained on, see DataContract.modality.  None: 'task' if predicts is 'task', else 'text'.
-    'masked text': y is the token that belongs at each position, -1 where x has not been masked."""
+    'masked text': y is the token that belongs at each position, -1 where x has not been masked.
+    'images': x is (B, channels, H, W) float and y a class (B,).  A model of 'task' reads the same images as patches (B, T, D)
+    of the side that train.py's setting `patch` says.  MODALITIES of harness/images.py are those that read images."""
 
     memory: int = 0
     """Number of tokens before the window that x may start with: x is then (B, memory + T), with -1 before the start of the
@@ -104,11 +108,11 @@ class ModelContract:
 
 
 class DataContract(Protocol):
-    """The attributes and methods of a data set.  harness/data.py implements text, harness/tasks.py tasks."""
+    """The attributes and methods of a data set.  Text is in harness/data.py, tasks, pairs and images are in a file each."""
 
     modality: str           # the models that can be trained on it: ModelContract.modality
     noun: str               # the kind of data, for messages: 'text', 'task'
-    unit: str               # the elements of a batch: 'windows', 'examples'
+    unit: str               # the elements of a batch: 'windows' of a text, whose size the model chooses, 'examples', 'images'
     columns: tuple          # its columns of metrics.csv, beside the losses
     meta: dict              # meta.json
     fingerprint: str        # a hash of the content: runs on data with different fingerprints are never compared

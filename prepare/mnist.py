@@ -35,14 +35,19 @@ SIDE = 28
 HELD = 12       # one in 12 training images is for validation: 5,000 of 60,000
 
 
-def read(path, dims):
-    """The array of bytes with `dims` dimensions in a gzipped IDX file.  Raises UserError if there is none."""
+def unzip(path):
+    """The content of a gzipped file.  Raises UserError."""
     try:
         with gzip.open(path) as f:
-            raw = f.read()
+            return f.read()
     except (OSError, EOFError, zlib.error) as e:
         reason = getattr(e, 'strerror', None) or e
         raise UserError(f'{path} cannot be read ({reason}): put the complete {path.name} there') from None
+
+
+def read(path, dims, raw):
+    """The array of bytes with `dims` dimensions in an IDX file, of which raw is the content.  Raises UserError if there is
+    none."""
     # Two zeros, 8 for bytes, the number of dimensions; their lengths, big-endian; the array
     start = 4 + 4 * dims
     valid = raw[:4] == bytes([0, 0, 8, dims]) and len(raw) >= start
@@ -53,9 +58,9 @@ def read(path, dims):
     return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
 
 
-def read_pair(images, labels):
-    """(images (N, 28, 28), labels (N,)) of two files."""
-    x, y = read(images, 3), read(labels, 1)
+def read_pair(images, labels, raws):
+    """(images (N, 28, 28), labels (N,)) of two files and their contents."""
+    x, y = read(images, 3, raws[0]), read(labels, 1, raws[1])
     if x.shape != (len(y), SIDE, SIDE):
         raise UserError(f'{images} contains {len(x):,} images of {x.shape[1]} x {x.shape[2]}, and {labels.name} {len(y):,} '
                         f'labels: use files with the same number, of {SIDE} x {SIDE}')
@@ -89,11 +94,16 @@ def load(folder=None, seed=0):
         order = rng.permutation(len(x))
         return split_examples(x[order], y[order], len(x) // 10), {'name': f'MNIST, {len(x):,} images ({PACKAGE})',
                                                                   'sha256': PACKAGE_SHA256}
-    (x, y), test = read_pair(*paths[:2]), read_pair(*paths[2:])
-    train, val = np.split(rng.permutation(len(x)), [len(x) - len(x) // HELD])
     md5 = {path.name: files.digest(path, 'md5') for path in paths}
-    return ({'train': (x[train], y[train]), 'val': (x[val], y[val]), 'test': test},
+    return (divide(paths, [unzip(path) for path in paths], rng),
             {'name': 'MNIST' if md5 == FILES else Path(folder).resolve().name, 'md5': md5})
+
+
+def divide(paths, raws, rng):
+    """{split: (images, labels)} of the four files and their contents; one in HELD training images is for validation."""
+    (x, y), test = (read_pair(*paths[i:i + 2], raws[i:i + 2]) for i in (0, 2))
+    train, val = np.split(rng.permutation(len(x)), [len(x) - len(x) // HELD])
+    return {'train': (x[train], y[train]), 'val': (x[val], y[val]), 'test': test}
 
 
 def patches(images, size):

@@ -23,8 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command, files
-from prepare.cifar10 import members
-from prepare.common import Parser, fetch, walk, write_task
+from prepare.common import Parser, fetch, members, walk, write_task
 
 URL = 'http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
 SHA256 = 'af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58'

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from harness import BIDIRECTIONAL, UserError, config, data, runs
+from harness.arch import ANSWERS
 from train import TrainConfig, Trainer, evaluate, split_batch
 
 OURS = ('out_dir', 'resume', 'overwrite', 'dry_run', 'eval_only')       # settings of train.py that a race decides
@@ -95,7 +96,7 @@ def read(words, common=()):
     words, settings, name = load(words, common)
     cfg = settings.train
     runs.prepare(settings)
-    source = data.open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality)
+    source = data.open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality, patch=cfg.patch)
     torch.manual_seed(cfg.seed)         # a model may keep a seed for its random parts
     with torch.device('meta') if cfg.init_from == 'scratch' else contextlib.nullcontext():
         model = runs.new_model(settings, source)
@@ -125,7 +126,7 @@ def check_data(loaded):
     Data sets that exist are compared first, before a missing one is prepared, and all of them before any trunk is trained."""
     _, first, first_name = loaded[0]
     for _, settings, name in loaded[1:]:
-        ours, theirs = settings.arch.Model.modality, first.arch.Model.modality
+        ours, theirs = ('task' if m in ANSWERS else m for m in (s.arch.Model.modality for s in (settings, first)))
         if ours != theirs:
             raise UserError(f'{name} is trained on a {ours} and {first_name} on a {theirs}, so they cannot be compared: choose '
                             f'configs for one kind of data')
@@ -135,7 +136,7 @@ def check_data(loaded):
     opened = None
     for _, settings, name in sorted(loaded, key=missing):
         cfg = settings.train
-        source = data.open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality)
+        source = data.open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality, patch=cfg.patch)
         if settings.arch.Model.modality != source.modality:
             raise UserError(f'{name} is trained on a {settings.arch.Model.modality}, but data/{cfg.dataset} is a '
                             f'{source.modality}: '
@@ -169,7 +170,7 @@ def enter(configs, settings, match=False):
         if e.bidirectional != first.bidirectional:
             name = e.name if e.bidirectional else first.name
             raise UserError(f'{name}: {BIDIRECTIONAL}: choose configs that all see both sides, or none')
-        if e.model.block_size != first.model.block_size:
+        if e.data.unit == 'windows' and e.model.block_size != first.model.block_size:
             raise UserError(f'{e.name} reads windows of {e.model.block_size} tokens and {first.name} of '
                             f'{first.model.block_size}, so they are judged on different validation windows: --set '
                             f'block_size={first.model.block_size}')

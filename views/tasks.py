@@ -72,7 +72,7 @@ def views(model, task):
     found = {'trained': lambda: [('trained', draw_trained(model))], by_kind.__name__: by_kind, 'wrong': wrong}
     if any(isinstance(m, gpt.SelfAttention) for m in model.modules()):
         found['attention'] = lambda: attention(model, first())
-        if task.meta.get('draw', {}).get('as') == 'image':
+        if task.draw.get('as') == 'image':
             found['gaze'] = lambda: [('gaze', draw_gaze(model, first(), task, indices[0]))]
     return found
 
@@ -155,7 +155,9 @@ def draw_numbers(answers, y, title):
 # examples -------------------------------------------------------------------------------------------------------------------
 
 def unpatched(x, draw):
-    """(T, D) patches in reading order, each (channel, row, column), as an image (H, W, channels)."""
+    """(T, D) patches in reading order, each (channel, row, column), as an image (H, W, channels), as which x may come."""
+    if x.ndim == 3:
+        return x
     P, C = draw['patch'], draw['channels']
     rows, columns = draw['height'] // P, draw['width'] // P
     x = x.reshape(rows, columns, C, P, P).transpose(0, 3, 1, 4, 2)                  # (rows, P, columns, P, C)
@@ -201,7 +203,7 @@ def draw_wrong(task, indices, logits, y, losses):
     for ax in axes.flat[len(indices):]:
         ax.set_axis_off()
     for ax, i, answer, truth, loss in zip(axes.flat, indices, logits, y, losses, strict=False):
-        draw_example(ax, task.splits['val'][0][i], task.meta.get('draw', {}))
+        draw_example(ax, task.splits['val'][0][i], task.draw)
         if task.kind == 'classify':
             names, p = class_names(task), answer.softmax(-1)
             text = f'expected {names[truth]}, answered {names[answer.argmax()]} ({p.max():.0%})'
@@ -239,7 +241,7 @@ def draw_answer_bits(ax, expected, given):
 @torch.no_grad()
 def draw_gaze(model, x, task, i):
     """The attention of the position that gives the answer to each patch, a panel for each layer, all on one scale."""
-    draw, maps = task.meta['draw'], attention_maps(model, x)
+    draw, maps = task.draw, attention_maps(model, x)
     image = unpatched(np.asarray(task.splits['val'][0][i]), draw)
     at = 0 if getattr(model, 'cls', None) is not None else -1
     rows, columns = draw['height'] // draw['patch'], draw['width'] // draw['patch']

@@ -219,7 +219,7 @@ def test_pictures_of_answers():
     assert pixels(figure.axes[0]).tolist() == [[0.5, 0.5], [0, 0]]
     model, x = perturb(complete(vit.Model(replace(vit.Config.tiny(), block_size=6, features=16)))).eval(), torch.rand(1, 6, 16)
     draw = {'as': 'image', 'height': 8, 'width': 12, 'channels': 1, 'patch': 4}
-    task = SimpleNamespace(meta={'draw': draw}, splits={'val': (x.numpy(), None)})
+    task = SimpleNamespace(draw=draw, splits={'val': (x.numpy(), None)})
     _, *panels, _ = task_views.draw_gaze(model, x, task, 0).axes
     for ax, maps in zip(panels, attention.attention_maps(model, x), strict=True):
         assert np.allclose(ax.images[1].get_array().ravel(), maps.mean(0)[0, 1:])

@@ -1,0 +1,144 @@
+"""
+Your own pictures, with captions or in classes: data/<name>.
+
+    python prepare/pictures.py NAME FOLDER [--size=64]                  # each FILE.png has its caption in FILE.txt
+    python prepare/pictures.py NAME FOLDER --table=FILE.tsv             # or in a line of a table: file, tab, caption
+    python prepare/pictures.py NAME FOLDER --classes                    # or each folder in FOLDER is a class
+
+A random tenth of the pictures is for validation and a tenth for testing. All pictures have one size: without --size, they must
+have it already; with it they are scaled, and their middle is cut out. Transparent parts become white, and 16 bits become 8.
+Captions are encoded by a BPE that is trained on those of the training split.
+"""
+
+import hashlib
+import io
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from harness import UserError, command
+from prepare.common import Parser, natural, positive, read_text, walk, write_images
+
+FORMATS = '.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'
+
+
+def pillow():
+    """PIL.Image, imported where an image is read: most data sets need none."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UserError('reading images needs the package pillow: pip install pillow') from None
+    return Image
+
+
+def read_image(source, size=None, where='an image of the archive'):
+    """The RGB pixels (H, W, 3) uint8 of an image file, a path or its bytes.  Transparent parts become white.  size: (W, H), to
+    which it is scaled, its middle cut out to that shape.  Raises UserError."""
+    Image, where = pillow(), where if isinstance(source, bytes) else source
+    try:
+        with warnings.catch_warnings(action='ignore'), Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            if image.mode.startswith('I'):      # 16 bits, which convert() would clip to 255
+                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            image = image.convert('RGBA')
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+            if size and image.size != tuple(size):
+                scale = max(size[0] / image.width, size[1] / image.height)
+                whole = [max(least, round(side * scale)) for least, side in zip(size, image.size, strict=True)]
+                left, top = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
+                image = image.resize(whole, Image.Resampling.LANCZOS).crop((left, top, left + size[0], top + size[1]))
+            return np.array(image)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+        raise UserError(f'{where} is no image that can be read, or is truncated ({" ".join(str(e).split())[:80]}): replace it, '
+                        f'or take it out') from None
+
+
+def read_images(sources, size=None):
+    """(N, H, W, 3) uint8 of [(name, path or bytes)].  Raises UserError, with two names, for several sizes."""
+    images = [read_image(source, size, name) for name, source in sources]
+    for image, (name, _) in zip(images, sources, strict=True):
+        if image.shape != images[0].shape:
+            (h, w, _), (H, W, _) = image.shape, images[0].shape
+            raise UserError(f'{name} has {w} x {h} pixels and {sources[0][0]} {W} x {H}: bring all to one size by --size')
+    return np.stack(images)
+
+
+def caption_tokenizer(name, captions, merges=1024):
+    """The specification of a BPE that is trained on the captions of the training split."""
+    from prepare.bpe import END, spec, train
+    return spec(name, train(END.join(captions), merges))
+
+
+def split_at_random(count, seed):
+    """{split: indices}: a random tenth for validation, a tenth for testing.  Raises UserError if there are too few."""
+    if count < 10:
+        raise UserError(f'there are {count} pictures: at least 10 are needed')
+    order, held = np.random.default_rng(seed).permutation(count), count // 10
+    return {'test': order[:held], 'val': order[held:2 * held], 'train': order[2 * held:]}
+
+
+def captions_of(paths, folder, table, longest):
+    """The caption of each picture, of the .txt beside it or of a table {file: caption}.  Raises UserError."""
+    if table:
+        rows = {}
+        for number, line in enumerate(read_text(table).split('\n'), 1):
+            if line.strip():
+                file, tab, caption = line.partition('\t')
+                if not tab or '\t' in caption:
+                    raise UserError(f'{table}, line {number} has {1 + line.count(chr(9))} columns: expected a file and its '
+                                    f'caption with one tab between them')
+                rows[file.strip()] = caption
+        if unknown := rows.keys() - {str(path.relative_to(folder)) for path in paths}:
+            raise UserError(f'{table} names {min(unknown)}, but there is no such picture in {folder}: correct the line')
+    found = []
+    for path in paths:
+        where = table or path.with_suffix('.txt')
+        text = rows.get(str(path.relative_to(folder))) if table else read_text(where) if where.exists() else None
+        if text is None:
+            raise UserError(f'{path} has no caption in {where}: write one, or remove the picture')
+        text = ' '.join(text.split())
+        if not 0 < len(text) <= longest:
+            raise UserError(f'the caption of {path} in {where} has {len(text)} characters: it must have 1 to '
+                            f'--longest={longest}')
+        found.append(text)
+    return found
+
+
+def main(argv):
+    parser = Parser(__doc__)
+    parser.add_argument('name', help='the data set becomes data/<name>')
+    parser.add_argument('folder', metavar='FOLDER', help='of the pictures; its folders are searched, too')
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument('--classes', action='store_true', help='the folder of a picture is its class; there are no captions')
+    how.add_argument('--table', metavar='FILE', help='a file of FOLDER, a tab and its caption in each line, in UTF-8')
+    parser.add_argument('--size', type=positive, help='scale all pictures to SIZE x SIZE pixels')
+    parser.add_argument('--longest', type=positive, default=200, help='characters of a caption, at most')
+    parser.add_argument('--seed', type=natural, default=0, help='random seed of the split')
+    args = parser.parse_args(argv)
+    paths = [path for path in walk(args.folder) if path.suffix.lower() in FORMATS]
+    if not paths:
+        raise UserError(f'{args.folder} contains no pictures ({", ".join(FORMATS)}): name the folder that they are in')
+    parts, labels, content = split_at_random(len(paths), args.seed), None, {}
+    if args.classes:
+        names = [path.relative_to(args.folder).parts[0] for path in paths]
+        if loose := [path for path in paths if path.parent == Path(args.folder)]:
+            raise UserError(f'{loose[0]} is in no folder of {args.folder}, so it has no class: move it into one')
+        labels = sorted(set(names))
+        content['y'] = np.array([labels.index(name) for name in names])
+    else:
+        content['captions'] = np.array(captions_of(paths, args.folder, args.table, args.longest), dtype=object)
+    content['x'] = read_images([(path, path) for path in paths], args.size and (args.size, args.size))
+    splits = {split: {key: value[part] for key, value in content.items()} for split, part in parts.items()}
+    source = {'name': f'{Path(args.folder).resolve().name}, {len(paths):,} pictures, seed {args.seed}',
+              'sha256': hashlib.sha256(content['x'].data).hexdigest()}
+    tokenizer = None if args.classes else caption_tokenizer(args.name, splits['train']['captions'])
+    write_images(args.name, splits, source, Path(__file__).name, labels, tokenizer)
+
+
+if __name__ == '__main__':
+    command(main)

@@ -1,0 +1,39 @@
+"""
+Stamps of the drawing program Tux Paint, photographs and drawings with a sentence each: data/stamps.
+
+    python prepare/stamps.py [--size=32] [--seed=0] [--name=NAME]
+
+"A great blue heron." Pictures of many sizes become --size x --size: scaled, their middle cut out, on white; the same sentence
+may belong to several. A random tenth is for validation and a tenth for testing. They come from Debian's package
+tuxpaint-stamps-default (GPL-2), which apt-get downloads where it is installed.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from harness import UserError, command
+from prepare.common import fetch_package, members
+from prepare.emoji import parser, write
+
+PACKAGE, SHA256 = 'tuxpaint-stamps-default', '6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34'
+ARCHIVE = 'tuxpaint-stamps-default_2022.06.04-1_all.deb'
+
+
+def main(argv):
+    args = parser(__doc__, __file__).parse_args(argv)
+    path = fetch_package('Tux Paint', f'the file {ARCHIVE} of Debian', ARCHIVE, PACKAGE, SHA256, 'apt-get', None)
+    found = {str(file): raw for file, raw in members(path, lambda file: file.suffix in ('.png', '.txt'))}
+    # the first line of the text beside a picture is English, the others are translations
+    texts = {name[:-4]: raw.decode(errors='replace').split('\n')[0].strip() for name, raw in found.items()
+             if name.endswith('.txt')}
+    names = sorted(name for name in found if name.endswith('.png') and texts.get(name[:-4]))
+    if not names:
+        raise UserError(f'{path} contains no pictures with a text: replace it with {ARCHIVE}')
+    write(args, __file__, [texts[name[:-4]] for name in names], [(name, found[name]) for name in names],
+          {'name': f'Tux Paint stamps ({PACKAGE})', 'sha256': SHA256})
+
+
+if __name__ == '__main__':
+    command(main)

@@ -1,0 +1,118 @@
+"""harness/images.py: what is written and read, augmentation, and runs of models that read images in different ways."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import sentence
+
+import compare
+import look
+import train
+from harness import SPLITS, checkpoint, data, images
+from prepare.common import char_tokenizer, write_images
+
+SOURCE = {'name': 'squares'}
+
+
+def squares(counts=(60, 20, 20), shape=(16, 16, 3)):
+    """Images that can be learned: a bright square in one of four corners, which is the class and the caption."""
+    rng, splits = np.random.default_rng(0), {}
+    for split, n in zip(SPLITS, counts, strict=True):
+        x, y = rng.integers(0, 60, (n, *shape), dtype=np.uint8), rng.integers(4, size=n)
+        for image, corner in zip(x, y, strict=True):
+            down, right = (corner // 2) * 8, (corner % 2) * 8
+            image[down:down + 8, right:right + 8] += 150
+        splits[split] = {'x': x, 'y': y, 'captions': [f'corner {k}' for k in y]}
+    return splits
+
+
+LABELS = [*'0123']
+
+
+@pytest.fixture
+def folder(root):
+    write_images('squares', squares(), SOURCE, 'squares.py', LABELS, char_tokenizer('corner 0123'), parts={'first': (0, 5)})
+    return root / 'data' / 'squares'
+
+
+def test_images_and_patches(folder):
+    """Both standardised by channel with the moments of the training split; patches against the definition."""
+    x, splits = squares()['val']['x'], squares()
+    whole, cut = (data.open_data('squares', modality=m, patch=4) for m in ('images', 'task'))
+    mean, std = (f(splits['train']['x'].astype(float), axis=(0, 1, 2)) for f in (np.mean, np.std))
+    found, y = whole.examples('val', [3, 0])
+    np.testing.assert_allclose(found.permute(0, 2, 3, 1), (x[[3, 0]] - mean) / std, rtol=1e-5, atol=1e-6)
+    assert y.tolist() == splits['val']['y'][[3, 0]].tolist()
+    patches, _ = cut.examples('val', [3, 0])
+    expected = [found[:, :, i:i + 4, j:j + 4].flatten(1) for i in range(0, 16, 4) for j in range(0, 16, 4)]
+    assert torch.equal(patches, torch.stack(expected, 1))
+    assert whole.model_settings() == {'channels': 3, 'height': 16, 'width': 16, 'outputs': 4, 'kind': 'classify'}
+    assert cut.model_settings() == {'block_size': 16, 'vocab_size': 0, 'features': 48, 'outputs': 4, 'kind': 'classify'}
+    assert whole.fingerprint == cut.fingerprint and whole.parts['first'].tolist() == [0, 1, 2, 3, 4]
+    assert [whole.text(row) for row in whole.captions['val']] == splits['val']['captions']
+
+
+def test_augmentation():
+    """Shifted and mirrored copies, the same for the same key; on average half are mirrored and all shifts occur."""
+    x = np.random.default_rng(0).integers(1, 256, (300, 16, 16, 1), dtype=np.uint8)
+    keys = [(1, 2, i) for i in range(300)]
+    flipped, cropped, both = (images.augment(x, how, keys) for how in ('flip', 'crop', 'flip+crop'))
+    assert np.array_equal(both, images.augment(x, 'flip+crop', keys)) and not np.array_equal(
+        both, images.augment(x, 'flip+crop', [(1, 3, i) for i in range(300)]))
+    mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, x, strict=True)]
+    assert 0.4 < np.mean(mirrored) < 0.6
+    assert all(m or np.array_equal(a, b) for m, a, b in zip(mirrored, flipped, x, strict=True))
+    shifts = set()
+    for a, b, whole, m in zip(cropped, both, x, mirrored, strict=True):
+        padded = np.pad(whole, ((2, 2), (2, 2), (0, 0)))
+        at = [(i, j) for i in range(5) for j in range(5) if np.array_equal(a, padded[i:i + 16, j:j + 16])]
+        assert len(at) == 1 and np.array_equal(b, np.pad(whole[:, ::-1] if m else whole, ((2, 2), (2, 2), (0, 0)))[
+            at[0][0]:at[0][0] + 16, at[0][1]:at[0][1] + 16])
+        shifts.add(at[0])
+    assert len(shifts) == 25
+
+
+QUICK = ['--dataset=squares', '--batch_size=8', '--eval_interval=5', '--warmup_iters=2', '--device=cpu', '--augment=flip+crop',
+         '--schedule=constant']
+
+
+@pytest.mark.parametrize('words', [['--arch=convnet', '--n_embd=4'], ['--arch=convnet', '--network=tutorial'],
+                                   ['--arch=vit', '--patch=8', '--n_layer=1', '--n_head=2', '--n_embd=16']], ids=str)
+def test_a_run(folder, tmp_path, capsys, words):
+    """Training, also with ranks' micro-steps; resuming to the same weights, running statistics too; test split; pictures."""
+    train.main([*words, *QUICK, f'--out_dir={tmp_path}/one', '--max_iters=10'])
+    assert {'accuracy', 'test_loss'} <= json.loads((tmp_path / 'one' / 'test.json').read_text()).keys()
+    for more in (['--max_iters=5'], ['--max_iters=10', '--resume']):
+        train.main([*words, *QUICK, f'--out_dir={tmp_path}/two', *more])
+    one, two = (checkpoint.load(tmp_path / name / 'ckpt.pt')['model'] for name in ('one', 'two'))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    look.main([str(tmp_path / 'one')])
+    drawn = {path.stem for path in (tmp_path / 'one' / 'look').iterdir()}
+    assert {'trained', 'confusion', 'wrong'} <= drawn and ('gaze' in drawn) == ('--arch=vit' in words)
+    capsys.readouterr()
+
+
+def test_what_does_not_fit_is_refused(folder, dataset, tmp_path, monkeypatch):
+    go = [*QUICK, '--dry_run', f'--out_dir={tmp_path}/x']
+    assert 'patch=5 does not divide' in sentence(train.main, ['--arch=vit', '--patch=5', *go])
+    assert 'height=8 does not fit' in sentence(train.main, ['--arch=convnet', '--height=8', *go])
+    assert 'augment' in sentence(train.main, ['--arch=convnet', *go[:-3], '--augment=turn', '--dry_run'])
+    write_images('named', squares(), SOURCE, 'x.py', tokenizer=char_tokenizer('corner 0123'))
+    assert 'without classes' in sentence(train.main, ['--arch=convnet', *go, '--dataset=named'])
+    for name, change in (('val_x', lambda a: a[:, :8]), ('val_x', lambda a: a.astype(int)), ('train_y', lambda a: a + 1),
+                         ('test_captions', lambda a: a + 9), ('test_y', lambda a: a[:-1])):
+        path = folder / f'{name}.npy'
+        whole = np.load(path)
+        np.save(path, change(whole))
+        assert name[:5] in sentence(data.open_data, 'squares')
+        np.save(path, whole)
+
+
+def test_a_race_of_networks_that_read_images_differently(folder, tmp_path):
+    """In steps, of as many images; a race in tokens is refused, because a patch is one for ViT and an image for a ResNet."""
+    (tmp_path / 'a.py').write_text("arch, n_embd = 'convnet', 4\n")
+    (tmp_path / 'b.py').write_text("arch, patch, n_layer, n_head, n_embd = 'vit', 8, 1, 2, 16\n")
+    both = [str(tmp_path / 'a.py'), str(tmp_path / 'b.py'), '--out', str(tmp_path / 'race'), '--set', 'dataset=squares']
+    assert '--steps' in sentence(compare.main, [*both, '--tokens=1e5'])
