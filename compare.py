@@ -160,11 +160,12 @@ def judge(e, seed, folder, flops_per_step, windows, machine, with_sample=True):
     if model.bidirectional:         # its loss is not that of a text, and it writes none
         return result
     tokenizer, tokens = e.data.tokenizer, e.data.tokens['val'][:1 << 20].tolist()
-    result['bits_per_character'] = result['val_loss_full'] / math.log(2) * len(tokens) / len(tokenizer.decode(tokens))
+    if 'val_loss_full' in result:       # not of pictures
+        result['bits_per_character'] = result['val_loss_full'] / math.log(2) * len(tokens) / len(tokenizer.decode(tokens))
     if with_sample:
         model.eval()
-        ids = generate(model, torch.tensor([tokenizer.begin()]), 400, temperature=0.8, top_k=50, n_vocab=tokenizer.n_vocab,
-                       generator=torch.Generator().manual_seed(seed))
+        ids = generate(model, torch.tensor([tokenizer.begin()]), tokenizer.length or 400, temperature=0.8, top_k=50,
+                       n_vocab=tokenizer.n_vocab, generator=torch.Generator().manual_seed(seed))
         result['sample'] = tokenizer.decode([int(i[0]) for i in ids])
     return result
 
@@ -198,7 +199,7 @@ def describe_result(result):
     if reason := result.get('failed') or result.get('diverged'):
         return reason
     names = TASK_METRICS if 'test_loss' in result else {'val_loss_full': 'full window'} if 'val_loss_full' in result else \
-        {'accuracy': 'accuracy'}
+        {'bits_per_dimension': 'bits per dimension', 'accuracy': 'accuracy'}
     metrics = [f'{name} {format(result[k], METRICS[k][1])}' for k, name in names.items() if k in result]
     return f'val {result["val_loss"]:.4f} ({", ".join(metrics)}), {result["tokens"]:,} tokens, {result["seconds"]:.0f} s'
 

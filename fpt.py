@@ -87,6 +87,7 @@ class Config:
     mode: str = 'fpt'           # fpt: pretrained, frozen; frt: random, frozen; upt, urt: the same, all trained
     shuffled: bool = False      # permute the entries of each matrix of a pretrained trunk: a control
     trained: str = ''           # parts to train in place of the mode's: input+positions+norms+attention+feed_forward+output
+    keep_embedding: bool = False    # the input layer begins as the token embedding of the trunk: of a run on the same tokens
     readout: str = 'last'       # the output layer reads the 'last' position, or a ViT's 'class' token
     trunk_dtype: str = 'float32'    # of the frozen matrices: float32, or bfloat16 in half the memory
     dropout: float = 0.1        # on embeddings, attention weights and both residual branches, frozen or not
@@ -176,7 +177,10 @@ class Model(nn.Module):
                                  f'positions, or choose a trunk with more')
         self.wpe = None if positions is None else nn.Embedding(T + front, C)
         self.set_dropout(config.dropout)
+        restored = config.trunk_hash != ''              # the input layer is then in the checkpoint
         self.config = config if self.input.weight.is_meta else self.initialize(config, positions, hashed)
+        if config.keep_embedding and not restored and not self.input.weight.is_meta:
+            self.copy_embedding(trunk)
         self.freeze()
 
     def forward(self, x, y=None):
@@ -247,6 +251,18 @@ class Model(nn.Module):
             raise ValueError(f"trunk='{config.trunk}' has changed: its hash is {new}, and this run was trained with "
                              f'{config.trunk_hash}; restore that trunk')
         return dataclasses.replace(config, trunk_hash=config.trunk_hash or new)
+
+    def copy_embedding(self, trunk):
+        """The input layer becomes the token embedding of the trunk.  Raises ValueError if it is of other tokens."""
+        c, found = self.config, len(trunk.wte.weight) if hasattr(trunk, 'wte') else 0
+        if c.random or not c.vocab_size:
+            raise ValueError(f'keep_embedding=True requires tokens and a pretrained trunk, not vocab_size={c.vocab_size}, '
+                             f'mode={c.mode} and trunk={c.trunk}: leave it out')
+        if found != c.vocab_size:
+            raise ValueError(f'keep_embedding=True: the trunk has {found} tokens, and the data vocab_size={c.vocab_size}: '
+                             f'choose a trunk that was trained on the same tokens')
+        self.input.weight.data.copy_(trunk.wte.weight.detach())
+        self.known_tokens = getattr(trunk, 'tokenizer', None)
 
     def set_dropout(self, dropout):
         for module in (self.drop, *self.h.modules()):
@@ -348,6 +364,7 @@ def pretrained_trunk(name):
             trunk, content = checkpoint.load_model(name)
             if content['arch'] not in TRUNKS:
                 raise ValueError(f"trunk={name} is a run of arch='{content['arch']}': choose one of arch={', '.join(TRUNKS)}")
+            trunk.tokenizer = content['data'].get('tokenizer')
             return trunk.train()        # as a new module is: otherwise a resumed run has no dropout until its first evaluation
         types = {arch: layout.file.Model.model_types for arch, layout in TRUNKS.items()}
         found = None if name in PUBLISHED else hub.model_type(name)         # None: the weights must show what they are

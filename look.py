@@ -14,6 +14,12 @@ Of a language model:
     links.png, segments.png, refinement.png    with piecewise-polynomial layers: some of their edge functions and the inputs
                     that occur; the segments in use; edge functions before and after a refinement
 
+Of a model of pixels, on validation pictures:
+
+    completions.png    the upper half of each, completed
+    surprise.png, pixels.png    the surprise of each pixel, of some pictures and in the mean
+    influence.png, attention.png    as above
+
 Of a model that answers a task:
 
     trained.png     which weights were trained
@@ -170,8 +176,13 @@ def main(argv):
     elif model.modality == 'pairs':
         views, own = {}, partial(arch.pictures, model, *pair_of(model, checkpoint.tokenizer(content, path), dataset,
                                                                 args.prompt))
+    elif (tokenizer := checkpoint.tokenizer(content, path)).length is not None:
+        if args.prompt is not None:
+            raise UserError(f'--prompt: {args.run} was trained on pixels, and its pictures show validation pictures')
+        from views import pixels
+        views, x = pixels.views(model, dataset), dataset.windows('val', [0], dataset.size)[0]
+        own = partial(arch.pictures, model, x.to(next(model.parameters()).device), [''] * dataset.size)
     else:
-        tokenizer = checkpoint.tokenizer(content, path)
         if args.prompt is None:
             middle = len(dataset.tokens['val']) // 2
             ids = dataset.tokens['val'][middle:middle + model.config.block_size + SHOWN].tolist()
@@ -184,7 +195,7 @@ def main(argv):
     if content['data']['fingerprint'].endswith('-leaking'):
         print('warning: this run was trained with leaking_split, so the validation text was trained on', flush=True)
     save(choose(views, own, only), Path(args.out or folder / 'look'), f'{folder.name}, step {content["step"]:,}')
-    if model.modality in ('text', 'masked text') and 'context' not in views and only is None:
+    if model.modality in ('text', 'masked text') and {'context', 'pixels'}.isdisjoint(views) and only is None:
         print(f'context.png was left out: {BIDIRECTIONAL}' if model.bidirectional else
               f'context.png was left out: data/{content["loop"]["dataset"]} is missing or is not the data of this run')
 

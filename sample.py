@@ -10,6 +10,10 @@ from several checkpoints, whose probabilities are averaged, or evaluate them and
     python sample.py out/shakespeare_gpt out/shakespeare_pacing --weights 0.7,0.3 --start "ROMEO:"
     python sample.py out/shakespeare_gpt out/shakespeare_pacing --eval
 
+complete the upper part of a picture, or draw pictures, by a model of pixels:
+
+    python sample.py out/mnist_pixels_gpt --start FILE:half.png --num_samples 8 --out grid.png
+
 write the target of a source, by a model of pairs:
 
     python sample.py out/dates_transformer --start "the 3rd of March, 1999" --beams=4
@@ -46,7 +50,8 @@ def arguments(argv):
     add('--arch', help='the model file that loads the published weights (default: by their model_type)')
     add('--start', action='append', type=str, help='the text to continue, or FILE:path (default: a line break); repeatable')
     add('--num_samples', type=int, default=1, help='texts for each start')
-    add('--max_new_tokens', type=int, default=300)
+    add('--max_new_tokens', type=int, help='(default: 300, or the rest of the picture)')
+    add('--out', metavar='FILE', help='the PNG of pictures (default: sample.png in the folder of the run)')
     add('--temperature', type=float, help='0: greedy (default: 0.8; --automaton: 0)')
     add('--top_k', type=int, default=50, help='sample from the k most likely tokens (0: all)')
     add('--top_p', type=float, default=1.0, help='sample from the most likely tokens whose probabilities sum to this')
@@ -69,7 +74,7 @@ def arguments(argv):
                                 ('top_p', lambda v: 0 < v <= 1, 'above 0 and at most 1'),
                                 ('seed', lambda v: 0 <= v < 2 ** 63, '0 or more and less than 2 ** 63')):
         for name in names.split():
-            if not ok(getattr(args, name)):
+            if getattr(args, name) is not None and not ok(getattr(args, name)):
                 raise UserError(f'--{name}={getattr(args, name)} must be {expected}')
     if bool(args.run) == (args.pretrained is not None):
         raise UserError('name either runs, such as out/shakespeare_pacing, or --pretrained gpt2')
@@ -96,14 +101,12 @@ def prompt(start, tokenizer):
     if start is None:
         return tokenizer.begin()
     if start.startswith('FILE:'):
-        path = Path(os.path.expanduser(start[len('FILE:'):]))
-        try:
-            start = path.read_text(encoding='utf-8-sig')        # without the mark that editors on Windows put in front
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f'--start: {path} cannot be read as text ({e})') from None
-    if not start:
+        ids = tokenizer.read(Path(os.path.expanduser(start[len('FILE:'):])))
+    else:
+        ids = tokenizer.encode(start)
+    if not ids:
         raise UserError('--start is empty: at least one token is needed')
-    return tokenizer.encode(start)
+    return ids
 
 
 def load_pretrained(name, arch):
@@ -200,21 +203,20 @@ def main(argv):
     if args.eval:
         print(judge(ensemble, names, contents, args.eval_windows))
         return
+    if args.out is not None and tokenizer.length is None:
+        raise UserError(f'--out={args.out} is for pictures, and {names[0]} writes text to the terminal: leave it out')
+    count, options = args.max_new_tokens or tokenizer.length or 300, (args.temperature, args.top_k, args.top_p, n_vocab)
     if args.benchmark:
-        print(describe(benchmark(model, torch.tensor([starts[0]]), args.max_new_tokens, n_vocab)))
+        print(describe(benchmark(model, torch.tensor([starts[0]]), count, n_vocab)))
         return
-    options = (args.temperature, args.top_k, args.top_p, n_vocab)
-    texts = starts if args.automaton else continuations(model, starts, args.max_new_tokens, *options, args.seed)
-    for i, (start, ids) in enumerate(zip(starts, texts, strict=True)):
-        if i:
-            print('-' * 80)
-        if args.automaton:
+    if args.automaton:
+        for i, start in enumerate(starts):
+            print('-' * 80 + '\n' if i else '', end='')
             print_automaton(model, tokenizer, start, args.reapply, options, args.seed + i)
-            continue
-        print(tokenizer.decode(start), end='', flush=True)
-        for piece in tokenizer.stream(ids):
-            print(piece, end='', flush=True)
-        print()
+        return
+    texts = continuations(model, starts, count, *options, args.seed, longest=tokenizer.length)
+    folder = checkpoint.find(names[0]).parent if contents else Path()
+    tokenizer.show(starts, texts, args.out or folder / 'sample.png')
 
 
 if __name__ == '__main__':

@@ -76,6 +76,10 @@ class ModelContract:
     """The tokenizer of the weights that from_pretrained() loads, such as 'gpt2', unless they have tokenizer files of their
     own."""
 
+    known_tokens: dict | None = None
+    """The specification of the tokenizer whose tokens a new Model has learned elsewhere, as by a trunk whose embedding it
+    keeps: it cannot be trained on those of another."""
+
     adjustable: tuple[str, ...] = ('dropout',)
     """Settings of trained weights that another run may change: they do not change the function in eval mode.  For any other,
     see refined()."""

@@ -47,6 +47,7 @@ class TextData:
     """The tokens of data/<name>, memory-mapped.  Raises UserError for files that do not match meta.json."""
     kind = modality = noun = 'text'
     unit, columns = 'windows', ()
+    whole = False       # whether each window is a text of its own, so that every token of it must be learned
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -57,7 +58,7 @@ class TextData:
         try:
             self.vocab_size, self.fingerprint = self.meta['vocab_size'], self.meta['fingerprint']
             self.tokenizer = Tokenizer(self.meta['tokenizer'])
-            if self.tokenizer.n_vocab != self.vocab_size:
+            if self.tokenizer.n_vocab + (self.tokenizer.length is not None) != self.vocab_size:     # with the start
                 raise ValueError(f'vocab_size={self.vocab_size}, but its tokenizer has {self.tokenizer.n_vocab} tokens')
             self.tokens = {split: self._open(split) for split in ('train', 'val')}
         except (KeyError, TypeError, ValueError) as e:
@@ -162,8 +163,9 @@ class TextData:
         if not cfg.sample_tokens or model.bidirectional:
             return
         model.eval()
-        ids = generate(model, torch.tensor([self.tokenizer.begin()]), cfg.sample_tokens, temperature=0.8, top_k=50,
-                       n_vocab=self.tokenizer.n_vocab, generator=torch.Generator().manual_seed(cfg.seed))
+        ids = generate(model, torch.tensor([self.tokenizer.begin()]), self.tokenizer.length or cfg.sample_tokens,
+                       temperature=0.8, top_k=50, n_vocab=self.tokenizer.n_vocab,
+                       generator=torch.Generator().manual_seed(cfg.seed))
         print('-' * 80)
         for piece in self.tokenizer.stream(int(i[0]) for i in ids):
             print(piece, end='', flush=True)
@@ -186,7 +188,7 @@ class MaskedText(TextData):
     share = 0.15
 
     def model_settings(self):
-        return {'vocab_size': self.vocab_size + 1}      # [MASK] is the last
+        return super().model_settings() | {'vocab_size': self.vocab_size + 1}      # [MASK] is the last
 
     def batch(self, split, starts, model, key=()):
         """x (B, T), masked; y (B, T), the tokens to predict, -1 elsewhere."""
@@ -197,7 +199,7 @@ class MaskedText(TextData):
             rng = np.random.default_rng((*key, start))
             chosen = rng.permutation(x.shape[1])[:max(1, round(self.share * x.shape[1]))]
             y[i, chosen] = x[i, chosen]
-            new, kind = rng.integers(self.vocab_size, size=len(chosen)), rng.random(len(chosen))
+            new, kind = rng.integers(self.tokenizer.n_vocab, size=len(chosen)), rng.random(len(chosen))
             new = np.where(kind < 0.8, mask, np.where(kind < 0.9, new, x[i, chosen]))
             x[i, chosen] = torch.from_numpy(new)
         return x, y
@@ -251,8 +253,8 @@ class LeakingText(TextData):
 
 META = {'kind': ('text', *KINDS, PairData.kind, 'images'), 'vocab_size': 'count', 'source.name': 'text',
         'script': 'text', 'fingerprint': 'text'}
-TEXT_META = {'dtype': ('uint16', 'uint32'), 'tokens.train': 'count', 'tokens.val': 'count', 'tokenizer': 'dict',
-             'shards?': 'dict', 'shards.train?': 'counts', 'shards.val?': 'counts'}
+TEXT_META = {'dtype': ('uint16', 'uint32'), 'tokens.train': 'count', 'tokens.val': 'count', 'tokens.test?': 'count',
+             'tokenizer': 'dict', 'shards?': 'dict', 'shards.train?': 'counts', 'shards.val?': 'counts', 'labels?': 'texts'}
 TASK_META = {'outputs': 'count', 'standard': 'numbers', 'labels?': 'list', 'numbers?': 'bool', 'draw?': 'dict',
              'guess?': 'dict of numbers', 'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count'}
 PAIRS_META = {'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count', 'tokenizer': 'dict'}
@@ -277,6 +279,11 @@ def open_data(name, leaking_split=False, modality='text', patch=4):
     folder = ensure(name)
     meta = read_meta(folder)
     is_text = meta['kind'] == 'text'
+    if is_text and meta['tokenizer'].get('kind') == 'palette':
+        from harness.pixels import READERS, PixelTask  # it imports this file
+        if leaking_split:
+            raise UserError(f'leaking_split: the windows of data/{name} are pictures, which do not overlap: leave it out')
+        return PixelTask(folder, meta) if modality == 'task' else READERS.get(modality, READERS['text'])(folder)
     if is_text and modality == MaskedText.modality:
         if leaking_split:
             raise UserError(f'leaking_split: only language models have it, and this one is trained on a {modality}: leave '
@@ -303,7 +310,7 @@ def data_of(content):
 
 
 # files of prepare/ that do not make the data set of their name
-GENERAL = {'common', 'text', 'bpe', 'gutenberg', 'pairs', 'pictures'}
+GENERAL = {'common', 'text', 'bpe', 'gutenberg', 'pairs', 'pictures', 'pixels'}
 
 
 def local(name):

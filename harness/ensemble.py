@@ -94,12 +94,14 @@ def judge(ensemble, names, contents, count):
     starts = text.val_indices(count, T)
     losses = ensemble.losses(text, starts, min(c['loop']['batch_size'] for c in contents)).tolist()
     weights = [f'{w:.3g}' for w in ensemble.log_weights.exp().tolist()]
-    rows = [[*row, f'{loss:.4f}', f'{full:.4f}', f'{full / math.log(2):.4f}']
-            for row, (loss, full) in zip([*zip(names, weights, strict=True), ('mixture', '')], losses, strict=True)]
-    headers = ['run', 'weight', 'val_loss (nats)', 'val_loss_full (nats)', 'val_loss_full (bits)']
+    titles = ['val_loss', 'val_loss_full'][:1 if text.whole else 2]         # the last token of a picture is a corner
+    rows = [[*row, *(f'{v:.4f}' for v in found[:len(titles)]), f'{found[len(titles) - 1] / math.log(2):.4f}']
+            for row, found in zip([*zip(names, weights, strict=True), ('mixture', '')], losses, strict=True)]
+    headers = ['run', 'weight', *(f'{title} (nats)' for title in titles), f'{titles[-1]} (bits)']
     lines = [markdown(headers, rows if len(names) > 1 else rows[:1]),
              f'per token, on {len(starts):,} windows of {T} tokens of data/{name}; val_loss: all positions at which '
-             f'{"every run" if len(names) > 1 else "the run"} predicts; val_loss_full: the token after each full window']
+             f'{"every run" if len(names) > 1 else "the run"} predicts' +
+             '; val_loss_full: the token after each full window' * (not text.whole)]
     if fingerprints[0].endswith('-leaking'):
         lines.append(f'{names[0]} was trained with leaking_split, on its validation text too: no loss here is evidence')
     return '\n'.join(lines + [f'{name} may have been trained on the validation text of {names[0]}'

@@ -45,19 +45,22 @@ def window(model, text):
     return text[:, -(T + M):] if text.shape[1] >= T + M else text[:, -T:]
 
 
-def continuations(model, starts, count, temperature, top_k, top_p, n_vocab, seed):
+def continuations(model, starts, count, temperature, top_k, top_p, n_vocab, seed, longest=None):
     """Yields an iterable of ids for each of starts (lists of ids), as generate() samples them.  The text with number i has the
-    seed `seed` + i, so it does not depend on the others.  A single text is streamed."""
-    options = (count, temperature, top_k, top_p, n_vocab)
+    seed `seed` + i, so it does not depend on the others.  A single text is streamed.  longest: the most tokens of a text, after
+    its first."""
+    def options(start):
+        return count if longest is None else min(count, longest + 1 - len(start)), temperature, top_k, top_p, n_vocab
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(starts))]
     if len(starts) == 1:
-        yield (int(row[0]) for row in generate(model, torch.tensor(starts), *options, generators))
+        yield (int(row[0]) for row in generate(model, torch.tensor(starts), *options(starts[0]), generators))
         return
     texts, batches = {}, {}
     for i, start in enumerate(starts):
         batches.setdefault(len(start), []).append(i)        # starts of one length are a batch
     for rows in batches.values():
-        ids = list(generate(model, torch.tensor([starts[i] for i in rows]), *options, [generators[i] for i in rows]))
+        ids = list(generate(model, torch.tensor([starts[i] for i in rows]), *options(starts[rows[0]]),
+                            [generators[i] for i in rows]))
         texts |= {i: torch.stack(ids)[:, k].tolist() for k, i in enumerate(rows)}
     yield from (texts[i] for i in range(len(starts)))
 

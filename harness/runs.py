@@ -113,6 +113,12 @@ def new_model(settings, dataset):
     if not task and model.config.vocab_size < shape['vocab_size']:
         raise UserError(f'vocab_size={model.config.vocab_size} must be at least {shape["vocab_size"]}, the number of tokens '
                         f'in data/{cfg.dataset}' + ', and [MASK]' * (shape['vocab_size'] > dataset.vocab_size))
+    if model.known_tokens and not tokenizer.same(model.known_tokens, dataset.meta.get('tokenizer')):
+        raise UserError(f'keep_embedding: the trunk was trained on other tokens than those of data/{cfg.dataset}: choose '
+                        f'another trunk, or leave it out')
+    if dataset.modality == 'text' and dataset.whole and (cfg.last_only or model.predicts == 'last'):
+        raise UserError(f"last_only or predicts='last' would learn only the last pixel of each picture of data/{cfg.dataset}: "
+                        f'choose a model that predicts every token, and leave last_only out')
     if dataset.modality == 'masked text' and model.config.mask_token < dataset.vocab_size:
         raise UserError(f'mask_token={model.config.mask_token} is one of the {dataset.vocab_size} tokens of '
                         f'data/{cfg.dataset}: choose a larger one')

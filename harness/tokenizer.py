@@ -6,6 +6,7 @@ download.
     {'kind': 'bytes'}                                                     one token per byte of UTF-8
     {'kind': 'bpe', 'name': 'gpt2', 'pattern': ..., 'ranks': [base64, ...], 'special': {'<|endoftext|>': 50256}}
     {'kind': 'tokenizers', 'json': ...}             that of a published model: a tokenizer.json of the library `tokenizers`
+    {'kind': 'palette', 'colours': [[r, g, b], ...], 'width': W, 'height': H}       one token per pixel, see harness/palette.py
 """
 
 import base64
@@ -18,16 +19,17 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from harness import UserError, files, schema
+from harness import UserError, files, palette, schema
 
 SPECS = {'char': {'chars': 'texts'}, 'bytes': {},
          'bpe': {'name': 'text', 'pattern': 'text', 'ranks': 'texts', 'special': 'dict'},
-         'tokenizers': {'json': 'text'}}
+         'tokenizers': {'json': 'text'}, 'palette': {'colours': 'list', 'width': 'count', 'height': 'count'}}
 
 
 class Tokenizer:
-    """encode(text) -> ids, decode(ids) -> text, stream(ids) -> pieces of text, n_vocab, kind, spec.  Raises ValueError for a
-    specification that is not one."""
+    """encode(text) -> ids, decode(ids) -> text, stream(ids) -> pieces of text, n_vocab, kind, spec.  length: the tokens of a
+    text if all have as many, else None.  Raises ValueError for a specification that is not one."""
+    length = None
 
     def __init__(self, spec):
         try:
@@ -43,6 +45,9 @@ class Tokenizer:
                 raise ValueError('its chars are not different characters')
         elif self.kind == 'bytes':
             self.n_vocab = 256
+        elif self.kind == 'palette':        # the token after the colours, which is in no picture, is the start of one
+            self.n_vocab, self.length = len(spec['colours']), spec['width'] * spec['height']
+            palette.check(spec)
         elif self.kind == 'tokenizers':
             try:
                 self.bpe = library().Tokenizer.from_str(spec['json'])
@@ -71,6 +76,9 @@ class Tokenizer:
                 raise UserError(f'the tokenizer has no token for {", ".join(map(repr, missing[:5]))}: use the {self.n_vocab} '
                                 f'characters of its training text')
             return [self.ids[c] for c in text]
+        if self.kind == 'palette':
+            raise UserError(f'the tokens of this run are pixels, not the text {text[:30]!r}: give it the upper part of a '
+                            f'picture by FILE:half.png')
         if self.kind == 'tokenizers':
             return self.bpe.encode(text, add_special_tokens=False).ids
         return list(text.encode(errors='replace')) if self.kind == 'bytes' else self.bpe.encode(text, allowed_special='all')
@@ -86,8 +94,19 @@ class Tokenizer:
         first, *rest = map(self.encode, re.split(space + r'\[MASK\]', text))
         return [*first, *(i for part in rest for i in (-1, *part))]
 
+    def read(self, path):
+        """The ids in a file.  Raises UserError if it cannot be read."""
+        if self.kind == 'palette':
+            return self.begin() + palette.read(path, self.spec)
+        try:
+            return self.encode(path.read_text(encoding='utf-8-sig'))    # without the mark that editors on Windows put in front
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f'{path} cannot be read as text ({e})') from None
+
     def begin(self):
-        """The prompt if none is given: a line break, or token 0 if the vocabulary has none."""
+        """The prompt if none is given: a line break, or token 0 if the vocabulary has none; the start of a picture."""
+        if self.kind == 'palette':
+            return [self.n_vocab]
         try:
             return self.encode('\n')
         except UserError:
@@ -102,10 +121,15 @@ class Tokenizer:
             if self.bytewise and LETTERS.keys() >= set(token):
                 return bytes(LETTERS[c] for c in token)
             return (token if self.bytewise else self.bpe.decode([i], skip_special_tokens=False)).encode()
+        if self.kind == 'palette':
+            return '#{:02x}{:02x}{:02x}'.format(*self.spec['colours'][i]).encode()
         return bytes([i]) if self.kind == 'bytes' else self.bpe.decode_single_token_bytes(i)
 
     def stream(self, ids):
         """Yields the text of each id; the bytes of an incomplete character are held back until it is complete."""
+        if self.kind == 'palette':
+            yield from palette.shades(ids, self.spec)
+            return
         if self.kind == 'tokenizers' and not self.bytewise:     # a token's text depends on its neighbours
             decoder = library().decoders.DecodeStream(skip_special_tokens=False)
             yield from (decoder.step(self.bpe, i) or '' for i in ids)
@@ -117,6 +141,18 @@ class Tokenizer:
 
     def decode(self, ids):
         return ''.join(self.stream(ids))
+
+    def show(self, starts, texts, path):
+        """Prints texts, iterables of ids that continue starts, as they are generated.  Pictures are drawn: a PNG at path."""
+        if self.kind == 'palette':
+            palette.write(starts, texts, self.spec, path)
+            return
+        for i, (start, ids) in enumerate(zip(starts, texts, strict=True)):
+            print('-' * 80 + '\n' if i else '', end='')
+            print(self.decode(start), end='', flush=True)
+            for piece in self.stream(ids):
+                print(piece, end='', flush=True)
+            print()
 
 
 def same(one, two):

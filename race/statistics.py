@@ -19,8 +19,9 @@ METRICS = {     # of a run: title, format
     'steps': ('steps', ',.0f'), 'tokens': ('tokens', ',.0f'), 'seconds': ('seconds', ',.0f'),
     'tokens_per_second': ('tokens/s', ',.0f'), 'flops': ('FLOPs', ''), 'memory': ('peak MiB', ',.0f'),
     'train_loss': ('train loss', '.3f'), 'val_loss': ('val_loss', '.3f'), 'val_loss_full': ('val_loss_full', '.3f'),
-    'bits_per_character': ('bits/character', '.3f'), 'accuracy_full': ('accuracy', '.1%'), 'test_loss': ('test loss', '.3f'),
-    'accuracy': ('accuracy', '.1%'), 'error': ('error', '.3f'), 'auc': ('ROC-AUC', '.3f')}
+    'bits_per_character': ('bits/character', '.3f'), 'bits_per_dimension': ('bits/dimension', '.3f'),
+    'accuracy_full': ('accuracy', '.1%'), 'test_loss': ('test loss', '.3f'), 'accuracy': ('accuracy', '.1%'),
+    'error': ('error', '.3f'), 'auc': ('ROC-AUC', '.3f')}
 TASK_METRICS = {'accuracy': 'test accuracy', 'error': 'test error', 'auc': 'test ROC-AUC'}
 ENOUGH = 3      # seeds: with fewer there is no p-value
 
@@ -61,6 +62,12 @@ def main_metric(record):
     if 'task' in record:
         return record['task']['metric']
     return 'val_loss' if all(map(learns_all, record['entrants'])) else 'val_loss_full'
+
+
+def second_metric(record):
+    """The metric beside val_loss: of pictures, whose last pixel says little, the same in bits."""
+    pictures = any('bits_per_dimension' in r for e in record['entrants'] for r in e['runs'])
+    return 'bits_per_dimension' if pictures else 'val_loss_full'
 
 
 def values(entrant, metric):

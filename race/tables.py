@@ -22,6 +22,7 @@ from race.statistics import (
     format_difference,
     format_metric,
     notes,
+    second_metric,
     values,
     verdicts,
 )
@@ -53,13 +54,13 @@ def tables(record):
     cost = table('steps', 'tokens', 'seconds', 'tokens_per_second', 'flops', 'memory')
     if 'task' in record:
         return [task_table(record), cost]
-    rows = []
+    rows, second = [], second_metric(record)
     for e in entrants:
         more = e['parameters'] / entrants[0]['parameters'] - 1
         rows.append([e['name'], f'{e["parameters"]:,}' + (f' ({more:+.0%}!)' if abs(more) > 0.05 else ''),
-                     *(c for k in ('val_loss', 'val_loss_full') for c in (cell(e, k), difference_cell(record, e, k)))])
-    headers = ['config', 'parameters', 'val_loss', 'difference', 'val_loss_full', 'difference']
-    return [(headers, rows), table('train_loss', 'bits_per_character', 'accuracy_full'), cost]
+                     *(c for k in ('val_loss', second) for c in (cell(e, k), difference_cell(record, e, k)))])
+    headers, full = ['config', 'parameters', 'val_loss', 'difference', second, 'difference'], second == 'val_loss_full'
+    return [(headers, rows), table('train_loss', *(('bits_per_character', 'accuracy_full') if full else ['accuracy'])), cost]
 
 
 def task_table(record):
@@ -176,9 +177,10 @@ def short(record):
         return f'{markdown(*speeds(record))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'trials' in record:
         return f'{markdown(*trials(record))}\n\n<sub>one seed; {about(record)}</sub>\n'
-    headers = ['config', 'parameters', 'tokens', 'val_loss', 'difference', 'val_loss_full', 'difference']
+    second = second_metric(record)
+    headers = ['config', 'parameters', 'tokens', 'val_loss', 'difference', second, 'difference']
     rows = [[e['name'], f'{e["parameters"]:,}', cell(e, 'tokens'), cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
-             cell(e, 'val_loss_full'), difference_cell(record, e, 'val_loss_full')] for e in record['entrants']]
+             cell(e, second), difference_cell(record, e, second)] for e in record['entrants']]
     if any(e['settings']['leaking_split'] for e in record['entrants']):         # shows how much of the text is memorised
         headers.append('accuracy')
         rows = [[*row, cell(e, 'accuracy_full')] for row, e in zip(rows, record['entrants'], strict=True)]
@@ -191,7 +193,7 @@ def short(record):
 
 def write_csv(record, f):
     metrics = [k for k in METRICS if any(k in r for e in record['entrants'] for r in e['runs'])]
-    compared = [k for k in ('val_loss', 'val_loss_full', *TASK_METRICS) if k in metrics]
+    compared = [k for k in ('val_loss', 'val_loss_full', 'bits_per_dimension', *TASK_METRICS) if k in metrics]
     keys = [f'{k}_{part}' for k in metrics for part in ('mean', 'std')]
     keys += [f'{k}_{part}' for k in compared for part in ('difference', 'p')]
     writer = csv.DictWriter(f, ['config', 'parameters', 'runs', *keys])

@@ -118,6 +118,7 @@ RUN --eval --benchmark              --benchmark
 --pretrained=gpt2 --eval            --eval
 RUN --reapply=0                     --reapply=0
 RUN --dtype=int8                    --dtype
+RUN --out=grid.png                  --out=grid.png
 RUN --automaton                     --start
 RUN --automaton --start=a           --automaton
 RUN --tempreature=1                 --tempreature

@@ -282,6 +282,36 @@ def transformer():
     return svg(860, 475, 'The Transformer: a block of the encoder, a block of the decoder, and what attends to what', *parts)
 
 
+def imagegpt():
+    cells, shade = '0012012201210000', {'0': GREY, '1': BLUE, '2': ORANGE}
+    x0, y0, size = 20, 52, 34
+    parts = [text(x0 + 2 * size, 26, 'a picture of 4 x 4', 15)]
+    for i, c in enumerate(cells):
+        parts.append(box(x0 + size * (i % 4), y0 + size * (i // 4), size - 2, size - 2, color=shade[c]))
+    parts += [text(x0 + 2 * size, 212, 'a palette of 3 colours', 13)]
+    parts += [box(x0 + 10 + 42 * int(c), 224, 32, 28, c, shade[c]) for c in '012']
+    parts += [arrow((x0 + 4 * size + 8, 118), (200, 118))]
+    x, step = 210, 36
+    parts += [text(x + 5.5 * step, 26, 'a window is a picture: its start, then its pixels in reading order', 15)]
+    for i, (given, made) in enumerate(zip(['start', *cells[:9], '…'], [*cells[:10], '…'], strict=True)):
+        at = x + i * step
+        parts += [box(at + 1, 196, step - 3, 34, given, shade.get(given, GREEN), 10 if given == 'start' else 15),
+                  arrow((at + step / 2, 196), (at + step / 2, 178)), arrow((at + step / 2, 124), (at + step / 2, 106)),
+                  box(at + 1, 70, step - 3, 34, made, shade.get(made, GREEN), 15)]
+    parts += [box(x, 126, 11 * step, 50, 'any language model: GPT, Llama, PACING, Mamba, WaveGPT', INK, 13),
+              text(x + 5.5 * step, 58, 'each position predicts the next pixel, also the first', 13),
+              text(x + 5.5 * step, 252, 'to complete a picture: give the first rows, and sample the rest', 13)]
+    c = 735
+    parts += [text(c, 26, 'the second stage', 15)]
+    for i, y in enumerate((196, 146, 96)):
+        parts += [box(c - 105, y, 100, 34, f'block {i + 1}', FROZEN), arrow((c - 5, y + 17), (c + 18, y + 17)),
+                  box(c + 18, y, 96, 34, 'linear', TRAINED),
+                  *([arrow((c - 55, y + 50), (c - 55, y + 34))] if i else [arrow((c - 55, 250), (c - 55, 230))])]
+    parts += [text(c + 66, 84, 'class?', 14), text(c, 58, 'the mean over the positions of each layer', 13),
+              text(c - 55, 266, 'pixels', 13)]
+    return svg(880, 280, 'Image-GPT: a picture as a text of pixels, and linear probes of its layers', *parts)
+
+
 def fpt():
     y, parts = 120, []
     for i in range(4):
@@ -304,7 +334,7 @@ def fpt():
     return svg(930, 250, 'FPT: a frozen trunk between trained layers', *parts)
 
 
-DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, fpt)
+DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, imagegpt, fpt)
 
 def main(argv):
     Arguments(description=__doc__).parse_args(argv)

@@ -15,6 +15,7 @@ import torch
 from matplotlib.colors import PowerNorm
 
 import model as gpt
+from harness import palette
 from views.attention import attention, attention_maps
 from views.behaviour import progress
 
@@ -179,6 +180,8 @@ def draw_example(ax, x, draw):
         one = [unpatched(token[None], {**draw, 'patch': draw['height']}) for token in x]
         one += [np.zeros_like(one[0])] * (-len(one) % columns)
         show_image(ax, np.concatenate([np.concatenate(one[i:i + columns], 1) for i in range(0, len(one), columns)]))
+    elif kind == 'palette':
+        show_image(ax, palette.picture(x.tolist(), draw['palette']))
     elif kind == 'wave':
         wave = x.ravel()
         ax.plot(np.arange(len(wave)) / draw['rate'], wave, lw=0.5, color='#2e86ab')

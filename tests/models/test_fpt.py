@@ -197,6 +197,20 @@ def test_bench_of_a_task(run, task_data, tmp_path):
 
 # trunks ---------------------------------------------------------------------------------------------------------------------
 
+def test_keep_embedding(run, tmp_path):
+    """The input layer begins as the trunk's, and with all parts frozen answers as the trunk itself; a checkpoint holds it."""
+    shape = {'trunk': str(run), 'vocab_size': 17, 'features': 0, 'keep_embedding': True}
+    model, trunk, x = tiny(**shape), checkpoint.load_model(run)[0], torch.tensor([[3, 16], [0, 5]])
+    torch.testing.assert_close(model(x)[0], read_out(model, trunk, trunk.wte(x) + trunk.wpe.weight[:2], -1))
+    model.input.weight.data += 1
+    save(model, tmp_path)
+    torch.testing.assert_close(checkpoint.load_model(tmp_path)[0](x)[0], model(x)[0])
+    for change, words in (({'vocab_size': 18}, '17 tokens.*vocab_size=18'), ({'trunk': 'random'}, 'trunk=random'),
+                          ({'mode': 'urt'}, 'mode=urt'), ({'vocab_size': 0, 'features': 5}, 'vocab_size=0')):
+        with pytest.raises(ValueError, match=words):
+            tiny(**shape | change)
+
+
 def test_trunk_of_a_run(run, x):
     """Its shape, whatever the config has, and the answer of its own blocks between two new layers."""
     model, trunk = tiny(trunk=str(run), n_layer=7, n_embd=64), checkpoint.load_model(run)[0]

@@ -110,6 +110,17 @@ def test_val_loss_is_compared_only_between_models_that_learn_all_positions(which
     assert any(changed['name'] in s and 'one target per 16 tokens' in s for s in statistics.notes(r))
 
 
+def test_a_race_on_pictures_is_in_bits_per_dimension():
+    r = record()
+    for e in r['entrants']:
+        for one in e['runs']:
+            del one['val_loss_full'], one['bits_per_character'], one['accuracy_full']
+            one |= {'bits_per_dimension': one['val_loss'] / math.log(2), 'accuracy': 0.8}
+    for shown in (tables.text(r), tables.short(r)):
+        assert 'bits_per_dimension' in shown and '-0.144' in shown and 'val_loss_full' not in shown
+    assert 'val_loss lower by 0.100' in verdicts(r)[0]
+
+
 @pytest.mark.parametrize('word', ['diverged', 'failed'])
 def test_unfinished_runs(word):
     r = record(entrant('gpt', GPT), entrant('pic', {}, runs=[stopped(word, 1), stopped(word, 2)]))
