@@ -29,10 +29,15 @@ Of a model that answers a task:
 
 Of a model of pairs:
 
-    cross_attention.png    which token of the source each token of the target looks at
+    cross_attention.png    which token of the source each token of the target looks at; of an image, where each word looks
+
+Of a model that compares images with captions:
+
+    similarity.png  the cosine of some images with the captions of all of them
+    pairs.png       the pairs that it gets right by most, and wrong by most
 
 A model file adds its own by a function pictures(model, x, labels) that yields (name, matplotlib figure); x: (1, T) tokens,
-labels: their texts. For pairs it is pictures(model, source, y, texts, targets).
+labels: their texts. For pairs it is pictures(model, source, y, texts, targets), where texts may be an image.
 """
 
 from functools import partial
@@ -43,6 +48,7 @@ import torch
 import model as gpt
 from harness import BIDIRECTIONAL, Arguments, UserError, checkpoint, command, data, device
 from harness.arch import ANSWERS, load_arch
+from harness.captions import encode_image
 from harness.files import atomic
 from harness.pairs import encode_source
 from piecewise import PiecewisePolynomial
@@ -57,6 +63,7 @@ def arguments(argv):
     parser.add_argument('run', help='the folder of a run (its best checkpoint), or a checkpoint file')
     parser.add_argument('--only', help='names of the pictures to draw, such as influence,surprise (default: all)')
     parser.add_argument('--prompt', type=str, help='the text to draw (default: a part of the validation text)')
+    parser.add_argument('--image', metavar='FILE', help='the image to draw, of a model of images and their captions')
     parser.add_argument('--out', help='the folder for the pictures (default: look/ in the folder of the run)')
     parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
     return parser.parse_args(argv)
@@ -118,14 +125,20 @@ def window_of(model, tokenizer, ids):
     return x, texts_of(tokenizer, x[0].tolist())
 
 
-def pair_of(model, tokenizer, dataset, prompt):
-    """A source of the validation split, or the prompt, and what the model makes of it: (source (1, S), target (1, T), the text
-    of each token of the source, that of each token of the target)."""
-    where, end = next(model.parameters()).device, model.config.vocab_size - 1
-    source = dataset.batch('val', [0], model)[0] if prompt is None else encode_source(prompt, tokenizer, model)
+def pair_of(model, tokenizer, dataset, args, content):
+    """A source of the validation split, or the prompt or image, and what the model makes of it: (source (1, S) or (1, S, D),
+    target (1, T), the text of each token of the source or the image that it is from, that of each token of the target)."""
+    where, end, images = next(model.parameters()).device, model.config.vocab_size - 1, 'shape' in content['data']
+    if (args.prompt if images else args.image) is not None:
+        raise UserError(f'{args.run} reads {"images: use --image" if images else "texts: use --prompt"}')
+    if args.image:
+        source, shown = encode_image(args.image, content)
+    else:
+        source = dataset.batch('val', [0], model)[0] if args.prompt is None else encode_source(args.prompt, tokenizer, model)
+        shown = dataset.splits['val'][0][0] if images else texts_of(tokenizer, source[0].tolist())
     made = [i for i in model.decode(source.to(where))[0].tolist() if i >= 0]
     target = torch.tensor([[*made, end]], device=where)
-    return source.to(where), target, texts_of(tokenizer, source[0].tolist()), [*texts_of(tokenizer, made), 'end']
+    return source.to(where), target, shown, [*texts_of(tokenizer, made), ' end' if images else 'end']
 
 
 def choose(views, own, only=None):
@@ -162,10 +175,12 @@ def main(argv):
     model, content = checkpoint.load_model(path)
     model.to(device.pick_device(args.device, 0, 1))
     arch, folder = load_arch(content['arch']), path.resolve().parent
-    if model.modality in ANSWERS and args.prompt is not None:
-        raise UserError(f'--prompt: {args.run} was trained on a task, and its pictures show validation examples')
+    if model.modality in (*ANSWERS, 'captions') and args.prompt is not None:
+        raise UserError(f'--prompt: {args.run} reads no text alone, and its pictures show validation examples: leave it out')
     dataset = data.data_of(content)
-    if dataset is None and args.prompt is None:
+    if args.image is not None and model.modality != 'pairs':
+        raise UserError(f'--image: {args.run} writes no captions: leave it out')
+    if dataset is None and args.prompt is None and args.image is None:
         raise UserError(f'data/{content["loop"]["dataset"]} is missing or is not the data that {args.run} was trained on: '
                         'prepare it' + ', or choose a text by --prompt "..."' * ('tokenizer' in content['data']))
     import matplotlib
@@ -173,9 +188,12 @@ def main(argv):
     if model.modality in ANSWERS:
         from views import tasks
         views, own = tasks.views(model, dataset), lambda: ()
+    elif model.modality == 'captions':
+        from views import captions
+        views, own = captions.views(model, dataset), lambda: ()
     elif model.modality == 'pairs':
-        views, own = {}, partial(arch.pictures, model, *pair_of(model, checkpoint.tokenizer(content, path), dataset,
-                                                                args.prompt))
+        views, own = {}, partial(arch.pictures, model, *pair_of(model, checkpoint.tokenizer(content, path), dataset, args,
+                                                                content))
     elif (tokenizer := checkpoint.tokenizer(content, path)).length is not None:
         if args.prompt is not None:
             raise UserError(f'--prompt: {args.run} was trained on pixels, and its pictures show validation pictures')

@@ -17,6 +17,11 @@ complete the upper part of a picture, or draw pictures, by a model of pixels:
 write the target of a source, by a model of pairs:
 
     python sample.py out/dates_transformer --start "the 3rd of March, 1999" --beams=4
+    python sample.py out/shapes_captions --image picture.png
+
+say which caption fits an image best, of those that are named:
+
+    python sample.py out/shapes_clip --image picture.png --labels "a red circle,a blue square"
 
 or use a model that sees both sides of a token, to fill blanks or to rewrite a text repeatedly:
 
@@ -35,6 +40,7 @@ from torch.utils import _pytree as pytree
 
 from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub, optim, require_memory
 from harness.arch import ANSWERS, architectures, complete, load_arch
+from harness.captions import encode_captions, encode_image, published_images
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
 from harness.pairs import encode_source
@@ -49,6 +55,8 @@ def arguments(argv):
     add('--pretrained', metavar='NAME', help='published weights instead of a run, such as gpt2')
     add('--arch', help='the model file that loads the published weights (default: by their model_type)')
     add('--start', action='append', type=str, help='the text to continue, or FILE:path (default: a line break); repeatable')
+    add('--image', metavar='FILE', action='append', help='the image of which a caption is written or chosen; repeatable')
+    add('--labels', type=str, help='the captions to choose from, separated by commas')
     add('--num_samples', type=int, default=1, help='texts for each start')
     add('--max_new_tokens', type=int, help='(default: 300, or the rest of the picture)')
     add('--out', metavar='FILE', help='the PNG of pictures (default: sample.png in the folder of the run)')
@@ -140,16 +148,40 @@ def load_runs(names):
     return models, checkpoint.tokenizer(contents[0], names[0]), contents
 
 
-def print_targets(models, tokenizer, args, where):
-    """What a model of pairs writes for each --start."""
-    if len(models) > 1 or args.start is None or args.eval or args.benchmark or args.both_sides:
-        raise UserError(f'{args.run[0]} is a model of pairs: it needs a source by --start "...", one run, and none of --eval, '
-                        f'--benchmark, --fill and --automaton')
-    model = models[0].to(where)
+def sources(model, tokenizer, args, content):
+    """What a model of pairs, or of images and captions, reads: each --image or --start as a tensor (1, S) or (1, S, D)."""
+    images = 'shape' in content['data']
+    needs = {'image': images, 'start': not images, 'labels': model.modality == 'captions'}
+    wrong = [name for name, needed in needs.items() if (getattr(args, name) is not None) != needed]
+    if wrong or len(args.run) > 1 or args.eval or args.benchmark or args.both_sides:
+        needed = ' and '.join(f'--{name} ...' for name, needed in needs.items() if needed)
+        raise UserError(f'{(args.run or [args.pretrained])[0]} is a model of {"images and captions" if images else "pairs"}: '
+                        f'it needs {needed}, one run, and none of the options for texts')
+    if images:
+        return [encode_image(path, content)[0] for path in args.image]
+    return [encode_source(tokenizer.decode(prompt(start, tokenizer)), tokenizer, model) for start in args.start]
+
+
+def print_targets(model, tokenizer, args, where, content):
+    """What a model of pairs writes for each source."""
+    found = sources(model, tokenizer, args, content)
     require_memory(args.beams * model.config.block_size * optim.token_memory(model), f'--beams={args.beams}')
-    for start in args.start:
-        source = encode_source(tokenizer.decode(prompt(start, tokenizer)), tokenizer, model)
-        print(tokenizer.decode([i for i in model.decode(source.to(where), args.beams)[0].tolist() if i >= 0]))
+    for source in found:
+        print(tokenizer.decode([i for i in model.to(where).decode(source.to(where), args.beams)[0].tolist() if i >= 0]))
+
+
+@torch.no_grad()
+def print_labels(model, tokenizer, args, where, content):
+    """The probability of each of --labels for each --image."""
+    found, labels = sources(model, tokenizer, args, content), [label.strip() for label in args.labels.split(',')]
+    if not all(labels):
+        raise UserError(f'--labels={args.labels!r} has an empty caption: write captions with commas between them, such as '
+                        f'"a cat,a dog"')
+    y = encode_captions(labels, tokenizer, model).to(where)
+    for path, x in zip(args.image, found, strict=True):
+        output = model.to(where)(x.to(where).expand(len(y), -1, -1), y)[0].float()
+        p = (output[0, 0] @ output[:, 1].T).softmax(-1).tolist()
+        print('\n'.join([path] * (len(found) > 1) + [f'{q:6.1%}  {label}' for q, label in zip(p, labels, strict=True)]))
 
 
 def print_automaton(model, tokenizer, start, passes, options, seed):
@@ -178,9 +210,13 @@ def main(argv):
         models, tokenizer, contents = load_runs(args.run)
     else:
         models, tokenizer = load_pretrained(args.pretrained, args.arch)
-    if models[0].modality == 'pairs':
-        print_targets(models, tokenizer, args, where)
+    if models[0].modality in ('pairs', 'captions'):
+        show = print_targets if models[0].modality == 'pairs' else print_labels
+        show(models[0], tokenizer, args, where, contents[0] if contents else published_images(models[0]))
         return
+    if args.image is not None or args.labels is not None:
+        raise UserError(f'--image and --labels: {names[0]} reads no images: choose a run of clip.py, or of transformer.py with '
+                        f'images')
     for name, model in zip(names, models, strict=True):
         if model.bidirectional and not args.both_sides:
             raise UserError(f'{name}: {BIDIRECTIONAL}: use --fill "... [MASK] ..." or --automaton --start "..."')

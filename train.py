@@ -381,12 +381,16 @@ def finish(run, stopped, title, argv):
         content = checkpoint.load(run.folder.path / 'best.pt')
         checkpoint.load_weights(model, content, run.folder.path / 'best.pt')
         alone = dataclasses.replace(run.machine, world=1)       # the other ranks are done
-        metrics = evaluate(model, data, indices, run.cfg.batch_size, alone, 'test')
-        metrics = {'test_loss' if k == 'val_loss' else k: v for k, v in metrics.items()}
+
+        def judge(part):
+            found = evaluate(model, data, part, run.cfg.batch_size, alone, 'test')
+            return {'test_loss' if k == 'val_loss' else k: v for k, v in found.items()}
+        metrics, parts = judge(indices), {name: judge(part) for name, part in data.parts.items()}
         with atomic(run.folder.path / 'test.json', 'w') as f:
-            json.dump({'step': content['step'], 'examples': len(indices), **metrics, 'chance': data.chance('test')}, f,
-                      indent=1)
-        print(data.format_metrics(metrics, 'test'))
+            json.dump({'step': content['step'], 'examples': len(indices), **metrics, 'chance': data.chance('test')} |
+                      ({'parts': parts} if parts else {}), f, indent=1)
+        for name, part in {'': metrics, **parts}.items():
+            print(name + ': ' * bool(name) + data.format_metrics(part, 'test'))
     data.show(model, run.cfg)
 
 
@@ -434,7 +438,8 @@ def train(settings, machine, folder, argv):
         return
     # checkpoints store TrainConfig under 'loop', its name in the first version
     about = {'arch': settings.arch.name, 'config': dataclasses.asdict(model.config), 'loop': dataclasses.asdict(cfg),
-             'data': {k: data.meta.get(k) for k in ('fingerprint', 'source', 'tokenizer')}}
+             'data': {k: data.meta.get(k) for k in ('fingerprint', 'source', 'tokenizer')} |
+             {k: data.meta[k] for k in ('standard', 'shape') if k in data.meta}}        # shape: of images
     run = Run(trainer, folder, indices, about, None, runs.Progress(), optim.Plateau(cfg))
     if cfg.resume:
         run.resume(content)

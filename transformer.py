@@ -231,10 +231,9 @@ class Model(nn.Module):
         return torch.where(found[:, 0] == end, -1, found[:, 0])                             # the best are in front
 
 
-def pictures(model, source, y, texts, targets):
-    """Cross-attention, for look.py: which token of the source each token of the target looks at, as the mean over the heads of
-    each layer.  source: (1, S).  y: (1, T), the target with its end.  texts, targets: the text of each of their tokens."""
-    import matplotlib.pyplot as plt
+def cross_attention(model, source, y):
+    """The weights with which each token of the target y (1, T) looks at the source (1, S), as the mean over the heads of each
+    layer: a list of (T, S)."""
     inputs = []
     hooks = [block.cross.register_forward_pre_hook(lambda layer, args: inputs.append(args[0])) for block in model.decoder]
     with torch.no_grad():
@@ -244,6 +243,17 @@ def pictures(model, source, y, texts, targets):
                 for own, block in zip(inputs, model.decoder, strict=True)]
     for hook in hooks:
         hook.remove()
+    return maps
+
+
+def pictures(model, source, y, texts, targets):
+    """Cross-attention, for look.py.  source: (1, S), or (1, S, D).  y: (1, T), the target with its end.  texts: the text of
+    each token of the source, or the image (H, W, C) uint8 that its patches are from.  targets: that of each token of y."""
+    import matplotlib.pyplot as plt
+    maps = cross_attention(model, source, y)
+    if model.config.features:
+        yield 'cross_attention', draw_words(maps, texts, targets)
+        return
     fig, axes = plt.subplots(1, len(maps), figsize=(0.24 * len(texts) * len(maps) + 2.5, 0.24 * len(targets) + 1.8),
                              layout='constrained', squeeze=False)
     for i, (ax, weights) in enumerate(zip(axes[0], maps, strict=True), 1):
@@ -255,3 +265,30 @@ def pictures(model, source, y, texts, targets):
     fig.colorbar(image, ax=axes, label='attention weight')
     fig.suptitle('cross-attention, mean over the heads')
     yield 'cross_attention', fig
+
+
+def draw_words(maps, image, targets):
+    """Where in the image (H, W, C) each word of a caption looks before it is written, a row for each layer: the mean over the
+    tokens of the word (Xu et al. 2015, "Show, Attend and Tell", figure 3)."""
+    import matplotlib.pyplot as plt
+    starts = [i for i, text in enumerate(targets) if not i or text[:1].isspace() or targets[i - 1][-1:].isspace()]
+    words = [range(i, j) for i, j in zip(starts, [*starts[1:], len(targets)], strict=True)]
+    H, W, _ = image.shape
+    side = round((H * W / maps[0].shape[1]) ** 0.5)                                         # of a patch
+    image = image.repeat(3 // image.shape[2], 2)                                            # of grey: three channels
+    fig, axes = plt.subplots(len(maps), len(words) + 1, figsize=(1.2 * (len(words) + 1), 1.35 * len(maps) + 0.5),
+                             layout='constrained', squeeze=False)
+    for i, (row, weights) in enumerate(zip(axes, maps, strict=True), 1):
+        row[0].imshow(image)
+        row[0].set_ylabel(f'layer {i}')
+        for ax, word in zip(row[1:], words, strict=True):
+            seen = weights[list(word)].mean(0).view(H // side, W // side, 1)
+            fog = torch.cat([torch.full((H // side, W // side, 3), 0.55), 0.95 * (1 - seen / seen.max())], dim=2)
+            ax.imshow(image)
+            ax.imshow(fog, extent=(-0.5, W - 0.5, H - 0.5, -0.5))
+            if i == 1:
+                ax.set_title(''.join(targets[k] for k in word).strip(), fontsize=10, parse_math=False)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+    fig.suptitle('where each word looks (grey: not at all)')
+    return fig

@@ -13,7 +13,7 @@ and, if it needs them, these functions:
     needs(settings)             the run folders that the model is built from, such as a pretrained trunk; train.py trains the
                                 missing ones.  settings: a dict of names of Config
     pictures(model, x, labels)  yields (name, matplotlib figure) for look.py.  x: (1, T) tokens; labels: their text.  For pairs:
-                                pictures(model, source, y, texts, targets)
+                                pictures(model, source, y, texts, targets); of an image, texts is the image (H, W, C)
     label(settings)             a short name for a table of several tasks
 
 ModelContract lists the other names that a command may use, and the default for a Model that does not define one.  No command
@@ -57,7 +57,9 @@ class ModelContract:
     """The kind of data it is trained on, see DataContract.modality.  None: 'task' if predicts is 'task', else 'text'.
     'masked text': y is the token that belongs at each position, -1 where x has not been masked.
     'images': x is (B, channels, H, W) float and y a class (B,).  A model of 'task' reads the same images as patches (B, T, D)
-    of the side that train.py's setting `patch` says.  MODALITIES of harness/images.py are those that read images."""
+    of the side that train.py's setting `patch` says.  MODALITIES of harness/data.py are those that read images.
+    'captions': x is (B, S, D) patches of images and y (B, T) their captions, -1 after the end of each; the output is (B, 2, E),
+    the vectors of images and captions, whose products are logits."""
 
     memory: int = 0
     """Number of tokens before the window that x may start with: x is then (B, memory + T), with -1 before the start of the
@@ -79,6 +81,9 @@ class ModelContract:
     known_tokens: dict | None = None
     """The specification of the tokenizer whose tokens a new Model has learned elsewhere, as by a trunk whose embedding it
     keeps: it cannot be trained on those of another."""
+
+    published_pixels: tuple | None = None
+    """The means and standard deviations of red, green and blue, from 0 to 1, that standardised the images of those weights."""
 
     adjustable: tuple[str, ...] = ('dropout',)
     """Settings of trained weights that another run may change: they do not change the function in eval mode.  For any other,
@@ -118,6 +123,7 @@ class DataContract(Protocol):
     noun: str               # the kind of data, for messages: 'text', 'task'
     unit: str               # the elements of a batch: 'windows' of a text, whose size the model chooses, 'examples', 'images'
     columns: tuple          # its columns of metrics.csv, beside the losses
+    parts: dict             # {name: indices} of parts of the test split that are judged apart; required only with a test split
     meta: dict              # meta.json
     fingerprint: str        # a hash of the content: runs on data with different fingerprints are never compared
 

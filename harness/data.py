@@ -17,9 +17,10 @@ import torch.nn.functional as F
 
 from harness import ROOT, UserError, require_memory, schema
 from harness.arch import load_arch
+from harness.captions import CaptionData, ContrastiveData
 from harness.files import check_name
 from harness.generate import generate
-from harness.images import MODALITIES, ImageData
+from harness.images import ImageData
 from harness.pairs import PairData
 from harness.tasks import KINDS, TaskData
 from harness.tokenizer import Tokenizer
@@ -251,6 +252,8 @@ class LeakingText(TextData):
         return starts[:count or max(1, len(starts) // block_size)]
 
 
+# {modality of a model: the class that reads images for it}
+MODALITIES = {'images': ImageData, 'task': ImageData, 'pairs': CaptionData, 'captions': ContrastiveData}
 META = {'kind': ('text', *KINDS, PairData.kind, 'images'), 'vocab_size': 'count', 'source.name': 'text',
         'script': 'text', 'fingerprint': 'text'}
 TEXT_META = {'dtype': ('uint16', 'uint32'), 'tokens.train': 'count', 'tokens.val': 'count', 'tokens.test?': 'count',

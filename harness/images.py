@@ -6,7 +6,8 @@ Images, data/<name>/: meta.json and, memory-mapped, for each of {train,val,test}
     _captions.npy    (N, L) int32 tokens, the end token, then -1 (as in pairs.py)       if meta.json has a tokenizer
 
 What a batch is depends on the modality of the model: 'images' reads x as (B, C, H, W) and 'task' as patches (B, T, D), both
-with a class y (B,).  A new way to read images, such as with their captions, is another subclass, see MODALITIES.
+with a class y (B,).  A new way to read images is another subclass, such as those of harness/captions.py, see MODALITIES in
+harness/data.py.
 
 B batch   C channels   H, W height and width   P side of a patch   T patches   D = C * P * P   L tokens of a caption
 """
@@ -38,6 +39,18 @@ def augment(x, how, keys):
     return out
 
 
+def standardise(x, standard):
+    """Images (B, H, W, C) uint8 as (B, C, H, W) float32.  standard: the means and the standard deviations of the channels."""
+    mean, deviation = (torch.tensor(v).view(-1, 1, 1) for v in standard)
+    x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()       # strides of channels last crash torch 2.13 on a CPU
+    return (x - mean) / deviation
+
+
+def patches(x, side):
+    """Images (B, C, H, W) as patches (B, T, D) in reading order, each flattened as (channel, row, column)."""
+    return F.unfold(x, side, stride=side).mT.contiguous()
+
+
 class ImageData(TaskData):
     """The images of data/<name> and their classes.  patch: P, for a model of modality 'task'.  Raises UserError for files that
     do not match meta.json, or that this modality cannot read."""
@@ -49,13 +62,13 @@ class ImageData(TaskData):
         self.y_standard = 0.0, 1.0          # classes are no numbers
         try:
             self.outputs, self.fingerprint = meta['outputs'], meta['fingerprint']
-            self.mean, self.deviation = (torch.tensor(v).view(-1, 1, 1) for v in meta['standard'])      # (C, 1, 1)
             self.splits = {split: (self._map(f'{split}_x'), self._map(f'{split}_y') if self.outputs else None)
                            for split in SPLITS}
             self.shape = H, W, C = self.splits['train'][0].shape[1:]
             for split, (x, y) in self.splits.items():
                 count = meta['examples'][split]
-                if (x.dtype, x.shape, len(self.mean)) != (np.uint8, (count, H, W, C), C) or (y is not None and len(y) != count):
+                if (x.dtype, x.shape, np.shape(meta['standard'])) != (np.uint8, (count, H, W, C), (2, C)) or \
+                        (y is not None and len(y) != count):
                     raise UserError(f'{folder}/{split}_x.npy, {x.shape} {x.dtype}, or {split}_y.npy does not hold the '
                                     f'{count:,} images of meta.json: run python prepare/{meta["script"]} --overwrite')
                 if self.outputs:
@@ -67,7 +80,7 @@ class ImageData(TaskData):
                                                   meta['script']) for split in SPLITS}
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f'{folder / "meta.json"} is damaged ({type(e).__name__}: {e}): prepare the data again') from None
-        if modality == 'task' and (patch < 1 or H % patch or W % patch):
+        if modality != 'images' and (patch < 1 or H % patch or W % patch):
             raise UserError(f'patch={patch} does not divide the images of data/{folder.name}, {W} x {H} pixels')
         if modality in ('images', 'task') and not self.outputs:
             raise UserError(f'data/{folder.name} has images with captions and without classes: choose another dataset, such as '
@@ -94,17 +107,12 @@ class ImageData(TaskData):
     def require(self, block_size):
         """An image is an example of any size."""
 
-    def standardise(self, x):
-        """Images (B, H, W, C) uint8 as (B, C, H, W) float32, each channel standardised by the training split."""
-        x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()       # strides of channels last crash torch 2.13 on a CPU
-        return (x - self.mean) / self.deviation
-
     def read(self, x, y):
         """Images (B, H, W, C) and their classes as a model reads them: x (B, C, H, W), or patches (B, T, D) in reading order,
         each flattened as (channel, row, column); y (B,) int64."""
-        x = self.standardise(x)
+        x = standardise(x, self.meta['standard'])
         if self.modality == 'task':
-            x = F.unfold(x, self.patch, stride=self.patch).mT.contiguous()
+            x = patches(x, self.patch)
         return x, torch.from_numpy(y.astype(np.int64))
 
     def examples(self, split, indices):
@@ -119,6 +127,3 @@ class ImageData(TaskData):
     def text(self, ids):
         """The text of a caption, without its end."""
         return self.tokenizer.decode([int(i) for i in ids if 0 <= i < self.tokenizer.n_vocab])
-
-
-MODALITIES = {'images': ImageData, 'task': ImageData}      # {modality of a model: the class that reads images for it}

@@ -312,6 +312,58 @@ def imagegpt():
     return svg(880, 280, 'Image-GPT: a picture as a text of pixels, and linear probes of its layers', *parts)
 
 
+def captions():
+    parts, size, words = [], 26, ['a', 'red', 'circle', 'above', 'a', 'blue', 'square']
+    for i in range(16):     # a circle above a square, in patches
+        parts.append(box(20 + size * (i % 4), 70 + size * (i // 4), size - 2, size - 2, color=GREY, opacity=0.3))
+    parts += [dot(20 + 2 * size, 70 + size, RED, 15), box(34 + size, 70 + 2.4 * size, 30, 30, color=BLUE),
+              text(72, 52, 'patches'), arrow((128, 122), (156, 122)), box(156, 92, 104, 60, 'linear\n+ positions', GREEN),
+              arrow((260, 122), (288, 122)), box(288, 92, 130, 60, 'encoder\n(B, S, C)', BLUE),
+              path([(418, 122), (470, 122)], ORANGE, arrow=True, width=2.4), text(444, 112, 'keys,', 12),
+              text(446, 142, 'values', 12), box(470, 62, 360, 120, color=BLUE), text(650, 88, 'decoder', 15, 'white'),
+              box(486, 134, 328, 34, 'cross-attention: where to look for the next word', ORANGE, 13),
+              text(650, 114, 'attention to the words before', 13, 'white')]
+    for i, (word, read) in enumerate(zip(words, ['begin', *words], strict=False)):
+        x, w = 474 + 51 * i, 46
+        parts += [box(x, 16, w, 24, word, GREEN, 12), arrow((x + w / 2, 62), (x + w / 2, 42)),
+                  box(x, 206, w, 24, read, GREY, 12), arrow((x + w / 2, 206), (x + w / 2, 184))]
+    for k, (word, at) in enumerate((('circle', (1, 2, 5, 6)), ('square', (9, 10, 13, 14)))):
+        x = 60 + 170 * k
+        parts.append(text(x + 2 * 17, 208, f"before '{word}'", 13))
+        parts += [box(x + 17 * (i % 4), 218 + 17 * (i // 4), 15, 15, color=ORANGE, opacity=0.95 if i in at else 0.2)
+                  for i in range(16)]
+    return svg(850, 300, 'Captions: the encoder reads patches, the decoder writes words', *parts)
+
+
+def clip():
+    parts, size, x0, y0 = [], 40, 520, 96
+    for i in range(3):      # pictures of a batch, in patches
+        for j in range(9):
+            parts.append(box(24 + 9 * i + 20 * (j % 3), 60 + 9 * i + 20 * (j // 3), 18, 18, opacity=0.3 + 0.3 * (i == 2)))
+        parts.append(box(20 + 6 * i, 262 + 22 * i, 128, 18, ('a red circle', 'a blue square', 'a green star')[i], ORANGE, 12))
+    parts += [text(64, 40, 'pictures'), text(84, 346, 'captions'), text(64, 160, 'S patches of D', 13),
+              arrow((112, 98), (170, 98)), box(170, 66, 150, 64, 'ViT, read at its\nclass token', BLUE),
+              arrow((160, 292), (180, 292)), box(180, 260, 150, 64, 'causal transformer,\nread at the end', ORANGE),
+              *(piece for y, x, color in ((98, 320, BLUE), (292, 330, ORANGE)) for piece in (
+                  arrow((x, y), (x + 20, y)), box(x + 20, y - 32, 84, 64, 'linear,\nlength 1', color))),
+              text(x0 + 2.5 * size, 26, 'scale times cosine of each picture with each caption', 15)]
+    for i in range(5):
+        parts.append(box(x0 - 34, y0 + size * i + 5, 26, size - 14, color=BLUE))
+        parts.append(box(x0 + size * i + 5, y0 - 34, size - 14, 26, color=ORANGE))
+        for j in range(5):
+            parts.append(box(x0 + size * j, y0 + size * i, size - 4, size - 4, color=GREEN if i == j else GREY,
+                             opacity=1 if i == j else 0.3))
+    right, below = x0 + 5 * size, y0 + 5 * size
+    parts += [arrow((424, 98), (450, 98), (450, y0 + 2.5 * size), (x0 - 40, y0 + 2.5 * size)),
+              path([(434, 292), (462, 292), (462, 46), (x0 + 2.5 * size, 46)]),
+              arrow((x0 + 2.5 * size, 46), (x0 + 2.5 * size, y0 - 36)),
+              text(right + 14, y0 + 92, 'each row: which caption?', 13, anchor='start'),
+              text(right + 14, y0 + 112, 'each column: which picture?', 13, anchor='start'),
+              text(x0 + 2.5 * size, below + 20, 'green: the pairs of the batch', 13),
+              text(x0 + 2.5 * size, below + 38, 'loss: cross-entropy of both, their mean', 13)]
+    return svg(900, 365, 'CLIP: two towers, and the similarities of a batch', *parts)
+
+
 def fpt():
     y, parts = 120, []
     for i in range(4):
@@ -334,7 +386,7 @@ def fpt():
     return svg(930, 250, 'FPT: a frozen trunk between trained layers', *parts)
 
 
-DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, imagegpt, fpt)
+DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, captions, clip, imagegpt, fpt)
 
 def main(argv):
     Arguments(description=__doc__).parse_args(argv)

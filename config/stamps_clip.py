@@ -1,0 +1,16 @@
+"""CLIP on stamps and their sentences."""
+
+arch = 'clip'
+dataset = 'stamps'
+augment = 'crop'
+
+n_layer, n_head, n_embd = 3, 4, 96
+text_layer, n_space = 2, 64
+dropout = 0.1                           # there are few pictures
+
+batch_size = 128
+max_iters = 1500
+learning_rate = 3e-3
+min_lr = 0.0
+eval_interval = 250
+eval_windows = 0                        # all of the validation split

@@ -1,0 +1,226 @@
+"""harness/captions.py: what models of images and captions read, their metrics, and runs from their data to their pictures."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import sentence, tiny_train
+from PIL import Image
+
+import clip
+import look
+import sample
+import train
+from extras import truth, zeroshot
+from harness import checkpoint, data, device
+from harness.captions import PROMPTS
+from prepare.pictures import read_image
+from tests.models.test_clip import published  # noqa: F401
+from tests.models.test_vit import patches
+
+
+@pytest.fixture(scope='module')
+def module_root(tmp_path_factory):
+    """An empty folder in which this process looks for data/, with data/shapes and data/shapes_classes in patches of 8."""
+    from conftest import script
+
+    from prepare import common
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp('captions')
+        for module in (data, common):
+            patch.setattr(module, 'ROOT', folder)
+        script('prepare/shapes.py', '--examples=120')
+        script('prepare/shapes_classes.py', '--examples=180')
+        yield folder
+
+
+def words(arch, out_dir, *more):
+    found = tiny_train('shapes', out_dir, f'--arch={arch}', '--patch=8', '--schedule=constant', '--eval_windows=0', *more)[1:]
+    found.remove('--block_size=16')
+    return found
+
+
+@pytest.fixture(scope='module')
+def runs(module_root):
+    """{name of an architecture: the folder of a run on data/shapes}."""
+    for arch in ('clip', 'transformer'):
+        train.main(words(arch, module_root / arch, '--max_iters=10'))
+    return {arch: module_root / arch for arch in ('clip', 'transformer')}
+
+
+@pytest.fixture
+def image(tmp_path, module_root):
+    """A picture of another size, with transparent parts."""
+    pixels = np.full((40, 60, 4), 255, np.uint8)
+    pixels[10:20, 20:30] = 220, 40, 40, 255
+    pixels[:5] = 0
+    Image.fromarray(pixels, 'RGBA').save(tmp_path / 'picture.png')
+    return tmp_path / 'picture.png'
+
+
+def test_images_and_captions(module_root):
+    for modality in ('pairs', 'captions'):
+        found = data.open_data('shapes', modality=modality, patch=8)
+        x, y = found.batch('val', np.arange(5), None)
+        images = torch.from_numpy(np.array(found.splits['val'][0][:5])).permute(0, 3, 1, 2).float()
+        mean, deviation = (torch.tensor(v)[:, None, None] for v in found.meta['standard'])
+        torch.testing.assert_close(x, patches((images - mean) / deviation, 8), atol=1e-4, rtol=1e-4)
+        assert ((y == found.vocab_size - 1).sum(1) == 1).all() and (y >= 0).any(0).all()
+        assert found.model_settings() == {'vocab_size': found.vocab_size, 'block_size': found.captions['train'].shape[1],
+                                          'source_size': 16, 'features': 192}
+    indices = found.train_indices(120, 1, 0, 0)
+    assert sorted(indices) == [*range(120)], 'an image is twice in a batch'
+
+
+def test_classes_become_captions(module_root):
+    found = data.open_data('shapes_classes', modality='captions', patch=8)
+    labels, (x, rows) = found.meta['labels'], found.splits['train']
+    y = np.load(found.folder / 'train_y.npy')
+    assert len(x) == len(y) == 180
+    for i in (0, 1, 7, 179):
+        assert found.text(rows[i]) == PROMPTS[i % len(PROMPTS)].format(labels[y[i]])
+
+
+def test_recall_by_its_definition(module_root):
+    """Of images whose captions occur several times, in any division into batches."""
+    found, generator = data.open_data('shapes', modality='captions', patch=8), torch.Generator().manual_seed(0)
+    rows = torch.from_numpy(found.captions['train'][[0, 1, 2, 0, 3, 4, 2, 0, 5, 6]].astype(np.int64))
+    output = F.normalize(torch.randn(10, 2, 4, generator=generator), dim=-1)
+    texts = [tuple(row.tolist()) for row in rows]
+    for i, text in enumerate(texts):
+        output[i, 1] = output[texts.index(text), 1]
+    logits, unique = output[:, 0] @ output[:, 1].T, sorted(set(texts))
+    of_text = {text: logits[:, texts.index(text)] for text in unique}
+    ranks = {'caption': [sum(of_text[other][i] > of_text[text][i] for other in unique) for i, text in enumerate(texts)],
+             'image': [min(sum((of_text[text][j] > of_text[text][i]).item() for j in range(10) if texts[j] != text)
+                           for i in range(10) if texts[i] == text) for text in unique]}
+    for parts in ([slice(10)], [slice(3), slice(3, 10)]):
+        metrics = found.total([found.score(output[part], None, rows[part]) for part in parts])
+        for name, rank in ranks.items():
+            for k in (1, 5):
+                assert metrics[f'{name}_at_{k}'] == pytest.approx(np.mean([r < k for r in rank])), (name, k)
+    own = torch.arange(10)
+    assert metrics['val_loss'] == pytest.approx(((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2).item())
+    assert 0 < metrics['image_at_1'] < 1 and metrics['accuracy'] == metrics['caption_at_1']
+
+
+@pytest.mark.parametrize('arch', ['clip', 'transformer'])
+def test_a_run_resumes_to_the_same_weights(runs, module_root, arch):
+    found = json.loads((runs[arch] / 'test.json').read_text())
+    assert found['examples'] == 24 and {'accuracy', 'test_loss', 'chance'} <= found.keys()
+    assert found['parts'].keys() == {'seen', 'held out'} and all('test_loss' in part for part in found['parts'].values())
+    train.main(words(arch, module_root / 'two', '--max_iters=5', '--overwrite'))
+    train.main(words(arch, module_root / 'two', '--max_iters=10', '--resume'))
+    one, two = (checkpoint.load(folder / 'ckpt.pt')['model'] for folder in (runs[arch], module_root / 'two'))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_the_metrics_do_not_depend_on_the_batch(runs):
+    model, _ = checkpoint.load_model(runs['clip'])
+    found, machine = data.open_data('shapes', modality='captions', patch=8), device.setup('cpu', 'float32', False)
+    one, two = (train.evaluate(model, found, found.val_indices(0, 1), size, machine) for size in (5, 12))
+    assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_labels_get_probabilities(runs, image, capsys):
+    sample.main([str(runs['clip']), f'--image={image}', '--labels=a red circle, a blue square,red'])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split('%')[1].strip() for line in lines] == ['a red circle', 'a blue square', 'red']
+    assert sum(float(line.split('%')[0]) for line in lines) == pytest.approx(100, abs=0.2)
+    sample.main([str(runs['clip']), f'--image={image}', f'--image={image}', '--labels=a red circle'])
+    assert capsys.readouterr().out == f'{image}\n100.0%  a red circle\n' * 2
+
+
+def test_captions_are_written(runs, image, capsys):
+    for beams in (1, 3):
+        sample.main([str(runs['transformer']), f'--image={image}', f'--image={image}', f'--beams={beams}'])
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_pictures(runs, image):
+    look.main([str(runs['clip'])])
+    assert sorted(p.name for p in (runs['clip'] / 'look').iterdir()) == ['pairs.png', 'similarity.png']
+    look.main([str(runs['transformer'])])
+    look.main([str(runs['transformer']), f'--image={image}', f'--out={image.parent}'])
+    for folder in (runs['transformer'] / 'look', image.parent):
+        assert (folder / 'cross_attention.png').stat().st_size > 5000
+
+
+BAD = [('clip', [], '--image'), ('clip', ['--image=IMAGE'], '--labels'), ('clip', ['--labels=a'], '--image'),
+       ('clip', ['--image=IMAGE', '--labels='], '--labels'), ('clip', ['--image=IMAGE', '--labels=a,,b'], '--labels'),
+       ('clip', ['--image=IMAGE', '--labels=' + 'a red circle ' * 20], 'a red circle.*tokens'),
+       ('clip', ['--image=IMAGE', '--labels=a', '--start=a'], 'options for texts'),
+       ('clip', ['--image=TEXT', '--labels=a'], 'notes.txt'),
+       ('clip', ['--image=CUT', '--labels=a'], 'cut.png'), ('clip', ['--image=no.png', '--labels=a'], 'no.png'),
+       ('clip', ['--image=IMAGE', '--labels=a', '--eval'], 'options for texts'),
+       ('transformer', ['--start=a'], '--image'), ('transformer', ['--image=IMAGE', '--labels=a'], '--image'),
+       ('transformer', ['--image=CUT'], 'cut.png'), ('transformer', ['--image=IMAGE', '--benchmark'], 'options for texts')]
+
+
+@pytest.mark.parametrize('arch, more, said', BAD)
+def test_bad_input(runs, image, arch, more, said):
+    (image.parent / 'notes.txt').write_text('no image')
+    (image.parent / 'cut.png').write_bytes(image.read_bytes()[:80])
+    for name, file in (('IMAGE', image), ('TEXT', image.parent / 'notes.txt'), ('CUT', image.parent / 'cut.png')):
+        more = [word.replace(name, str(file)) for word in more]
+    assert re.search(said, sentence(sample.main, [str(runs[arch]), *more]))
+
+
+def test_bad_settings(runs, image, module_root, tmp_path):
+    for arch, more, said in (('clip', ['--patch=7'], 'patch=7'), ('clip', ['--block_size=3'], 'block_size=3'),
+                             ('model', [], 'without classes'), ('vit', [], 'without classes')):
+        assert said in sentence(train.main, words(arch, tmp_path / 'x', '--dry_run', *more))
+    assert '--prompt' in sentence(look.main, [str(runs['clip']), '--prompt=a'])
+    assert '--image' in sentence(look.main, [str(runs['clip']), f'--image={image}'])
+    assert '--image' in sentence(look.main, [str(runs['transformer']), '--prompt=a'])
+
+
+def test_truth(runs, capsys):
+    truth.main([str(runs['transformer'])])
+    found = json.loads((runs['transformer'] / 'truth.json').read_text())
+    assert found['held out']['pictures'] == found['seen']['pictures'] == 12 and 0 <= found['seen']['true'] <= 1
+    assert 'clip' in sentence(truth.main, [str(runs['clip'])])
+
+
+def test_zero_shot_and_few_shot(runs, capsys):
+    command = [str(runs['clip']), '--dataset=shapes_classes', '--prompts=a {};a small {}', '--shots=1,2,99', '--draws=2']
+    zeroshot.main(command)
+    found = json.loads((runs['clip'] / 'zeroshot_shapes_classes.json').read_text())
+    assert found['classes'] == {'named in training': 15, 'never named': 3} and [*found['few_shot']] == ['1', '2']
+    assert 'left out: 99' in capsys.readouterr().out
+    for more, said in ((['--prompts=a'], '--prompts'), (['--names=a,b'], '--names=a,b'), (['--shots=0'], '--shots=0')):
+        assert said in sentence(zeroshot.main, [*command, *more])
+    assert 'transformer' in sentence(zeroshot.main, [str(runs['transformer']), *command[1:]])
+
+
+def test_a_probe_separates_what_can_be_separated():
+    torch.manual_seed(0)
+    centers, y = F.normalize(torch.randn(5, 8), dim=1), torch.arange(200) % 5
+    x = F.normalize(centers[y] + 0.05 * torch.randn(200, 8), dim=1)
+    assert torch.equal(zeroshot.probe(x[:50], y[:50], 5, x), y)
+    assert (zeroshot.few_shot(x, y, x, [1, 40], 2)[1] == y).float().mean() > 0.8
+
+
+def test_published_weights_choose_a_label(published, image, capsys):     # noqa: F811
+    """With the tokenizer beside them, and the standardisation of CLIP."""
+    import tokenizers
+    from tokenizers.processors import TemplateProcessing
+    folder, theirs = published
+    letters = {c: i for i, c in enumerate('abcdefghijklmnopqrstuvwxyz0123456789?!<>')}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token='?'))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split('', 'isolated')
+    tokenizer.post_processor = TemplateProcessing(single='< $A >', special_tokens=[('<', 38), ('>', 39)])
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    labels = ['a?cat', 'dog']
+    sample.main(['--pretrained', str(folder), f'--image={image}', f'--labels={",".join(labels)}'])
+    found = [float(line.split('%')[0]) for line in capsys.readouterr().out.splitlines()]
+    pixels = torch.from_numpy(read_image(image, (12, 12))).permute(2, 0, 1) / 255
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in clip.Model.published_pixels)
+    ids = [tokenizer.encode(text).ids for text in labels]
+    ids = torch.tensor([row + [39] * (7 - len(row)) for row in ids])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, pixel_values=((pixels - mean) / deviation)[None]).logits_per_image.softmax(1)
+    assert found == pytest.approx((100 * expected[0]).tolist(), abs=0.1)

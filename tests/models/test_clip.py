@@ -1,0 +1,155 @@
+"""clip.py: against transformers' CLIPModel, its loss by the definition and over several processes."""
+
+import json
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from clip import Config, Model
+from tests.models.test_contract import example_batch, perturb
+from tests.models.test_vit import patches
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """(folder, model) of a small CLIP of transformers, whose towers differ in every size."""
+    from transformers import CLIPConfig, CLIPModel
+    folder = tmp_path_factory.mktemp('clip')
+    torch.manual_seed(0)
+    text = {'vocab_size': 40, 'hidden_size': 24, 'intermediate_size': 96, 'num_hidden_layers': 3, 'num_attention_heads': 4,
+            'max_position_embeddings': 12, 'bos_token_id': 38, 'eos_token_id': 39, 'pad_token_id': 39}
+    vision = {'hidden_size': 32, 'intermediate_size': 128, 'num_hidden_layers': 2, 'num_attention_heads': 8, 'image_size': 12,
+              'patch_size': 4}
+    model = perturb(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))).eval()
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def captions(lengths, T, end):
+    """Random captions (B, T) of these lengths with their ends, -1 after them."""
+    y = torch.randint(end, (len(lengths), T))
+    for row, n in zip(y, lengths, strict=True):
+        row[n - 1], row[n:] = end, -1
+    return y
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('block_size', [12, 9])
+def test_published_weights_give_the_published_similarities(published, block_size):
+    folder, theirs = published
+    ours = Model.from_pretrained(str(folder), block_size=block_size).eval()
+    images, y = torch.randn(5, 3, 12, 12), captions((9, 3, 5, 7, 2), 9, 39)
+    expected = theirs(input_ids=torch.where(y < 0, 39, y), pixel_values=images, return_loss=True)
+    output, loss = ours(patches(images, 4), y)
+    torch.testing.assert_close(output[:, 0] @ output[:, 1].T, expected.logits_per_image, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss, expected.loss, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.embed_texts(y), expected.text_embeds, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(('change', 'settings', 'message'), [
+    (lambda w, c: None, {'n_head': 4}, "'n_head': 8"), (lambda w, c: None, {'text_layer': 4}, "'text_layer': 3"),
+    (lambda w, c: c.clear(), {'text_head': 4}, '--n_head'), (lambda w, c: c.update(model_type='siglip'), {}, "'siglip'"),
+    (lambda w, c: c['vision_config'].update(hidden_act='relu'), {}, "hidden_act='relu'"),
+    (lambda w, c: c['text_config'].update(hidden_act='gelu'), {}, "hidden_act='gelu'"),
+    (lambda w, c: c.update(text_config_dict={'layer_norm_eps': 1e-3}), {}, 'layer_norm_eps=0.001'),
+    (lambda w, c: c['vision_config'].update(intermediate_size=64), {}, 'intermediate_size=64'),
+    (lambda w, c: c['text_config'].update(num_hidden_layers=2), {}, 'num_hidden_layers=2'),
+    (lambda w, c: c.update(projection_dim=8), {}, 'projection_dim=8'),
+    (lambda w, c: w.pop('text_model.encoder.layers.1.self_attn.k_proj.bias'), {}, r'text\.h\.1\.attn\.c_attn\.bias is missing'),
+    (lambda w, c: w.pop('visual_projection.weight'), {}, 'not the weights of a CLIP')])
+def test_weights_that_do_not_fit_are_refused(published, tmp_path, change, settings, message):
+    weights = safetensors.torch.load_file(published[0] / 'model.safetensors')
+    described = json.loads((published[0] / 'config.json').read_text())
+    change(weights, described)
+    safetensors.torch.save_file(weights, tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=message):
+        Model.from_pretrained(str(tmp_path), **settings)
+
+
+def tiny(**more):
+    torch.manual_seed(0)
+    return perturb(Model(replace(Config.tiny(), **more))).eval()
+
+
+@torch.no_grad()
+def test_loss_by_its_definition():
+    """Cosines times the scale, from which the caption of each picture and the picture of each caption is to be found."""
+    model = tiny()
+    x, y = example_batch(model)
+    a, b = model.embed_images(x), model.embed_texts(y)
+    torch.testing.assert_close(a.norm(dim=1), torch.ones(6))
+    losses = []
+    for i in range(6):
+        for row in ([a[i] @ b[j] for j in range(6)], [a[j] @ b[i] for j in range(6)]):
+            losses.append(-(torch.stack(row) * model.log_scale.exp()).log_softmax(0)[i])
+    torch.testing.assert_close(model(x, y)[1], torch.stack(losses).mean())
+
+
+@torch.no_grad()
+def test_captions_are_read_up_to_their_ends():
+    model, y = tiny(), captions((16, 5, 2), 16, 16)
+    found = model.embed_texts(y)
+    torch.testing.assert_close(model.embed_texts(y[1:, :5]), found[1:])
+    for t in range(5):
+        changed = y.clone()
+        changed[1, t] = (y[1, t] + 1) % 16
+        assert not torch.allclose(model.embed_texts(changed)[1], found[1], atol=1e-4), f'token {t} is ignored'
+
+
+def test_the_scale_is_at_most_100():
+    """A scale that an optimizer moved too far is 100, and can fall again."""
+    model = tiny()
+    assert Model(Config.tiny()).metrics()['scale'] == pytest.approx(1 / 0.07)
+    model.log_scale.data.fill_(9)
+    model(*example_batch(model))[1].backward()
+    assert model.metrics()['scale'] == pytest.approx(100) and model.log_scale.grad.abs() > 0
+
+
+def loss_and_gradients(rank, world, store, results):
+    """Of this process's share of a batch, averaged over the processes as DDP does."""
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=world)
+    model = tiny().train()
+    net = torch.nn.parallel.DistributedDataParallel(model)
+    loss = net(*(part.chunk(world)[rank] for part in example_batch(model)))[1]
+    loss.backward()
+    if not rank:
+        torch.save([loss.detach(), *(p.grad for p in model.parameters())], results)
+    with torch.no_grad():           # of one process alone: nobody waits for the other
+        if not rank:
+            model.eval()(*example_batch(model))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_the_batch_is_that_of_all_processes(tmp_path):
+    context = multiprocessing.get_context('spawn')
+    processes = [context.Process(target=loss_and_gradients, args=(rank, 2, tmp_path / 'store', tmp_path / 'found'))
+                 for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        assert process.exitcode == 0
+    model = tiny().train()
+    loss = model(*example_batch(model))[1]
+    loss.backward()
+    own = [loss.detach(), *(p.grad for p in model.parameters())]
+    for found, expected in zip(torch.load(tmp_path / 'found'), own, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    half = model(*(part[:3] for part in example_batch(model)))[1]
+    assert abs(half - loss).item() > 0.01
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'n_head': 3}, 'n_embd=16.*n_head=3'), ({'text_embd': 15}, 'text_embd=15.*text_head=2'), ({'n_space': 0}, 'n_space=0'),
+    ({'source_size': 0}, 'source_size=0'), ({'features': 0}, 'features=0'), ({'gelu': 'relu'}, "gelu='relu'"),
+    ({'text_head': -1}, 'text_head=-1')])
+def test_bad_settings(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(Config.tiny(), **change)
