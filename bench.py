@@ -97,7 +97,7 @@ def bench_train(args):
             data, model = RandomText(), build(s.arch, {'vocab_size': 65} | s.model)
         else:       # what an example is depends on the data set
             runs.prepare(s)
-            data = open_data(s.train.dataset, modality=s.arch.Model.modality)
+            data = open_data(s.train.dataset, modality=s.arch.Model.modality, patch=s.train.patch)
             model = runs.new_model(s, data)
         trainer = Trainer(s.train, model, data, machine)
 

@@ -49,6 +49,9 @@ class Config:
             raise ValueError(f"unknown network='{self.network}': choose tutorial, {', '.join(RESNETS)}")
         if self.stem not in STEMS:
             raise ValueError(f"unknown stem='{self.stem}': choose imagenet or cifar")
+        for name in ('channels', 'height', 'width'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
         if self.network == 'tutorial' and min(self.height, self.width) < 16:
             raise ValueError(f'height={self.height} and width={self.width} must be at least 16 for network=tutorial, which has '
                              f'no padding')

@@ -36,6 +36,12 @@ Of a model that compares images with captions:
     similarity.png  the cosine of some images with the captions of all of them
     pairs.png       the pairs that it gets right by most, and wrong by most
 
+Of a model that rebuilds or draws images:
+
+    rebuilt.png     images, and what is made of their tokens
+    codes.png       how often each token of the codebook occurs
+    samples.png     images of four captions
+
 A model file adds its own by a function pictures(model, x, labels) that yields (name, matplotlib figure); x: (1, T) tokens,
 labels: their texts. For pairs it is pictures(model, source, y, texts, targets), where texts may be an image.
 """
@@ -175,7 +181,7 @@ def main(argv):
     model, content = checkpoint.load_model(path)
     model.to(device.pick_device(args.device, 0, 1))
     arch, folder = load_arch(content['arch']), path.resolve().parent
-    if model.modality in (*ANSWERS, 'captions') and args.prompt is not None:
+    if model.modality in (*ANSWERS, 'captions', 'patches', 'drawings') and args.prompt is not None:
         raise UserError(f'--prompt: {args.run} reads no text alone, and its pictures show validation examples: leave it out')
     dataset = data.data_of(content)
     if args.image is not None and model.modality != 'pairs':
@@ -191,6 +197,9 @@ def main(argv):
     elif model.modality == 'captions':
         from views import captions
         views, own = captions.views(model, dataset), lambda: ()
+    elif model.modality in ('patches', 'drawings'):
+        from views import drawings
+        views, own = drawings.views(model, dataset), lambda: ()
     elif model.modality == 'pairs':
         views, own = {}, partial(arch.pictures, model, *pair_of(model, checkpoint.tokenizer(content, path), dataset, args,
                                                                 content))

@@ -23,6 +23,10 @@ say which caption fits an image best, of those that are named:
 
     python sample.py out/shapes_clip --image picture.png --labels "a red circle,a blue square"
 
+draw images of a caption, those first that a model of images and captions ranks first:
+
+    python sample.py out/shapes_dalle --start "a red circle above a blue square" --num_samples 16 --rerank out/shapes_clip
+
 or use a model that sees both sides of a token, to fill blanks or to rewrite a text repeatedly:
 
     python sample.py out/shakespeare_bert --fill "To be, or not to [MASK]e"
@@ -41,6 +45,7 @@ from torch.utils import _pytree as pytree
 from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub, optim, require_memory
 from harness.arch import ANSWERS, architectures, complete, load_arch
 from harness.captions import encode_captions, encode_image, published_images
+from harness.drawings import draw, rank, save
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
 from harness.pairs import encode_source
@@ -57,9 +62,10 @@ def arguments(argv):
     add('--start', action='append', type=str, help='the text to continue, or FILE:path (default: a line break); repeatable')
     add('--image', metavar='FILE', action='append', help='the image of which a caption is written or chosen; repeatable')
     add('--labels', type=str, help='the captions to choose from, separated by commas')
-    add('--num_samples', type=int, default=1, help='texts for each start')
+    add('--num_samples', type=int, default=1, help='texts or images for each start')
     add('--max_new_tokens', type=int, help='(default: 300, or the rest of the picture)')
-    add('--out', metavar='FILE', help='the PNG of pictures (default: sample.png in the folder of the run)')
+    add('--out', metavar='FILE', help='the PNG of images (default: sample.png in the folder of the run)')
+    add('--rerank', metavar='RUN', help='a run of clip.py, by which the images of a start are sorted, the best first')
     add('--temperature', type=float, help='0: greedy (default: 0.8; --automaton: 0)')
     add('--top_k', type=int, default=50, help='sample from the k most likely tokens (0: all)')
     add('--top_p', type=float, default=1.0, help='sample from the most likely tokens whose probabilities sum to this')
@@ -141,7 +147,7 @@ def load_runs(names):
     models, contents = zip(*map(checkpoint.load_model, names), strict=True)
     specs = [c['data'].get('tokenizer') for c in contents]
     for name, spec, model in zip(names, specs, models, strict=True):
-        if model.modality in ANSWERS:
+        if model.modality in (*ANSWERS, 'patches'):
             raise UserError(f'{name} answers a task, and writes no text: python look.py {name} shows its answers')
         if spec != specs[0]:
             raise UserError(f'{name} and {names[0]} have different tokenizers: choose runs that were trained on one data set')
@@ -184,6 +190,23 @@ def print_labels(model, tokenizer, args, where, content):
         print('\n'.join([path] * (len(found) > 1) + [f'{q:6.1%}  {label}' for q, label in zip(p, labels, strict=True)]))
 
 
+def draw_images(model, args, where, content):
+    """Draws --num_samples images of each --start, a row for each start."""
+    if args.start is None or len(args.run) > 1 or args.eval or args.benchmark or args.both_sides or args.labels or args.image:
+        raise UserError(f'{args.run[0]} draws images of captions: it needs a caption by --start "...", one run, and none of '
+                        f'the options for texts')
+    tokenizer, about, N = checkpoint.tokenizer(content, args.run[0]), content['data'], args.num_samples
+    require_memory(N * len(args.start) * (math.prod(about['shape']) + optim.token_memory(model)), f'--num_samples={N}')
+    y = encode_captions(args.start, tokenizer, model).repeat_interleave(N, 0)
+    images = draw(model.to(where), y, about, content['loop']['patch'], args.temperature, args.top_k, args.top_p, args.seed)
+    rows = images.reshape(-1, N, *images.shape[1:])
+    if args.rerank:
+        scores = rank(images, [start for start in args.start for _ in range(N)], args.rerank, where).view(-1, N)
+        rows = [row[order] for row, order in zip(rows, scores.argsort(1, descending=True).numpy(), strict=True)]
+    from views.drawings import strips
+    save(strips(rows, args.start), Path(args.out or checkpoint.find(args.run[0]).parent / 'sample.png'))
+
+
 def print_automaton(model, tokenizer, start, passes, options, seed):
     width = len(str(passes))
     for k, (ids, earlier) in enumerate(automaton(model, start, passes, *options, torch.Generator().manual_seed(seed))):
@@ -214,6 +237,11 @@ def main(argv):
         show = print_targets if models[0].modality == 'pairs' else print_labels
         show(models[0], tokenizer, args, where, contents[0] if contents else published_images(models[0]))
         return
+    if models[0].modality == 'drawings':
+        draw_images(models[0], args, where, contents[0])
+        return
+    if args.rerank:
+        raise UserError(f'--rerank: {names[0]} draws no images: choose a run such as that of config/shapes_dalle.py')
     if args.image is not None or args.labels is not None:
         raise UserError(f'--image and --labels: {names[0]} reads no images: choose a run of clip.py, or of transformer.py with '
                         f'images')

@@ -95,7 +95,7 @@ class TrainConfig:
     seed: int = 1337                        # of the weights, the batches and dropout
 
     def __post_init__(self):
-        at_least = dict.fromkeys(('batch_size', 'eval_interval', 'log_interval'), 1) | dict.fromkeys(
+        at_least = dict.fromkeys(('batch_size', 'eval_interval', 'log_interval', 'patch'), 1) | dict.fromkeys(
             ('max_iters', 'max_seconds', 'tokens_per_step', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip',
              'eval_windows', 'stop_after', 'sample_interval', 'sample_tokens', 'patience'), 0)
         warmup = self.warmup_iters
@@ -351,7 +351,7 @@ def fit(run, signals):
             bar.close()
             return bool(stop)
         if machine.is_main and cfg.sample_interval and p.step and p.step % cfg.sample_interval == 0:
-            run.data.show(run.trainer.model, cfg)
+            run.data.show(run.trainer.model, cfg, run.folder.path)
         began = time.perf_counter()
         run.lr = optim.learning_rate(cfg, p.step, spent, run.plateau.left)
         run.pending.append(run.trainer.step(p.step, run.lr))
@@ -391,7 +391,7 @@ def finish(run, stopped, title, argv):
                       ({'parts': parts} if parts else {}), f, indent=1)
         for name, part in {'': metrics, **parts}.items():
             print(name + ': ' * bool(name) + data.format_metrics(part, 'test'))
-    data.show(model, run.cfg)
+    data.show(model, run.cfg, run.folder.path)
 
 
 def describe(arch, model, trainer, data, cfg):

@@ -32,6 +32,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,7 +60,10 @@ class ModelContract:
     'images': x is (B, channels, H, W) float and y a class (B,).  A model of 'task' reads the same images as patches (B, T, D)
     of the side that train.py's setting `patch` says.  MODALITIES of harness/data.py are those that read images.
     'captions': x is (B, S, D) patches of images and y (B, T) their captions, -1 after the end of each; the output is (B, 2, E),
-    the vectors of images and captions, whose products are logits."""
+    the vectors of images and captions, whose products are logits.
+    'patches': x and y are the same (B, S, D) patches of images, and the output is what the model makes of them.
+    'drawings': x and y are as for 'captions', and the output is (B, T + S), the loss of each token of captions and images.
+    Requires step(), which reads a caption and then the tokens of an image, and render()."""
 
     memory: int = 0
     """Number of tokens before the window that x may start with: x is then (B, memory + T), with -1 before the start of the
@@ -102,6 +106,9 @@ class ModelContract:
 
     decode: Callable | None = None
     """Of models of pairs: decode(source (B, S), beams=1) -> targets (B, T), -1 after their end."""
+
+    render: Callable | None = None
+    """Of models that draw: render(tokens (B, S)) -> patches (B, S, D) of the image that the tokens are."""
 
     infill: Callable | None = None
     """infill(x (B, T)) -> logits (B, T, V): each token given its neighbours on both sides; -1 in x is an unknown token."""
@@ -160,8 +167,8 @@ class DataContract(Protocol):
     def format_metrics(self, metrics: dict, split: str = 'val') -> str:
         """The metrics of total() in one line."""
 
-    def show(self, model: nn.Module, cfg: Any) -> None:
-        """Prints a sample of the model's output, if it generates any."""
+    def show(self, model: nn.Module, cfg: Any, folder: Path) -> None:
+        """Prints a sample of the model's output, or draws it into the folder of the run, if it generates any."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class CaptionData(PairData, ImageData):
     def chance_answer(self, metric=None):
         return f'always {self.text(np.frombuffer(self.constant(), np.int32))!r}'
 
-    def show(self, model, cfg):
+    def show(self, model, cfg, folder):
         """Prints the captions that the model writes for some images of the validation split."""
         if not cfg.sample_tokens:
             return
@@ -140,5 +140,5 @@ class ContrastiveData(CaptionData):
         return (f'{split} {metrics[f"{split}_loss"]:.4f}, recall at 1 / at 5: of the caption of an image {captions}, of an '
                 f'image of a caption {images}')
 
-    def show(self, model, cfg):
+    def show(self, model, cfg, folder):
         """It generates nothing."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from harness import ROOT, UserError, require_memory, schema
 from harness.arch import load_arch
 from harness.captions import CaptionData, ContrastiveData
+from harness.drawings import DrawingData, PatchData
 from harness.files import check_name
 from harness.generate import generate
 from harness.images import ImageData
@@ -159,7 +160,7 @@ class TextData:
     def format_metrics(self, metrics, split='val'):
         return f'{split} {metrics["val_loss"]:.4f} (full window {metrics["val_loss_full"]:.4f})'
 
-    def show(self, model, cfg):
+    def show(self, model, cfg, folder):
         """Print a sample of cfg.sample_tokens tokens."""
         if not cfg.sample_tokens or model.bidirectional:
             return
@@ -253,7 +254,8 @@ class LeakingText(TextData):
 
 
 # {modality of a model: the class that reads images for it}
-MODALITIES = {'images': ImageData, 'task': ImageData, 'pairs': CaptionData, 'captions': ContrastiveData}
+MODALITIES = {'images': ImageData, 'task': ImageData, 'pairs': CaptionData, 'captions': ContrastiveData, 'patches': PatchData,
+              'drawings': DrawingData}
 META = {'kind': ('text', *KINDS, PairData.kind, 'images'), 'vocab_size': 'count', 'source.name': 'text',
         'script': 'text', 'fingerprint': 'text'}
 TEXT_META = {'dtype': ('uint16', 'uint32'), 'tokens.train': 'count', 'tokens.val': 'count', 'tokens.test?': 'count',

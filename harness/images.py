@@ -57,7 +57,7 @@ class ImageData(TaskData):
     noun = unit = 'images'
     columns, kind, vocab_size = ('auc',), 'classify', 0
 
-    def __init__(self, folder, meta, modality='images', patch=4):
+    def __init__(self, folder, meta, modality='images', patch=1):
         self.folder, self.meta, self.modality, self.patch = folder, meta, modality, patch
         self.y_standard = 0.0, 1.0          # classes are no numbers
         try:
@@ -116,13 +116,13 @@ class ImageData(TaskData):
         return x, torch.from_numpy(y.astype(np.int64))
 
     def examples(self, split, indices):
-        return self.read(*(part[indices] for part in self.splits[split]))
+        return self.read(*(part[indices] for part in self.splits[split] if part is not None))
 
     def train_batch(self, indices, model, cfg, step):
-        x, y = (part[indices] for part in self.splits['train'])
+        x, *y = (part[indices] for part in self.splits['train'] if part is not None)
         if cfg.augment != 'none':
             x = augment(x, cfg.augment, [(cfg.seed, step, i) for i in indices])
-        return self.read(x, y)
+        return self.read(x, *y)
 
     def text(self, ids):
         """The text of a caption, without its end."""

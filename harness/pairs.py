@@ -128,7 +128,7 @@ class PairData:
     def format_metrics(self, metrics, split='val'):
         return f'{split} {metrics[f"{split}_loss"]:.4f} per token, whole targets right {metrics["accuracy"]:.1%}'
 
-    def show(self, model, cfg):
+    def show(self, model, cfg, folder):
         """Prints what the model makes of some sources of the validation split."""
         if not cfg.sample_tokens:
             return

@@ -59,8 +59,8 @@ def prepare(settings):
         with start([str(script), f'--out_dir={folder}.training', '--overwrite', '--sample_tokens=0']) as process:
             code = process.wait()
         if code:
-            raise UserError(f'{folder} could not be trained (exit code {code}): fix the error above, or choose another trunk')
-        os.rename(f'{folder}.training', folder)         # so that an interrupted run is not used as a trunk
+            raise UserError(f'{folder} could not be trained (exit code {code}): fix the error above, or choose another run')
+        os.rename(f'{folder}.training', folder)         # so that an interrupted run is not used
 
 
 def new_model(settings, dataset):
@@ -68,7 +68,7 @@ def new_model(settings, dataset):
     cfg, arch, overrides = settings.train, settings.arch, settings.model
     if arch.Model.modality != dataset.modality:
         example = {'text': 'shakespeare_char', 'masked text': 'shakespeare_char', 'task': 'bit_xor', 'pairs': 'dates',
-                   'images': 'cifar10_images'}.get(arch.Model.modality)
+                   'images': 'cifar10_images', 'patches': 'shapes', 'drawings': 'shapes'}.get(arch.Model.modality)
         raise UserError(f'{arch.name}.py is trained on {arch.Model.modality} data, and data/{cfg.dataset} is '
                         f'{dataset.modality} data: choose another dataset' + f', such as {example},' * bool(example) +
                         ' or another arch')

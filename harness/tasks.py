@@ -174,7 +174,7 @@ class TaskData:
             f', {title} {format_metric(name, metrics[name])} ({self.chance_answer(name)}: {format_metric(name, chance[name])})'
             for name, title in METRICS.items() if name in metrics)
 
-    def show(self, model, cfg):
+    def show(self, model, cfg, folder):
         """A task generates nothing."""
 
 

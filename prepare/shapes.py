@@ -72,6 +72,11 @@ def scene(rng, kinds):
     return image, f'{", ".join(words[:-1])} and {words[-1]}' if len(words) > 1 else words[0]
 
 
+def count(caption):
+    """The number of shapes that a caption names."""
+    return len(OBJECT.findall(caption))
+
+
 # the checker ---------------------------------------------------------------------------------------------------------------
 
 def find(image):

@@ -364,6 +364,44 @@ def clip():
     return svg(900, 365, 'CLIP: two towers, and the similarities of a batch', *parts)
 
 
+def dalle():
+    parts, size, y = [], 16, 62
+
+    def grid(x, color):
+        return [box(x + size * j, y + size * i, size - 2, size - 2, color=color,
+                    opacity=0.35 + 0.65 * ((i * 5 + j * 3) % 4) / 3) for i in range(4) for j in range(4)]
+    parts += [text(16, 26, 'stage 1: the discrete VAE', 15, anchor='start'),
+              *grid(16, BLUE), text(16, 150, 'image, in patches', 13, anchor='start'), arrow((84, 93), (108, 93)),
+              box(108, 66, 96, 54, 'encoder,\n3 x 3', BLUE), arrow((204, 93), (228, 93)),
+              box(228, 66, 120, 54, 'softmax over\nK codes + noise', ORANGE), arrow((348, 93), (372, 93)), *grid(372, ORANGE),
+              text(403, 150, 'S tokens', 13), arrow((440, 93), (464, 93)), box(464, 66, 96, 54, 'decoder,\n3 x 3', BLUE),
+              arrow((560, 93), (584, 93)), *grid(584, BLUE), text(615, 150, 'rebuilt', 13),
+              text(288, 140, 'temperature 1 to 1/16', 13)]
+    parts += [text(16, 196, 'stage 2: the transformer, with the VAE frozen', 15, anchor='start')]
+    x, y = 16, 222
+    for word in ('begin', 'a', 'red', 'circle', 'end', 'pad'):
+        parts.append(box(x, y, 54, 30, word, GREY if word == 'pad' else GREEN, 13, 0.6 if word == 'pad' else 1))
+        x += 58
+    for k in range(6):
+        parts.append(box(x, y, 30, 30, f'{k + 1}' if k < 5 else '...', ORANGE, 13))
+        x += 34
+    parts += [path([(16, 262), (16, 270), (360, 270), (360, 262)]), text(188, 290, 'caption, 1/8 of the loss', 13),
+              path([(368, 262), (368, 270), (564, 270), (564, 262)]), text(466, 290, 'image, 7/8 of the loss', 13),
+              text(16, 330, 'what a token of the image sees of it', 15, anchor='start')]
+    side, cell, at = 5, 18, (3, 2)
+    for k, (name, near) in enumerate((('full', lambda i, j: True), ('row', lambda i, j: i == at[0]),
+                                      ('column', lambda i, j: j == at[1]),
+                                      ('conv', lambda i, j: max(abs(i - at[0]), abs(j - at[1])) <= 1))):
+        left, top = 30 + 160 * k, 350
+        for i in range(side):
+            for j in range(side):
+                seen = near(i, j) and (i, j) <= at
+                parts.append(box(left + cell * j, top + cell * i, cell - 2, cell - 2, opacity=1 if seen else 0.25,
+                                 color=RED if (i, j) == at else ORANGE if seen else GREY))
+        parts.append(text(left + side * cell / 2, top + side * cell + 18, name, 13))
+    return svg(680, 475, 'DALL-E: tokens of an image, and a transformer that writes them after a caption', *parts)
+
+
 def fpt():
     y, parts = 120, []
     for i in range(4):
@@ -386,7 +424,7 @@ def fpt():
     return svg(930, 250, 'FPT: a frozen trunk between trained layers', *parts)
 
 
-DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, captions, clip, imagegpt, fpt)
+DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, captions, clip, imagegpt, dalle, fpt)
 
 def main(argv):
     Arguments(description=__doc__).parse_args(argv)

@@ -1,0 +1,24 @@
+"""
+DALL-E on pictures of shapes: a transformer over the tokens of captions and pictures.  About 12 minutes on 2 cores, a third of
+them for the VAE, which is trained first, by config/shapes_dvae.py, if out/shapes_dvae is missing.
+
+    python train.py config/shapes_dalle.py
+    python train.py config/shapes_dalle.py --attention=row+column+row+conv
+    python sample.py out/shapes_dalle --start "a red circle above a blue square" --num_samples 16 --rerank out/shapes_clip
+    python -m extras.drawn out/shapes_dalle --rerank out/shapes_clip         # the share of the pictures that are true
+"""
+
+arch = 'dalle'
+dataset = 'shapes'
+patch = 4                               # that of the VAE
+vae = 'out/shapes_dvae'
+
+n_layer, n_head, n_embd = 4, 4, 128     # 0.9 M parameters
+
+batch_size = 32
+max_iters = 4000
+max_seconds = 480.0
+learning_rate = 4e-3                    # for Muon
+min_lr = 0.0
+eval_interval = 500
+eval_windows = 500

@@ -1,0 +1,248 @@
+"""
+DALL-E: a transformer writes an image token by token, after the tokens of its caption.
+
+- the second stage of Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation" (arXiv 2102.12092, sections 2.2 and 2.3); dvae.py
+  is the first: it makes tokens of the images, and images of the tokens, and is frozen here
+- one sequence: a token that begins it, the caption, the image in reading order; the loss of the caption counts an eighth
+- each position behind the end of a caption has a token of its own
+- attention = 'full', or any of row, column and conv for the layers in turn: what a token of the image sees of those before it;
+  it always sees the whole caption
+- a checkpoint holds the hash of the VAE in place of its weights, as that of fpt.py does for a frozen trunk
+
+B batch   T tokens of a caption   S tokens of an image, h x w of them   V vocabulary   K codes   C channels (n_embd)   H heads
+"""
+
+import dataclasses
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import dvae
+
+ATTENTION = ('full', 'row', 'column', 'conv')
+
+
+@dataclass
+class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 62 heads, 3968 channels
+    block_size: int = 16            # tokens of the longest caption, with its end
+    vocab_size: int = 66            # tokens of captions, with the one that ends them
+    source_size: int = 64           # patches of an image: its tokens
+    features: int = 48              # values of a patch
+    vae: str = 'random'             # the folder of a run of dvae.py, or random
+    codes: int = 128                # size of the codebook of a random VAE; any other has its own
+    n_layer: int = 4                # blocks
+    n_head: int = 4                 # attention heads per block
+    n_embd: int = 128               # channels
+    dropout: float = 0.0            # on embeddings, attention weights and residual branches
+    attention: str = 'full'         # of the blocks in turn, joined by +: full, row, column, conv
+    kernel: int = 3                 # conv: an odd number of rows and columns around a token
+    text_weight: float = 0.125      # of the loss of the captions; that of the images has the rest
+    vae_hash: str = ''              # of the weights of the VAE; set by the run
+
+    @classmethod
+    def tiny(cls):
+        return cls(block_size=5, vocab_size=17, source_size=9, features=4, codes=11, n_layer=2, n_head=2, n_embd=16)
+
+    def __post_init__(self):
+        for name in ('source_size', 'features', 'codes'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
+        if self.n_embd % self.n_head:
+            raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
+        if set(self.kinds()) - set(ATTENTION):
+            raise ValueError(f"attention='{self.attention}' must be kinds joined by +: choose among {', '.join(ATTENTION)}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f'kernel={self.kernel} must be an odd number')
+        if not 0 <= self.text_weight < 1:
+            raise ValueError(f'text_weight={self.text_weight} must be at least 0 and below 1')
+
+    def kinds(self):
+        """The kinds of attention of the blocks in turn."""
+        return [kind.strip() for kind in self.attention.split('+')]
+
+
+def attention_mask(kind, T, S, kernel):
+    """(T + S, T + S), True where the token of a row sees that of a column.  The tokens: the one that begins a sequence, T of
+    the caption, and all of the image but the last, which no token comes after.
+
+    A token sees those before it and itself; of the image, 'row': those of its row; 'column': of its column; 'conv': of the
+    square of kernel x kernel around it."""
+    position, side = torch.arange(T + S), math.isqrt(S)
+    causal, image = position[:, None] >= position, position - T - 1         # image: which of its tokens, below 0 before it
+    row, column = image // side, image % side
+    down, right = abs(row[:, None] - row), abs(column[:, None] - column)
+    near = {'full': down >= 0, 'row': down == 0, 'column': right == 0,
+            'conv': torch.maximum(down, right) <= kernel // 2}[kind]
+    return causal & ((image < 0) | near)
+
+
+class Block(nn.Module):
+    """A block of GPT-2 whose attention has a mask."""
+
+    def __init__(self, config, kind):
+        super().__init__()
+        C = config.n_embd
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.c_attn, self.attn_proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.c_fc, self.mlp_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+        self.drop = nn.Dropout(config.dropout)
+        mask = attention_mask(kind, config.block_size, config.source_size, config.kernel)
+        self.register_buffer('mask', mask, persistent=False)                                # (L, L), L = T + S
+
+    def forward(self, x, cache=None, past=0):
+        """x: (B, n, C), at the positions from `past`.  cache: keys and values, each (B, H, L, D), of those before it."""
+        q, k, v = self.c_attn(self.ln_1(x)).unflatten(2, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)   # each (B, H, n, D)
+        end = past + x.shape[1]
+        if cache is not None:
+            keys, values = cache
+            keys[:, :, past:end], values[:, :, past:end] = k, v
+            k, v = keys[:, :, :end], values[:, :, :end]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[past:end, :end],
+                                           dropout_p=self.dropout if self.training else 0.0)
+        x = x + self.drop(self.attn_proj(y.transpose(1, 2).flatten(2)))
+        return x + self.drop(self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)))))
+
+
+class Model(nn.Module):
+    predicts = 'task'
+    modality = 'drawings'
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.vae = find_vae(config)
+        self.config = c = dataclasses.replace(config, codes=self.vae.config.codes)
+        side, C = self.vae.side, c.n_embd
+        self.wte = nn.Embedding(c.vocab_size, C)                # of captions
+        self.padding = nn.Embedding(c.block_size, C)            # what stands behind the end of a caption, at each position
+        self.image = nn.Embedding(c.codes, C)                   # of images
+        self.position = nn.Embedding(1 + c.block_size, C)       # of the token that begins, and of captions
+        self.row, self.column = nn.Embedding(side, C), nn.Embedding(side, C)
+        self.drop = nn.Dropout(c.dropout)
+        self.h = nn.ModuleList([Block(c, c.kinds()[i % len(c.kinds())]) for i in range(c.n_layer)])
+        self.ln_f = nn.LayerNorm(C)
+        self.text_head, self.image_head = nn.Linear(C, c.vocab_size, bias=False), nn.Linear(C, c.codes, bias=False)
+        self.image_head.weight.no_weight_decay = True           # as a head: not by Muon
+        for name, p in self.named_parameters():
+            if name.startswith('vae.'):
+                p.requires_grad_(False)
+            elif name.endswith('proj.weight'):                  # 2 * n_layer branches add up in the residual stream
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer))
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith('bias'):
+                nn.init.zeros_(p)
+        if not self.wte.weight.is_meta:
+            self.config.vae_hash = self.check_vae()
+
+    def check_vae(self):
+        """The hash of the VAE.  Raises ValueError if the config is from a checkpoint with another."""
+        found = hashlib.sha256()
+        for p in self.vae.parameters():
+            found.update(p.detach().cpu().float().contiguous().numpy().tobytes())
+        new, old = found.hexdigest()[:16], self.config.vae_hash
+        if old not in ('', new):
+            raise ValueError(f"vae='{self.config.vae}' has changed: its hash is {new}, and this run was trained with {old}; "
+                             f'restore that VAE')
+        return new
+
+    def embed(self, y, codes):
+        """The embeddings (B, 1 + T + n, C) of a sequence: what begins it, a caption y (B, T), the codes (B, n) of an image."""
+        y = F.pad(y, (0, self.config.block_size - y.shape[1]), value=-1)
+        words = torch.where((y < 0)[..., None], self.padding.weight, self.wte(y.clamp(min=0)))
+        begin = self.wte.weight[-1].expand(len(y), 1, -1)                                   # the end of a caption
+        at = torch.arange(codes.shape[1], device=codes.device)
+        return torch.cat([torch.cat([begin, words], 1) + self.position.weight, self.place(codes, at)], dim=1)
+
+    def place(self, codes, at):
+        """The embeddings (B, n, C) of codes (B, n) at the places `at` (n,) of an image."""
+        return self.image(codes) + self.row(at // self.vae.side) + self.column(at % self.vae.side)
+
+    def losses(self, y, codes):
+        """The loss of each token in nats, (B, T + S), given those before it; 0 for -1 in y.  y: (B, T).  codes: (B, S)."""
+        h = self.drop(self.embed(y, codes[:, :-1]))
+        for block in self.h:
+            h = block(h)
+        h, T = self.ln_f(h), self.config.block_size
+        y = F.pad(y, (0, T - y.shape[1]), value=-1)
+        words, image = self.text_head(h[:, :T]), self.image_head(h[:, T:])                  # (B, T, V), (B, S, K)
+        return torch.cat([F.cross_entropy(words.mT, y, ignore_index=-1, reduction='none'),
+                          F.cross_entropy(image.mT, codes, reduction='none')], dim=1)
+
+    def forward(self, x, y=None):
+        """x: (B, S, D) patches.  y: (B, T) int64, their captions, -1 after the end of each; None: no captions.
+
+        Returns the loss of each token (B, T + S) in nats, see losses(), and the weighted sum of the mean over the captions of
+        the mean over their tokens and of the mean over the tokens of images (None without y)."""
+        with torch.no_grad():
+            codes = self.vae.tokens(x)
+        given = torch.full_like(codes[:, :1], -1) if y is None else y
+        losses, T, weight = self.losses(given, codes), self.config.block_size, self.config.text_weight
+        if y is None:
+            return losses, None
+        words = (losses[:, :T].sum(1) / (y >= 0).sum(1).clamp(min=1)).mean()
+        return losses, weight * words + (1 - weight) * losses[:, T:].mean()
+
+    # generation -------------------------------------------------------------------------------------------------------------
+
+    def init_state(self, batch_size):
+        """The state of step() before a caption: empty caches of keys and values."""
+        c, like = self.config, self.wte.weight
+        shape = batch_size, c.n_head, c.block_size + c.source_size, c.n_embd // c.n_head
+        return {'past': 0, 'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in self.h]}
+
+    def step(self, token, state):
+        """token: first a whole caption (B, T), -1 after its end, then codes (B, n).  Returns the logits (B, K) of the next
+        code, and the state."""
+        past = state['past']
+        if past == 0:
+            h = self.embed(token, token[:, :0])
+        else:
+            first = past - self.config.block_size - 1
+            h = self.place(token, torch.arange(first, first + token.shape[1], device=token.device))
+        for block, cache in zip(self.h, state['caches'], strict=True):
+            h = block(h, cache, past)
+        return self.image_head(self.ln_f(h[:, -1])), {**state, 'past': past + h.shape[1]}
+
+    def render(self, codes):
+        """The patches (B, S, D) of the image that the codes (B, S) stand for."""
+        return self.vae.render(codes)
+
+    # checkpoints: everything except the VAE ---------------------------------------------------------------------------------
+
+    def state_dict(self, *args, **more):
+        return {k: v for k, v in super().state_dict(*args, **more).items() if not k.startswith('vae.')}
+
+    def load_state_dict(self, state, strict=True, assign=False):
+        frozen = {k: v for k, v in super().state_dict().items() if k.startswith('vae.')}
+        return super().load_state_dict({**frozen, **state}, strict, assign)
+
+
+def needs(settings):
+    """The folder of the run of the VAE; train.py trains it if it is missing.  settings: of Config."""
+    vae = settings.get('vae', Config.vae)
+    return [vae] if re.fullmatch(r'out/(?!\.)[\w.=,-]+', vae) else []          # it becomes a path
+
+
+def find_vae(config):
+    """A dvae.Model in eval mode.  Raises ValueError, or UserError of the harness."""
+    if config.vae == 'random':
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return dvae.Model(dvae.Config(block_size=config.source_size, features=config.features, codes=config.codes,
+                                          n_layer=1, n_embd=16)).eval()
+    from harness import checkpoint
+    with torch.device('cpu'):           # the weights are read even while a model is built on meta, for its size
+        vae, content = checkpoint.load_model(config.vae)
+    if not isinstance(vae, dvae.Model):
+        raise ValueError(f"vae={config.vae} is a run of arch='{content['arch']}': choose one of arch=dvae")
+    for name, own in (('block_size', config.source_size), ('features', config.features)):
+        if (theirs := getattr(vae.config, name)) != own:
+            raise ValueError(f'vae={config.vae} has {name}={theirs}, and the images of this run {own}: choose a VAE that was '
+                             f'trained on images of this size, with the same patch')
+    return vae

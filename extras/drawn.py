@@ -1,0 +1,104 @@
+"""
+How many images that a model draws are true of their captions, on a data set that can tell, such as shapes:
+
+    python -m extras.drawn out/shapes_dalle --rerank out/shapes_clip
+
+Of some captions of the test split --samples images each are drawn.  'true' is the share of the images that are true of their
+caption; with --rerank, 'reranked' is the share of the captions of which the image that ranks first is true.  Captions of one,
+two and three shapes and the parts of the test split are judged apart: 'held out' are combinations that no picture for training
+has.  As a floor, the images are judged by the captions of others; 'rebuilt' is the share of the pictures of the data set that
+stay true when their tokens are drawn, which limits what the tokens can show.  Written to drawn.json in the folder of the run.
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from extras.truth import checker
+from harness import Arguments, UserError, checkpoint, command, data, device
+from harness.drawings import BATCH, draw, rank, to_images
+from harness.files import atomic
+
+
+def arguments(argv):
+    parser = Arguments(description=__doc__)
+    parser.add_argument('run', help='the folder of a run of a model that draws')
+    parser.add_argument('--rerank', metavar='RUN', help='a run of clip.py, by which the images of a caption are ranked')
+    parser.add_argument('--captions', type=int, default=100, help='of each part and number of shapes (default 100)')
+    parser.add_argument('--samples', type=int, default=8, help='images of each caption (default 8)')
+    parser.add_argument('--temperature', type=float, default=0.8, help='of the sampling (default 0.8; 0: greedy)')
+    parser.add_argument('--seed', type=int, default=1337)
+    parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
+    args = parser.parse_args(argv)
+    if min(args.captions, args.samples) < 1 or args.temperature < 0 or args.seed < 0:
+        raise UserError(f'--captions={args.captions} and --samples={args.samples} must be at least 1, and --temperature='
+                        f'{args.temperature} and --seed={args.seed} at least 0')
+    return args
+
+
+def groups(dataset, most):
+    """{(part, number of shapes): indices of the test split}, the first `most` of each whose captions differ."""
+    count = importlib.import_module(f'prepare.{Path(dataset.meta["script"]).stem}').count
+    found, seen = {}, set()
+    for part, indices in (dataset.parts or {'test': np.arange(len(dataset.splits['test'][0]))}).items():
+        for i in indices:
+            text = dataset.text(dataset.captions['test'][i])
+            group = found.setdefault((part, count(text)), [])
+            if len(group) < most and text not in seen:
+                seen.add(text)
+                group.append(i)
+    return dict(sorted(found.items(), key=lambda item: (item[0][0] != 'seen', item[0])))
+
+
+@torch.no_grad()
+def rebuild(model, dataset, indices):
+    """Pictures of the test split, drawn from their own tokens."""
+    x, _ = dataset.examples('test', indices)
+    where = next(model.parameters()).device
+    return np.concatenate([to_images(model.render(model.vae.tokens(part.to(where))), dataset.meta, dataset.patch)
+                           for part in x.split(BATCH)])
+
+
+def judge(model, dataset, indices, is_true, args):
+    """The shares of one group, as a dict."""
+    texts, N = [dataset.text(row) for row in dataset.captions['test'][indices]], args.samples
+    _, y = dataset.examples('test', indices)
+    images = draw(model, y.repeat_interleave(N, 0), dataset.meta, dataset.patch, args.temperature, seed=args.seed)
+    each = [text for text in texts for _ in range(N)]
+    true = np.array([is_true(image, text) for image, text in zip(images, each, strict=True)]).reshape(-1, N)
+    others = [is_true(image, text) for image, text in zip(images, each[N:] + each[:N], strict=True)]
+    rebuilt = [is_true(image, text) for image, text in zip(rebuild(model, dataset, indices), texts, strict=True)]
+    found = {'captions': len(texts), 'true': true.mean(), 'floor': np.mean(others), 'rebuilt': np.mean(rebuilt)}
+    if args.rerank:
+        best = rank(images, each, args.rerank, next(model.parameters()).device).view(-1, N).argmax(1).numpy()
+        found['reranked'] = true[np.arange(len(true)), best].mean()
+    return {k: v if k == 'captions' else float(v) for k, v in found.items()}
+
+
+def main(argv):
+    args = arguments(argv)
+    path = checkpoint.find(args.run)
+    model, content = checkpoint.load_model(path)
+    dataset = data.data_of(content)
+    if model.modality != 'drawings' or dataset is None:
+        raise UserError(f'{args.run} draws no images, or data/{content["loop"]["dataset"]} is missing or another: choose a run '
+                        f'such as that of config/shapes_dalle.py')
+    is_true, found = checker(dataset), []
+    model.to(device.pick_device(args.device, 0, 1))
+    for (part, shapes), indices in tqdm(groups(dataset, args.captions).items(), 'drawn', leave=False, disable=None):
+        row = judge(model, dataset, indices, is_true, args)
+        found.append({'part': part, 'shapes': shapes, **row})
+        print(f'{part}, {shapes} shape{"s" * (shapes > 1)}: of {row["captions"]} captions, {args.samples} images each, '
+              f'{row["true"]:.1%} true' + (f', {row["reranked"]:.1%} of those that rank first' if args.rerank else '') +
+              f' (captions of others {row["floor"]:.1%}, pictures rebuilt {row["rebuilt"]:.1%})', flush=True)
+    with atomic(path.resolve().parent / 'drawn.json', 'w') as f:
+        json.dump({'step': content['step'], 'samples': args.samples, 'temperature': args.temperature, 'seed': args.seed,
+                   'rerank': args.rerank, 'groups': found}, f, indent=1)
+
+
+if __name__ == '__main__':
+    command(main)

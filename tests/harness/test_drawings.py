@@ -1,0 +1,109 @@
+"""harness/drawings.py: images from patches and back, and runs of the two stages of DALL-E from their data to their pictures."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import sentence
+
+import look
+import sample
+import train
+from extras import drawn
+from harness import checkpoint, data
+from harness.drawings import draw, rank, to_images
+from prepare import shapes
+from tests.harness.test_captions import module_root, words  # noqa: F401 (a fixture)
+
+
+@pytest.fixture(scope='module')
+def runs(module_root):  # noqa: F811
+    """{name of an architecture: the folder of a run on data/shapes}."""
+    folders = {arch: module_root / arch for arch in ('dvae', 'dalle', 'clip')}
+    more = {'dvae': ['--codes=9'], 'dalle': [f'--vae={folders["dvae"]}', '--n_head=2'], 'clip': ['--n_head=2']}
+    for arch, folder in folders.items():
+        found = [word for word in words(arch, folder, '--max_iters=6', *more[arch]) if not word.startswith('--n_head')]
+        train.main(found)
+    return folders
+
+
+def test_patches_become_images_again(module_root):  # noqa: F811
+    found = data.open_data('shapes', modality='patches', patch=8)
+    x, y = found.batch('val', np.arange(7), None)
+    assert x is y and found.model_settings() == {'block_size': 16, 'features': 192}
+    assert np.array_equal(to_images(x, found.meta, 8), found.splits['val'][0][:7])
+    metrics = found.total([found.score(x[part] + 0.1, x[part], y[part]) for part in (slice(4), slice(4, 7))])
+    plain = np.mean([(0.1 * deviation / 255) ** 2 for deviation in found.meta['standard'][1]])
+    assert metrics == pytest.approx({'val_loss': 0.01, 'psnr': -10 * math.log10(plain)}, rel=1e-4)
+
+
+def test_loss_of_captions_and_images(module_root):  # noqa: F811
+    found = data.open_data('shapes', modality='drawings', patch=8)
+    T, y = found.model_settings()['block_size'], torch.tensor([[1, 2, -1], [3, -1, -1]])
+    losses = torch.zeros(2, T + 16)
+    losses[:, :3], losses[:, T:] = torch.tensor([[1.0, 2, 0], [6, 0, 0]]), 0.5
+    assert found.total([found.score(losses, None, y)]) == {'val_loss': 0.5, 'image_loss': 0.5, 'text_loss': 3.0}
+
+
+def test_runs_end_with_their_pictures(runs):
+    assert (runs['dvae'] / 'rebuilt.png').stat().st_size > 2000 and (runs['dalle'] / 'samples.png').stat().st_size > 2000
+    head = (runs['dvae'] / 'metrics.csv').read_text().splitlines()[0].split(',')
+    assert {'psnr', 'perplexity'} <= set(head)
+    for arch, names in (('dvae', ['codes.png', 'rebuilt.png']), ('dalle', ['samples.png'])):
+        look.main([str(runs[arch])])
+        assert sorted(p.name for p in (runs[arch] / 'look').iterdir()) == names
+
+
+def test_images_are_drawn_and_ranked(runs, tmp_path, capsys):
+    path = tmp_path / 'grid.png'
+    sample.main([str(runs['dalle']), '--start=a red circle', '--start=a blue square', '--num_samples=3', f'--out={path}',
+                 f'--rerank={runs["clip"]}'])
+    assert capsys.readouterr().out == f'{path}\n' and path.stat().st_size > 2000
+    model, content = checkpoint.load_model(runs['dalle'])
+    y = torch.tensor([[1, 2], [3, 4], [1, 2]])
+    one, two = (draw(model, rows, content['data'], 8, seed=seed) for rows, seed in ((y, 0), (y[1:], 1)))
+    assert one.shape == (3, 32, 32, 3) and one.dtype == np.uint8
+    assert np.array_equal(one[1:], two) and not np.array_equal(one[0], one[2])      # by its seed, not by its neighbours
+    texts = ['a red circle', 'a blue square', 'a red circle']
+    scores = rank(one, texts, runs['clip'], 'cpu')
+    torch.testing.assert_close(scores[1:2], rank(one[1:2], texts[1:2], runs['clip'], 'cpu'))
+
+
+def test_what_is_true_is_counted(runs, monkeypatch, capsys):
+    """Of a model that draws the pictures of the data set."""
+    found = data.open_data('shapes', modality='drawings', patch=8)
+    monkeypatch.setattr(drawn, 'draw', lambda model, y, *_, **__: np.concatenate([
+        found.splits['test'][0][[list(map(found.text, found.captions['test'])).index(found.text(row))]] for row in y]))
+    drawn.main([str(runs['dalle']), '--captions=2', '--samples=2', f'--rerank={runs["clip"]}'])
+    record = json.loads((runs['dalle'] / 'drawn.json').read_text())
+    assert {row['part'] for row in record['groups']} == {'seen', 'held out'}
+    assert all(row['true'] == row['reranked'] == 1 for row in record['groups'])
+    assert all(row['floor'] < 1 for row in record['groups'] if row['captions'] > 1)
+    assert 'seen, 1 shape: of ' in capsys.readouterr().out
+    assert [shapes.count(text) for text in ('a red circle', 'a small red circle above a blue square')] == [1, 2]
+
+
+@pytest.mark.parametrize('arch, more, said', [
+    ('dalle', [], '--start'), ('dalle', ['--start='], "caption ''"), ('dalle', ['--start=a', '--eval'], 'options for texts'),
+    ('dalle', ['--start=' + 'a red circle ' * 20], 'a red circle.*tokens'), ('dvae', ['--start=a'], 'writes no text'),
+    ('dalle', ['--start=a', '--rerank=DVAE'], "arch='dvae'"), ('dalle', ['--start=a', '--rerank=nowhere'], 'nowhere'),
+    ('dalle', ['--start=a', '--out=/nowhere/x.png'], '/nowhere'),
+    ('dalle', ['--start=a', '--num_samples=10000000000'], 'num_samples'),
+    ('clip', ['--rerank=x', '--labels=a'], '--image')])
+def test_bad_input(runs, arch, more, said):
+    more = [word.replace('DVAE', str(runs['dvae'])) for word in more]
+    assert re.search(said, sentence(sample.main, [str(runs[arch]), *more]))
+
+
+def test_bad_settings(runs, tmp_path):
+    base = [word for word in words('dalle', tmp_path / 'x', '--dry_run') if not word.startswith('--n_head')]
+    for more, said in (([f'--vae={tmp_path}/gone'], f'{tmp_path}/gone'), ([f'--vae={runs["clip"]}'], "arch='clip'"),
+                       ([f'--vae={runs["dvae"]}', '--patch=4'], 'block_size=16.*64'),
+                       (['--dataset=shapes', '--text_weight=2'], 'text_weight=2')):
+        assert re.search(said, sentence(train.main, base + more))
+    assert '--prompt' in sentence(look.main, [str(runs['dalle']), '--prompt=a'])
+    assert '--captions=0' in sentence(drawn.main, [str(runs['dalle']), '--captions=0'])
+    assert 'draws no images' in sentence(drawn.main, [str(runs['dvae'])])

@@ -1,0 +1,210 @@
+"""dvae.py and dalle.py: each formula against its definition, what each token sees, and the VAE that a run is built from."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dalle
+import dvae
+from dvae import kl_to_uniform, perplexity, straight_through
+from harness import UserError, checkpoint
+from harness.arch import build, complete, load_arch
+from harness.generate import generate
+from tests.conftest import ABOUT
+from tests.models.test_contract import perturb
+
+T, S = dalle.Config.tiny().block_size, dalle.Config.tiny().source_size
+
+
+def tiny(module, **more):
+    torch.manual_seed(0)
+    return complete(perturb(module.Model(dataclasses.replace(module.Config.tiny(), **more)))).eval()
+
+
+@pytest.fixture
+def batch():
+    """Patches, and captions of 5, 3 and 1 tokens."""
+    torch.manual_seed(1)
+    y = torch.randint(17, (3, T))
+    y[1, 3:], y[2, 1:] = -1, -1
+    return torch.randn(3, S, 4), y
+
+
+# the discrete VAE ------------------------------------------------------------------------------------------------------------
+
+def test_kl_and_perplexity_by_brute_force():
+    logits = torch.randn(2, 3, 5, dtype=torch.float64)
+    q, K = logits.softmax(-1), 5
+    expected = sum(q[b, s, k] * math.log(q[b, s, k] / (1 / K)) for b in range(2) for s in range(3) for k in range(K)) / 6
+    assert kl_to_uniform(logits).item() == pytest.approx(expected.item())
+    assert kl_to_uniform(torch.zeros(4, 7)).item() == pytest.approx(0, abs=1e-6)
+    assert kl_to_uniform(torch.tensor([100.0, 0, 0, 0])).item() == pytest.approx(math.log(4))       # one code
+    for counts, expected in (([3, 3, 3, 0], 3), ([5, 0, 0], 1), ([0, 0], 1), ([1, 3], (1 / 4) ** -0.25 * (3 / 4) ** -0.75)):
+        assert perplexity(torch.tensor(counts)) == pytest.approx(expected)
+
+
+def test_straight_through():
+    """The nearest code, and the gradient as if nothing had been rounded."""
+    h, codebook = torch.randn(2, 6, 3, requires_grad=True), torch.randn(5, 3)
+    z, codes = straight_through(h, codebook)
+    assert torch.equal(codes, (h[..., None, :] - codebook).square().sum(-1).argmin(-1))
+    torch.testing.assert_close(z, codebook[codes])
+    weights = torch.randn_like(z)
+    gradient, = torch.autograd.grad((z * weights).sum(), h)
+    assert torch.equal(gradient, weights)
+
+
+def test_loss_of_a_vae(batch):
+    x, _ = batch
+    model = tiny(dvae, kl=2.0, anneal=8)
+    model.steps += 4
+    output, loss = model(x, x)
+    h = model.encode(x)
+    torch.testing.assert_close(model.render(h.argmax(-1)), output)
+    torch.testing.assert_close(loss, ((output - x) ** 2).mean() / (2 * dvae.NOISE ** 2) + 0.5 * 2.0 * kl_to_uniform(h) / 4)
+    vq = tiny(dvae, quantizer='vq')
+    (output, loss), h = vq(x, x), vq.encode(x)
+    distance = (h - vq.codebook(vq.tokens(x))).square().mean()
+    torch.testing.assert_close(loss, ((output - x) ** 2).mean() / (2 * dvae.NOISE ** 2) + (1 + vq.config.commitment) * distance)
+
+
+def test_temperature_falls_and_the_samples_become_codes(batch):
+    """From a mixture of all codes to one of them; the step is in the checkpoint, so a resumed run goes on from there."""
+    model = tiny(dvae, anneal=10, temperature=0.001).train()
+    distances = []
+    for _ in range(12):
+        z, _, _ = model.quantize(model.encode(batch[0]))
+        distances.append(torch.cdist(z.flatten(0, 1), model.codebook.weight).min(1).values.mean().item())
+        model(batch[0], batch[0])
+    assert distances[0] > 0.5 and max(distances[10:]) < 0.01
+    assert model.state_dict()['steps'] == 12 and 'counts' not in model.state_dict()
+    again = tiny(dvae, anneal=10)
+    again.load_state_dict(model.state_dict())
+    assert again.steps == 12
+
+
+def test_perplexity_is_that_of_the_last_evaluation(batch):
+    model = tiny(dvae)
+    counts = model.tokens(batch[0]).flatten().bincount(minlength=11)
+    model(batch[0][:2])
+    model(batch[0][2:])
+    assert model.metrics()['perplexity'] == pytest.approx(perplexity(counts))
+    model.train()(batch[0])
+    assert model.metrics() == {'perplexity': 1.0}          # what is trained on does not count
+
+
+# the transformer -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('kind', dalle.ATTENTION)
+@pytest.mark.parametrize('kernel', [1, 3, 5])
+def test_masks_by_their_definition(kind, kernel):
+    text, side = 2, 4
+    found = dalle.attention_mask(kind, text, side ** 2, kernel)
+    assert found.shape == (text + side ** 2, text + side ** 2)
+    for q in range(len(found)):
+        for k in range(len(found)):
+            (r, c), (row, column) = divmod(q - text - 1, side), divmod(k - text - 1, side)
+            near = {'full': True, 'row': r == row, 'column': c == column,
+                    'conv': max(abs(r - row), abs(c - column)) <= kernel // 2}[kind]
+            assert found[q, k] == (k <= q and (k <= text or near)), (q, k)
+
+
+@pytest.mark.parametrize('attention', ['full', 'row', 'column', 'conv', 'row+column'])
+def test_causality_and_step(batch, attention):
+    """The loss of a token does not depend on what comes after it; step() gives the same losses."""
+    model, (_, y) = tiny(dalle, attention=attention), batch
+    codes, y = torch.randint(11, (3, S)), y[:1].expand(3, -1).clone()
+    whole = model.losses(y, codes)
+    for k in range(T):
+        changed = y.clone()
+        changed[:, k] = (y[:, k] + 1) % 17
+        moved = (model.losses(changed, codes) - whole).abs().amax(0)
+        assert torch.equal(moved[:k], torch.zeros(k)) and (moved[k:T + 1] > 1e-5).all()
+    for k in range(S):
+        changed = codes.clone()
+        changed[:, k] = (codes[:, k] + 1) % 11
+        moved = (model.losses(y, changed) - whole).abs().amax(0)
+        assert torch.equal(moved[:T + k], torch.zeros(T + k)) and (moved[T + k:T + k + 2] > 1e-5).all()
+    logits, state = model.step(y, model.init_state(3))
+    for k in range(S):
+        torch.testing.assert_close(F.cross_entropy(logits, codes[:, k], reduction='none'), whole[:, T + k])
+        logits, state = model.step(codes[:, k, None], state) if k < S - 1 else (None, None)
+
+
+def test_weighted_loss(batch):
+    """7/8 of the images and 1/8 of the captions, whose tokens behind the end are not scored; each caption counts as much."""
+    model, (x, y) = tiny(dalle), batch
+    losses, loss = model(x, y)
+    words = sum(losses[i, :n].mean() for i, n in enumerate((5, 3, 1))) / 3
+    torch.testing.assert_close(loss, words / 8 + losses[:, T:].mean() * 7 / 8)
+    assert (losses[1, 3:T] == 0).all() and (losses[2, 1:T] == 0).all()
+    torch.testing.assert_close(model(x, y[2:, :1].expand(3, -1))[0][2], losses[2])          # a batch of shorter captions
+    assert model.config.text_weight == 1 / 8
+
+
+def test_likeliest_image_is_written_greedily(batch):
+    model, (_, y) = tiny(dalle), batch
+    codes = torch.stack([*generate(model, y, S, temperature=0)], 1)
+    losses = model.losses(y, codes)[:, T:]
+    for k in range(S):
+        others = torch.stack([model.losses(y, codes.index_fill(1, torch.tensor(k), c))[:, T + k] for c in range(11)])
+        torch.testing.assert_close(others.amin(0), losses[:, k])
+    assert model.render(codes).shape == (3, S, 4)
+
+
+# the VAE of a run ------------------------------------------------------------------------------------------------------------
+
+def write_run(folder, arch, model):
+    folder.mkdir()
+    checkpoint.save(folder / 'best.pt', {'arch': arch, 'config': dataclasses.asdict(model.config), 'step': 1,
+                                         'model': model.state_dict(), **ABOUT})
+
+
+def test_a_run_is_built_from_its_vae_and_no_other(batch, tmp_path):
+    vae, (x, y) = tiny(dvae, codes=7), batch
+    write_run(tmp_path / 'vae', 'dvae', vae)
+    model = perturb(build(load_arch('dalle'), dataclasses.asdict(dataclasses.replace(
+        dalle.Config.tiny(), vae=str(tmp_path / 'vae'))))).eval()
+    write_run(tmp_path / 'run', 'dalle', model)
+    again, content = checkpoint.load_model(tmp_path / 'run')
+    assert model.config.codes == 7 and not any(k.startswith('vae.') for k in content['model'])
+    assert torch.equal(again(x, y)[0], model(x, y)[0])
+    model.train()
+    assert torch.equal(model.vae.tokens(x), vae.tokens(x)) and not any(p.requires_grad for p in model.vae.parameters())
+    (tmp_path / 'vae').rename(tmp_path / 'right')
+    with pytest.raises(UserError, match=r'no checkpoint.*vae'):
+        checkpoint.load_model(tmp_path / 'run')
+    write_run(tmp_path / 'vae', 'dvae', perturb(vae))
+    with pytest.raises(UserError, match="vae='.*' has changed.*hash.*" + model.config.vae_hash):
+        checkpoint.load_model(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('name, changes, expected', [
+    ('dvae', {'block_size': 10}, 'block_size=10.*square'), ('dvae', {'quantizer': 'soft'}, "quantizer='soft'"),
+    ('dvae', {'codes': 1}, 'codes=1'), ('dvae', {'anneal': 0}, 'anneal=0'), ('dvae', {'temperature': 0.0}, 'temperature=0'),
+    ('dvae', {'kl': -1.0}, 'kl=-1'), ('dalle', {'n_head': 3}, 'n_embd=16.*n_head=3'),
+    ('dalle', {'attention': 'row+diagonal'}, "attention='row\\+diagonal'"), ('dalle', {'kernel': 2}, 'kernel=2'),
+    ('dalle', {'text_weight': 1.0}, 'text_weight=1'), ('dalle', {'source_size': 10}, 'block_size=10.*square'),
+    ('dalle', {'vae': 'nowhere'}, 'nowhere'), ('dalle', {'vae_hash': '0' * 16}, "vae='random' has changed.*0000")])
+def test_settings_that_do_not_fit(name, changes, expected):
+    values = dataclasses.asdict(load_arch(name).Config.tiny()) | changes
+    with pytest.raises(UserError, match=expected) as e:
+        build(load_arch(name), values)
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('module, more, expected', [
+    (dvae, {'features': 8}, 'features=8.* 4'), (dvae, {'block_size': 16}, 'block_size=16.* 9'),
+    (dalle, {}, "run of arch='dalle'")])
+def test_vae_that_does_not_fit(module, more, expected, tmp_path):
+    write_run(tmp_path / 'vae', module.__name__, tiny(module, **more))
+    with pytest.raises(UserError, match=expected):
+        build(load_arch('dalle'), dataclasses.asdict(dataclasses.replace(dalle.Config.tiny(), vae=str(tmp_path / 'vae'))))
+
+
+def test_only_run_folders_are_trained():
+    assert dalle.needs({'vae': 'out/shapes_dvae'}) == ['out/shapes_dvae']
+    assert [*map(dalle.needs, ({}, {'vae': 'out/../x'}, {'vae': '/tmp/vae'}))] == [[], [], []]
