@@ -257,6 +257,13 @@ listops.py --max_length=9                                   --min_length=500
 listops.py --max_length=10000000000                         --max_length=10000000000
 listops_short.py --examples=100000000000                    --examples=100000000000
 listops_short.py --depth=1                                  --depth
+reverse.py --longest=1000000000                             --longest=1000000000
+reverse.py --examples=100000000000                          --examples=100000000000
+reverse.py --letters=1 --longest=5                          --letters
+reverse.py --letters=27                                     --letters=27
+dates.py --examples=100000000000                            --examples=100000000000
+pairs.py new nowhere                                        nowhere
+pairs.py letters TEXT                                       letters
 cifar10_gray.py --input=TEXT                                TEXT
 cyp3a4.py --input=TEXT                                      TEXT
 cyp3a4.py --longest=0                                       '0'

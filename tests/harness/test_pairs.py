@@ -106,6 +106,8 @@ def test_a_run(prepare, tmp_path, capsys):
     for words in ([], ['--prompt=ab']):
         look.main([folder, *words])
     assert (tmp_path / 'one' / 'look' / 'cross_attention.png').stat().st_size > 5000
+    assert '--beams=1000000000' in sentence(sample.main, [folder, '--start=a', '--beams=1000000000'])
+    assert '--start' in sentence(sample.main, [folder, '--fill=[MASK]'])
 
 
 def test_own_pairs(prepare, root, capsys):

@@ -297,6 +297,9 @@ def test_fill_by_a_published_bert(tmp_path):
     p = theirs(torch.tensor([[2, 5, 6, 10, 7, 4, 6, 9, 3]])).logits[0, 5].softmax(-1)
     expected = ', '.join(f'{words[i]!r} {p[i]:.1%}' for i in p.argsort(descending=True)[:5])
     assert printed('--pretrained', tmp_path, '--fill=To be, or [MASK] being') == f'[MASK] 1: {expected}\n'
+    words[4] = 'mask'
+    BertWordPieceTokenizer({w: i for i, w in enumerate(words)}).save(str(tmp_path / 'tokenizer.json'))
+    assert '[MASK]' in sentence(sample.main, ['--pretrained', str(tmp_path), '--fill=To be [MASK]'])
 
 
 # export -------------------------------------------------------------------------------------------------------------------
