@@ -54,8 +54,7 @@ class Config:                   # BERT base: 512, 30522, 12, 12, 768
         if self.n_hidden < 1 or self.n_types < 1 or self.eps < 0:
             raise ValueError(f'n_hidden={self.n_hidden} and n_types={self.n_types} must be at least 1, and eps={self.eps} at '
                              f'least 0')
-        if self.gelu not in ('none', 'tanh'):
-            raise ValueError(f"unknown gelu='{self.gelu}': choose 'none' (exact) or 'tanh'")
+        gpt.check_gelu(self.gelu)
 
 
 class SelfAttention(gpt.SelfAttention):

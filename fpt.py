@@ -128,6 +128,7 @@ class Config:
         if self.shuffled and self.random and not self.trunk_hash:       # runs of the first version may have had both
             raise ValueError(f'shuffled=True requires a pretrained trunk, not the random one of mode={self.mode} and '
                              f'trunk={self.trunk}: choose mode=fpt or upt and a trunk')
+        gpt.check_gelu(self.gelu)
         check_kind(self.kind)
 
     def parts(self):

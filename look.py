@@ -46,6 +46,7 @@ A model file adds its own by a function pictures(model, x, labels) that yields (
 labels: their texts. For pairs it is pictures(model, source, y, texts, targets), where texts may be an image.
 """
 
+import importlib
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,9 @@ from harness.captions import encode_image
 from harness.files import atomic
 from harness.pairs import encode_source
 from piecewise import PiecewisePolynomial
+
+# {modality of a model: the module of views/ that draws validation examples of its data}
+VIEWS = dict.fromkeys(ANSWERS, 'tasks') | {'captions': 'captions', 'patches': 'drawings', 'drawings': 'drawings'}
 
 SHOWN = 640         # tokens of surprise.png, at most
 CONTEXT = 1 << 18   # tokens of context.png
@@ -181,7 +185,7 @@ def main(argv):
     model, content = checkpoint.load_model(path)
     model.to(device.pick_device(args.device, 0, 1))
     arch, folder = load_arch(content['arch']), path.resolve().parent
-    if model.modality in (*ANSWERS, 'captions', 'patches', 'drawings') and args.prompt is not None:
+    if model.modality in VIEWS and args.prompt is not None:
         raise UserError(f'--prompt: {args.run} reads no text alone, and its pictures show validation examples: leave it out')
     dataset = data.data_of(content)
     if args.image is not None and model.modality != 'pairs':
@@ -191,15 +195,8 @@ def main(argv):
                         'prepare it' + ', or choose a text by --prompt "..."' * ('tokenizer' in content['data']))
     import matplotlib
     matplotlib.use('Agg')       # before pyplot is imported, which takes a second that --help and errors need not wait for
-    if model.modality in ANSWERS:
-        from views import tasks
-        views, own = tasks.views(model, dataset), lambda: ()
-    elif model.modality == 'captions':
-        from views import captions
-        views, own = captions.views(model, dataset), lambda: ()
-    elif model.modality in ('patches', 'drawings'):
-        from views import drawings
-        views, own = drawings.views(model, dataset), lambda: ()
+    if model.modality in VIEWS:
+        views, own = importlib.import_module(f'views.{VIEWS[model.modality]}').views(model, dataset), lambda: ()
     elif model.modality == 'pairs':
         views, own = {}, partial(arch.pictures, model, *pair_of(model, checkpoint.tokenizer(content, path), dataset, args,
                                                                 content))

@@ -39,8 +39,12 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
-        if self.gelu not in ('none', 'tanh'):
-            raise ValueError(f"unknown gelu='{self.gelu}': choose 'none' (exact) or 'tanh' (GPT-2's)")
+        check_gelu(self.gelu)
+
+
+def check_gelu(gelu):
+    if gelu not in ('none', 'tanh'):
+        raise ValueError(f"unknown gelu='{gelu}': choose 'none' (exact) or 'tanh' (GPT-2's)")
 
 
 def attention(q, k, v, causal):

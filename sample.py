@@ -159,7 +159,7 @@ def sources(model, tokenizer, args, content):
     images = 'shape' in content['data']
     needs = {'image': images, 'start': not images, 'labels': model.modality == 'captions'}
     wrong = [name for name, needed in needs.items() if (getattr(args, name) is not None) != needed]
-    if wrong or len(args.run) > 1 or args.eval or args.benchmark or args.both_sides:
+    if wrong or len(args.run) > 1 or args.eval or args.benchmark or args.both_sides or args.out or args.rerank:
         needed = ' and '.join(f'--{name} ...' for name, needed in needs.items() if needed)
         raise UserError(f'{(args.run or [args.pretrained])[0]} is a model of {"images and captions" if images else "pairs"}: '
                         f'it needs {needed}, one run, and none of the options for texts')

@@ -49,6 +49,7 @@ class Config:                   # ViT-Base at 224 x 224: 196, 768, 12, 12, 768
             raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
         if self.readout not in ('class', 'mean'):
             raise ValueError(f"unknown readout='{self.readout}': choose class or mean")
+        gpt.check_gelu(self.gelu)
         check_kind(self.kind)
 
 

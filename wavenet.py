@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import Block
+from model import Block, check_gelu
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Config:
         return cls(block_size=16, vocab_size=17, n_layer=1, n_head=2, n_embd=16, n_wave=3)
 
     def __post_init__(self):
+        check_gelu(self.gelu)
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
         if self.reads not in ('memory', 'causal', 'leak'):

@@ -1,4 +1,4 @@
-"""Image-GPT on CIFAR-10 by pixel: 16 x 16 in a palette of 512 colours.  About half an hour on 2 cores."""
+"""Image-GPT on CIFAR-10 by pixel: 16 x 16 in a palette of 512 colours."""
 
 arch = 'model'
 dataset = 'cifar10_pixels'

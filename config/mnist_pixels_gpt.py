@@ -1,4 +1,4 @@
-"""Image-GPT at a small size: GPT on MNIST by pixel, 14 x 14 in 8 greys.  A few minutes on 2 cores.  See docs/imagegpt.md."""
+"""Image-GPT at a small size: GPT on MNIST by pixel, 14 x 14 in 8 greys.  See docs/imagegpt.md."""
 
 arch = 'model'
 dataset = 'mnist_pixels'

@@ -229,7 +229,7 @@ def load_arch(name):
 
 
 # the smallest values of settings that several architectures share
-LEAST = {'block_size': 1, 'vocab_size': 1, 'n_layer': 0, 'n_head': 1, 'n_embd': 1, 'dropout': 0}
+LEAST = {'block_size': 1, 'vocab_size': 1, 'n_layer': 0, 'n_head': 1, 'n_embd': 1, 'dropout': 0, 'eps': 0}
 
 
 def build_config(arch, values):

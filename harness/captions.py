@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import UserError
+from harness.files import read_image
 from harness.images import ImageData, patches, standardise
 from harness.pairs import PairData
 from harness.tokenizer import Tokenizer
@@ -36,7 +37,6 @@ def encode_captions(texts, tokenizer, model):
 def encode_image(path, content):
     """An image file as a model reads it: (patches (1, S, D), pixels (H, W, C) uint8).  It is scaled to the size of the images
     of the training split, its middle cut out.  content: a checkpoint.  Raises UserError."""
-    from prepare.pictures import read_image
     H, W, C = content['data']['shape']
     image = read_image(Path(path), (W, H))
     if C == 1:

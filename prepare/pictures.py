@@ -11,9 +11,7 @@ Captions are encoded by a BPE that is trained on those of the training split.
 """
 
 import hashlib
-import io
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,41 +19,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command
+from harness.files import read_image
 from prepare.common import Parser, natural, positive, read_text, walk, write_images
 
 FORMATS = '.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'
-
-
-def pillow():
-    """PIL.Image, imported where an image is read: most data sets need none."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UserError('reading images needs the package pillow: pip install pillow') from None
-    return Image
-
-
-def read_image(source, size=None, where='an image of the archive'):
-    """The RGB pixels (H, W, 3) uint8 of an image file, a path or its bytes.  Transparent parts become white.  size: (W, H), to
-    which it is scaled, its middle cut out to that shape.  Raises UserError."""
-    Image, where = pillow(), where if isinstance(source, bytes) else source
-    try:
-        with warnings.catch_warnings(action='ignore'), Image.open(
-                io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            if image.mode.startswith('I'):      # 16 bits, which convert() would clip to 255
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            image = image.convert('RGBA')
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-            if size and image.size != tuple(size):
-                scale = max(size[0] / image.width, size[1] / image.height)
-                whole = [max(least, round(side * scale)) for least, side in zip(size, image.size, strict=True)]
-                left, top = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
-                image = image.resize(whole, Image.Resampling.LANCZOS).crop((left, top, left + size[0], top + size[1]))
-            return np.array(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-        raise UserError(f'{where} is no image that can be read, or is truncated ({" ".join(str(e).split())[:80]}): replace it, '
-                        f'or take it out') from None
 
 
 def read_images(sources, size=None):

@@ -395,9 +395,8 @@ def test_a_path_that_is_missing_and_may_begin_at_home(place, path, words):
 
 # a number must not be negative, a text must be known, except of these settings; and what else a setting cannot be
 ANYTHING = {'arch', 'dataset', 'out_dir', 'init_from', 'wandb_project', 'device', 'dtype', 'outputs', 'mask_token', 'trunk',
-            'trunk_seed', 'trunk_hash', 'vae', 'vae_hash', 'eps', 'alpha', 'baselines.features',
-            'highorder.d_state', 'highorder.input_n', 'highorder.input_segments', 'fpt.gelu', 'vit.gelu',
-            'wavenet.gelu'}
+            'trunk_seed', 'trunk_hash', 'vae', 'vae_hash', 'alpha', 'baselines.features',
+            'highorder.d_state', 'highorder.input_n', 'highorder.input_segments'}
 NEITHER = {'n_embd': [0], 'n_head': [0], 'block_size': [0], 'dropout': [1.0], 'batch_size': [0], 'eval_interval': [0],
            'log_interval': [0], 'beta1': [1.0], 'beta2': [1.0], 'cooldown': [0.0, 1.1], 'factor': [0.0, 1.0], 'seed': [1 << 32],
            'memory_dropout': [1.1], 'pacing.columns': [0], 'mamba.d_state': [0], 'wavenet.block_size': [10],

@@ -17,7 +17,7 @@ import train
 from extras import truth, zeroshot
 from harness import checkpoint, data, device
 from harness.captions import PROMPTS
-from prepare.pictures import read_image
+from harness.files import read_image
 from tests.models.test_clip import published  # noqa: F401
 from tests.models.test_vit import patches
 

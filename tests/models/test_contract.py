@@ -97,7 +97,8 @@ def example_batch(model, batch=6):
         return x, x
     if model.modality in ('pairs', 'captions', 'drawings'):
         y = integers(c.vocab_size, (batch, c.block_size))
-        y[:2, 3:] = -1 if model.modality == 'drawings' else y[:2, 3:]
+        if model.modality == 'drawings':
+            y[:2, 3:] = -1          # shorter captions
         return x, y
     y = {'classify': integers(c.outputs, (batch,)), 'bits': integers(2, (batch, c.outputs)).float(),
          'regress': torch.randn(batch, generator=generator)}[c.kind]
@@ -137,9 +138,9 @@ def test_shapes_and_loss(model):
     c, (x, y) = model.config, example_batch(model)
     given, (logits, loss) = (x.clone(), y.clone()), model(x, y)
     kind = c.kind if model.modality in ANSWERS else 'captions' if model.modality == 'captions' else None
-    shape = (c.outputs,) if model.modality in ANSWERS else x.shape[1:] if model.modality == 'patches' else \
-        (2, c.n_space) if kind else (c.block_size + c.source_size,) if model.modality == 'drawings' else \
-        (1 if model.predicts == 'last' else c.block_size, c.vocab_size)
+    shape = {**dict.fromkeys(ANSWERS, lambda: (c.outputs,)), 'patches': lambda: x.shape[1:],
+             'captions': lambda: (2, c.n_space), 'drawings': lambda: (c.block_size + c.source_size,)}.get(
+                 model.modality, lambda: (1 if model.predicts == 'last' else c.block_size, c.vocab_size))()
     assert logits.shape == (6, *shape) and loss.shape == () and model(x)[1] is None
     coded = model.modality in ('patches', 'drawings')       # their losses: tests/models/test_dalle.py
     assert coded or (loss - expected_loss(logits, y, kind)).abs() < 1e-5

@@ -124,17 +124,26 @@ def published(tmp_path_factory):
     return {f.arch: (theirs(f.theirs, folder / f.arch, **f.shape), folder / f.arch) for f in FAMILIES}
 
 
-def refusal(published, arch, folder, change_weights=lambda weights: None, change=(), **settings):
-    """What from_pretrained() says of the tiny model of transformers with other weights, config.json (...: no such key) or
-    settings."""
-    weights = safetensors.torch.load_file(published[arch][1] / 'model.safetensors')
-    described = json.loads((published[arch][1] / 'config.json').read_text()) | dict(change)
-    change_weights(weights)
+def refused(arch, source, folder, change, settings):
+    """What from_pretrained() says of the weights in the folder `source` with other settings, after change(weights, config.json)
+    in a copy of them."""
+    weights = safetensors.torch.load_file(source / 'model.safetensors')
+    described = json.loads((source / 'config.json').read_text())
+    change(weights, described)
     safetensors.torch.save_file(weights, folder / 'model.safetensors')
     (folder / 'config.json').write_text(json.dumps({k: v for k, v in described.items() if v is not ...}))
     with pytest.raises(ValueError) as e:
         load_arch(arch).Model.from_pretrained(str(folder), **settings)
     return str(e.value)
+
+
+def refusal(published, arch, folder, change_weights=lambda weights: None, change=(), **settings):
+    """What from_pretrained() says of the tiny model of transformers with other weights, config.json (...: no such key) or
+    settings."""
+    def both(weights, described):
+        change_weights(weights)
+        described.update(change)
+    return refused(arch, published[arch][1], folder, both, settings)
 
 
 CONFIGS = {     # what the weights contradict, or the architecture does not compute
