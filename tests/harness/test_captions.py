@@ -16,7 +16,7 @@ import sample
 import train
 from extras import truth, zeroshot
 from harness import checkpoint, data, device
-from harness.captions import PROMPTS
+from harness.captions import PROMPTS, encode_image
 from harness.files import read_image
 from tests.models.test_clip import published  # noqa: F401
 from tests.models.test_vit import patches
@@ -123,6 +123,13 @@ def test_the_metrics_do_not_depend_on_the_batch(runs):
     found, machine = data.open_data('shapes', modality='captions', patch=8), device.setup('cpu', 'float32', False)
     one, two = (train.evaluate(model, found, found.val_indices(0, 1), size, machine) for size in (5, 12))
     assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_an_image_of_colours_for_a_model_of_greys(tmp_path):
+    Image.new('RGB', (8, 8), (200, 90, 12)).save(tmp_path / 'x.png')
+    content = {'data': {'shape': (4, 4, 1), 'standard': [[0.0], [1.0]]}, 'loop': {'patch': 4}}
+    x, pixels = encode_image(tmp_path / 'x.png', content)
+    assert x.shape == (1, 1, 16) and (x == 101).all() and (pixels == 101).all()             # the mean: 302 / 3
 
 
 def test_labels_get_probabilities(runs, image, capsys):

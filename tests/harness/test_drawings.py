@@ -12,11 +12,13 @@ from conftest import sentence
 import look
 import sample
 import train
+import views.drawings
 from extras import drawn
 from harness import checkpoint, data
 from harness.drawings import draw, rank, to_images
 from prepare import shapes
 from tests.harness.test_captions import module_root, words  # noqa: F401 (a fixture)
+from views.drawings import strips
 
 
 @pytest.fixture(scope='module')
@@ -57,11 +59,15 @@ def test_runs_end_with_their_pictures(runs):
         assert sorted(p.name for p in (runs[arch] / 'look').iterdir()) == names
 
 
-def test_images_are_drawn_and_ranked(runs, tmp_path, capsys):
-    path = tmp_path / 'grid.png'
+def test_images_are_drawn_and_ranked(runs, tmp_path, capsys, monkeypatch):
+    path, shown = tmp_path / 'grid.png', []
+    monkeypatch.setattr(views.drawings, 'strips', lambda *args: shown.extend(zip(*args, strict=True)) or strips(*args))
     sample.main([str(runs['dalle']), '--start=a red circle', '--start=a blue square', '--num_samples=3', f'--out={path}',
                  f'--rerank={runs["clip"]}'])
     assert capsys.readouterr().out == f'{path}\n' and path.stat().st_size > 2000
+    for row, text in shown:                                                         # the best first
+        scores = rank(np.stack(list(row)), [text] * 3, runs['clip'], 'cpu').tolist()
+        assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1
     model, content = checkpoint.load_model(runs['dalle'])
     y = torch.tensor([[1, 2], [3, 4], [1, 2]])
     one, two = (draw(model, rows, content['data'], 8, seed=seed) for rows, seed in ((y, 0), (y[1:], 1)))

@@ -1,6 +1,7 @@
 """harness/images.py: what is written and read, augmentation, and runs of models that read images in different ways."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,12 @@ def test_augmentation():
             at[0][0]:at[0][0] + 16, at[0][1]:at[0][1] + 16])
         shifts.add(at[0])
     assert len(shifts) == 25
+
+
+def test_each_step_augments_anew(folder):
+    found, cfg = data.open_data('squares', modality='images'), SimpleNamespace(seed=1, augment='flip+crop')
+    one, same, other = (found.train_batch(np.arange(40), None, cfg, step)[0] for step in (3, 3, 4))
+    assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 QUICK = ['--dataset=squares', '--batch_size=8', '--eval_interval=5', '--warmup_iters=2', '--device=cpu', '--augment=flip+crop',

@@ -69,6 +69,10 @@ def test_loss_of_a_vae(batch):
     (output, loss), h = vq(x, x), vq.encode(x)
     distance = (h - vq.codebook(vq.tokens(x))).square().mean()
     torch.testing.assert_close(loss, ((output - x) ** 2).mean() / (2 * dvae.NOISE ** 2) + (1 + vq.config.commitment) * distance)
+    z, extra, codes = vq.quantize(h.detach())       # the codes are drawn to the vectors, with weight 1
+    gradient, = torch.autograd.grad(extra, vq.codebook.weight)
+    expected = torch.zeros_like(gradient).index_add_(0, codes.flatten(), (2 * (z - h) / h.numel()).flatten(0, 1))
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_temperature_falls_and_the_samples_become_codes(batch):
@@ -132,6 +136,12 @@ def test_causality_and_step(batch, attention):
     for k in range(S):
         torch.testing.assert_close(F.cross_entropy(logits, codes[:, k], reduction='none'), whole[:, T + k])
         logits, state = model.step(codes[:, k, None], state) if k < S - 1 else (None, None)
+
+
+def test_place_of_a_token_in_an_image():
+    model, codes = tiny(dalle), torch.zeros(1, S, dtype=torch.long)
+    found = model.place(codes, torch.arange(S)) - model.image(codes)
+    torch.testing.assert_close(found.view(3, 3, -1), model.row.weight[:, None] + model.column.weight)
 
 
 def test_weighted_loss(batch):
