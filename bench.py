@@ -112,7 +112,8 @@ def bench_train(args):
     times = in_turn(steps, args.rounds)
     words = ['python', 'bench.py', 'train', *args.configs, *args.settings, f'--rounds={args.rounds}']
     record = {'command': shlex.join(words), 'date': datetime.date.today().isoformat(), 'machine': machine.describe(),
-              'commit': commit(), 'speeds': [row | {'seconds': statistics.median(t), 'times': t} for row, t in zip(rows, times, strict=True)]}
+              'commit': commit(),
+              'speeds': [row | {'seconds': statistics.median(t), 'times': t} for row, t in zip(rows, times, strict=True)]}
     print(markdown(*tables.speeds(record)))
     if args.out:
         with atomic(args.out, 'w') as f:

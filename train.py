@@ -53,7 +53,7 @@ class TrainConfig:
     new_vocabulary: bool = False            # init_from weights of another tokenizer: their embeddings and output layer are new
     last_only: bool = False                 # train only on the token after each window, as the original code of PACING does
     leaking_split: bool = False             # split windows instead of text, as it does: trains on validation text
-    validate: str = 'val'                   # a text: on val.bin, or the last ninth of train.bin, untrained (tune) or not (train)
+    validate: str = 'val'                   # a text: on val.bin, or the last ninth of train.bin, left out (tune) or not (train)
     resume: bool = False                    # continue from out_dir/ckpt.pt
     overwrite: bool = False                 # replace the run in out_dir
     dry_run: bool = False                   # print parameters, optimizer groups and memory, and exit

@@ -16,11 +16,15 @@ from harness.log import markdown
 from race.statistics import (
     METRICS,
     TASK_METRICS,
+    confirmed,
     difference,
     doubt,
     format_budget,
     format_difference,
+    format_interval,
     format_metric,
+    learns_all,
+    main_metric,
     notes,
     second_metric,
     values,
@@ -31,7 +35,10 @@ WIDTH = 120     # characters of a line in a terminal
 
 
 def cell(entrant, metric):
-    """Mean ± standard deviation over the seeds, or the reason why there is none."""
+    """Mean ± standard deviation over the seeds, or the reason why there is none.  A model that is trained on last positions has
+    no val_loss: it would be over other positions than that of the others."""
+    if metric == 'val_loss' and entrant['predicts'] != 'task' and not learns_all(entrant) and values(entrant, metric):
+        return ''
     v = list(values(entrant, metric).values())
     if not v:
         return next((word for word in ('diverged', 'failed') if any(word in r for r in entrant['runs'])), '')
@@ -41,6 +48,9 @@ def cell(entrant, metric):
 
 
 def difference_cell(record, entrant, metric):
+    if 'protocol' in record:        # its metric is the only one that is tested
+        found = [v for v in confirmed(record) if v['entrant'] == entrant['name'] and metric == main_metric(record)]
+        return ''.join((f'{format_interval(metric, v)}: ' if 'p' in v else '') + v['word'] for v in found)
     found = difference(record, entrant, metric)
     return f'{format_difference(metric, found[0], "+")} ({doubt(*found[1:])})' if found else ''
 
