@@ -149,7 +149,7 @@ def open_race(args, entrants, machine, out):
             planned['flags']['validate'] = 'train'
         race['entrants'][e.name] = {'asked': settings_of(e), 'plan': planned}
     if args.floors and 'floors' not in race:
-        from race import floors
+        from extras import floors
         race['floors'] = floors.measure(entrants[0], race['windows'], out)
     page.write_record(race, path)
     return race

@@ -54,8 +54,8 @@ class Shards:
 class TextData:
     """The tokens of data/<name>, memory-mapped.  Raises UserError for files that do not match meta.json.
 
-    validate: what the split 'val' is.  'val': val.bin.  'tune': the last ninth of train.bin, which is then no training text, so
-    that of the whole text 80 % are trained on.  'train': the same ninth, which is also trained on.  Only 'val' reads val.bin."""
+    validate: what the split 'val' is.  'val': val.bin.  'tune': the last ninth of train.bin, which is then no training text: of
+    a whole text 80 % are trained on.  'train': the same ninth, which is also trained on.  Only 'val' reads val.bin."""
     kind = modality = noun = 'text'
     unit, columns = 'windows', ()
     whole = False       # whether each window is a text of its own, so that every token of it must be learned

@@ -12,7 +12,6 @@ An entrant is the config of its sweep with the values of the best trial, so that
 """
 
 import json
-import math
 import shlex
 from dataclasses import asdict
 
@@ -62,7 +61,7 @@ def read(path):
 
 def best(sweep):
     """The values of the best trial of a sweep."""
-    return min(sweep['trials'], key=lambda t: t.get('val_loss', math.inf))['values']
+    return min((t for t in sweep['trials'] if t.get('val_loss') is not None), key=lambda t: t['val_loss'])['values']
 
 
 def read_sweep(path, seeds):
@@ -71,7 +70,7 @@ def read_sweep(path, seeds):
     trials, seed = sweep['trials'], sweep['settings']['seed']
     for t in trials:
         schema.check(t, {'values': 'dict', 'val_loss?': 'number'}, path, f'run {FIRST}')
-    if not any('val_loss' in t for t in trials) or 'learning_rate' not in best(sweep):
+    if all(t.get('val_loss') is None for t in trials) or 'learning_rate' not in best(sweep):
         raise UserError(f'{path} has no learning_rate that was searched, or no trial that ended: run {FIRST}')
     if seed in seeds:
         raise UserError(f'seed {seed} is that of {path}, so it is not fresh: set other seeds')

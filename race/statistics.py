@@ -9,7 +9,7 @@ record, the content of results.json: {'command', 'date', 'machine', 'budget': [k
 - A run that was repeated has 'repeated': the result of its first attempt.
 - A race that has not ended has 'progress': [finished runs, all runs].
 - A confirmed race has 'protocol' (race/confirm.py), and once it has ended 'verdicts': confirmed().
-- 'floors': [{'name', metrics}] of methods without a network on the same data (race/floors.py).
+- 'floors': [{'name', metrics}] of methods without a network on the same data (extras/floors.py).
 - A race on a task has 'task': {'kind', 'metric', 'guess': {metric: that of a constant answer on the test split}}.
 """
 
@@ -211,11 +211,22 @@ def verdicts(record):
     return sentences
 
 
+def floors_above(record):
+    """The floors that are better than every entrant."""
+    metric = main_metric(record)
+    sign = 1 if metric in HIGHER else -1
+    means = [sign * statistics.mean(v) for e in record['entrants'] if (v := list(values(e, metric).values()))]
+    return [f for f in record.get('floors', ()) if means and sign * f.get(metric, -sign * math.inf) > max(means)]
+
+
 def notes(record):
     """What a reader of the tables must know."""
     sentences, entrants = [*record['notes']], record['entrants']
     if 'progress' in record:
         sentences.insert(0, 'This race has not ended: {} of {} runs.'.format(*record['progress']))
+    if above := floors_above(record):
+        sentences.append(f'Better than every entrant, without a network: {", ".join(f["name"] for f in above)}. Differences '
+                         f'between entrants say little here.')
     for e in entrants:
         runs, more = e['runs'], e['parameters'] / entrants[0]['parameters'] - 1
         if abs(more) > 0.05 and 'task' not in record:
@@ -225,9 +236,9 @@ def notes(record):
                              f'{e["settings"]["block_size"]} tokens.')
         for r in (r for r in runs if 'repeated' in r):
             was = r['repeated']['tokens_per_second']
-            sentences.append(f'{e["name"]}, seed {r["seed"]}, was repeated: its {was:,.0f} tokens/s were more than 10 % from the median of its '
-                             f'siblings' + (
-                             f', the repetition has {r["tokens_per_second"]:,.0f}.' if 'tokens_per_second' in r else '.'))
+            now = f', the repetition has {r["tokens_per_second"]:,.0f}' if 'tokens_per_second' in r else ''
+            sentences.append(f'{e["name"]}, seed {r["seed"]}, was repeated: its {was:,.0f} tokens/s were more than 10 % from '
+                             f'the median of its siblings{now}.')
         for word in ('diverged', 'failed'):
             if stopped := [r for r in runs if word in r]:
                 sentences.append(f'{e["name"]} {word} in {len(stopped)} of {len(runs)} runs: {stopped[0][word]}')
