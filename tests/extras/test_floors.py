@@ -12,6 +12,7 @@ from conftest import sentence
 from extras import floors
 from harness import data
 from harness.tasks import TaskData
+from prepare import common
 from race import statistics, tables
 
 TEXT = np.random.default_rng(0).integers(0, 4, 300) * np.random.default_rng(1).integers(0, 2, 300)
@@ -101,7 +102,7 @@ def test_floors_of_a_task(task_data, kind):
     flat, test = x.reshape(len(x), -1).astype(float), xt.reshape(len(xt), -1).astype(float)
     answer = y[((test[:, None] - flat[None]) ** 2).sum(-1).argmin(1)]
     by_hand = np.abs(answer - yt).mean() if kind == 'regress' else (answer == yt).mean()
-    assert near[task.metric] == pytest.approx(by_hand, abs=0.1)         # neighbours at the same distance
+    assert near[task.metric] == pytest.approx(by_hand, rel=0.1)         # neighbours at the same distance
     chance = task.chance('test')[task.metric]
     assert linear[task.metric] < 0.01 * chance if kind == 'regress' else linear[task.metric] > 0.9
 
@@ -129,3 +130,16 @@ def test_a_floor_above_all_entrants_is_marked():
     assert rows[-2] == ['floor: grams (above all entrants!)', '', '1.200', '', '1.300', '']
     assert rows[-1][2:] == ['', '', '1.900', '']
     assert '| floor: trees' in tables.short(r)
+
+
+def test_tokens_are_features_of_0_or_1(root):
+    """The class is the first token: no linear function of its number, but one of which token it is.  In numbers, the error
+    is that of the class."""
+    pytest.importorskip('sklearn', reason='floors of tasks need it')
+    rng, splits = np.random.default_rng(0), {}
+    for split, n in (('train', 300), ('val', 50), ('test', 50)):
+        x = rng.integers(0, 5, (n, 4)).astype(np.uint8)
+        splits[split] = x, np.array([2, 0, 1, 0, 2], np.uint8)[x[:, 0]]
+    common.write_task('first', 'classify', splits, 3, {'name': 'first'}, 'first.py', vocab_size=5, numbers=True)
+    _, linear = floors.of_task(SimpleNamespace(data=data.open_data('first')))
+    assert linear == {'name': 'logistic regression', 'accuracy': 1.0, 'error': 0.0}
