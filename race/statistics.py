@@ -89,7 +89,8 @@ def difference(record, entrant, metric):
     first = record['entrants'][0]
     ours, theirs = values(entrant, metric), values(first, metric)
     seeds = sorted(ours.keys() & theirs.keys())
-    if entrant is first or not seeds or (metric == 'val_loss' and not (learns_all(entrant) and learns_all(first))):
+    same = metric != 'val_loss' or all(learns_all(e) and not e['leaks'] for e in (entrant, first))      # positions
+    if entrant is first or not seeds or not same:
         return None
     d, p = [ours[s] - theirs[s] for s in seeds], math.nan
     rounding = 1e-12 * max(abs(ours[s]) + abs(theirs[s]) for s in seeds)
