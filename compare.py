@@ -65,7 +65,7 @@ def arguments(argv):
                             f'leave all but --floors and --out away')
         return args
     if not args.configs:
-        parser.error('name at least one config, such as config/shakespeare_gpt.py')
+        parser.error('the following arguments are required: configs, or --confirm')
     args.seeds = 3 if args.seeds is None else args.seeds
     if args.seeds < 1:
         raise UserError(f'--seeds={args.seeds} must be at least 1')
