@@ -11,6 +11,7 @@ from conftest import printed, sentence, train_here
 from test_report import entrant, record
 
 import compare
+from extras import floors
 from harness import checkpoint, data, device
 from harness.files import digest
 from race import confirm, statistics, tables
@@ -69,7 +70,8 @@ def test_from_sweeps_to_a_verdict(race_configs, dataset, claim, monkeypatch):
     assert not (claim.parent / 'results' / 'claim.json').exists()
     assert 'Confirmed' not in (claim.parent / 'out' / 'claim' / 'table.md').read_text()
     budget = iter(range(6))
-    shown = printed(compare.main, [f'--confirm={claim}'])
+    monkeypatch.setattr(floors, 'trees', lambda *_: {'name': 'trees', 'val_loss_full': 3.0})
+    shown = printed(compare.main, [f'--confirm={claim}', '--floors'])
     assert len(trained) == 11 and len(set(trained)) == 10
     kept = json.loads((claim.parent / 'results' / 'claim.json').read_text())
     assert kept['protocol'].items() >= {'margin': 0.5, 'sha256': digest(claim), 'seeds': [1, 2, 3, 4, 5]}.items()
@@ -79,10 +81,11 @@ def test_from_sweeps_to_a_verdict(race_configs, dataset, claim, monkeypatch):
     for e in kept['entrants']:
         assert [r['seed'] for r in e['runs']] == [1, 2, 3, 4, 5]
         for r in e['runs']:
-            assert r['commit'] and r['ended'] and r['tokens_per_second'] and r['curve'] == {}
+            assert r['ended'] and r['tokens_per_second'] and 'commit' in r and r['curve'] == {}
         model = checkpoint.load_model(claim.parent / 'out' / 'claim' / f'{e["name"].replace(" ", "_")}-3' / 'ckpt.pt')[0]
         expected = evaluate(model, text, text.val_indices(0, 16), 64, machine)
         assert e['runs'][2]['val_loss'] == pytest.approx(expected['val_loss'], rel=1e-5)
+    assert kept['floors'][-1]['name'] == 'trees' and '| floor: equal probabilities ' in shown
     verdict, = kept['verdicts']
     assert verdict == statistics.confirmed(kept)[0] and verdict['word'] in ('better', 'worse', 'equivalent', 'undecided')
     assert f'Confirmed race: {verdict["entrant"]} ' in shown and f': {verdict["word"]} |' in tables.short(kept)
@@ -140,6 +143,17 @@ def test_what_is_inside_a_grid(claim):
         t['values']['dropout'] = dropout
     (claim.parent / 'pic.json').write_text(json.dumps(sweep))
     assert confirm.best(confirm.read_sweep(claim.parent / 'pic.json', [1])) == {'learning_rate': 2e-3, 'dropout': 0.0}
+
+
+def test_a_task_is_tuned_on_its_validation_split(task_data, tmp_path):
+    (tmp_path / 'lstm.py').write_text(f"arch, dataset, device = 'baselines', '{task_data('classify').name}', 'cpu'\n")
+    entrants = compare.enter([str(tmp_path / 'lstm.py')], [])[0]
+    sweep = {'command': 'python sweep.py lstm.py', 'validate': 'val', 'settings': compare.settings_of(entrants[0]),
+             'data': {'fingerprint': entrants[0].data.fingerprint},
+             'trials': [{'values': {'learning_rate': 1.0}, 'val_loss': 1.0}]}
+    confirm.check({'metric': 'accuracy', 'path': 'claim.py'}, {'lstm.json': sweep}, entrants)
+    said = sentence(confirm.check, {'metric': 'val_loss', 'path': 'claim.py'}, {'lstm.json': sweep}, entrants)
+    assert said == 'claim.py: lstm has no val_loss that can be compared: set metric to one of accuracy'
 
 
 @pytest.mark.parametrize('words', ['gpt.py', '--seconds=9', '--seeds=9', '--set n_layer=1', '--match=parameters', '--windows=9',
