@@ -215,9 +215,12 @@ def short(record):
     rows += [row[:len(headers)] for row in floor_rows(record, '', '', 'val_loss', '', second, '', 'accuracy_full')]
     if 'task' in record:
         headers, rows = task_table(record)
-    seeds = len(record['entrants'][0]['runs'])
-    return (f'{markdown(headers, rows)}\n\n<sub>{format_budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {judged_on(record)}; '
-            f'{about(record)}</sub>\n')
+    seeds, protocol = len(record['entrants'][0]['runs']), ''
+    if 'protocol' in record:
+        margin = format_difference(main_metric(record), record['protocol']['margin'])
+        protocol = f'; difference with its 95 % interval, margin {margin}, {record["protocol"]["path"]}'
+    return (f'{markdown(headers, rows)}\n\n<sub>{format_budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {judged_on(record)}'
+            f'{protocol}; {about(record)}</sub>\n')
 
 
 def write_csv(record, f):

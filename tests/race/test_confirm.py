@@ -89,6 +89,7 @@ def test_from_sweeps_to_a_verdict(race_configs, dataset, claim, monkeypatch):
     verdict, = kept['verdicts']
     assert verdict == statistics.confirmed(kept)[0] and verdict['word'] in ('better', 'worse', 'equivalent', 'undecided')
     assert f'Confirmed race: {verdict["entrant"]} ' in shown and f': {verdict["word"]} |' in tables.short(kept)
+    assert 'margin 0.500, ' in tables.short(kept)
     monkeypatch.setattr(compare, 'train', lambda *_: pytest.fail('a run was started'))
     printed(compare.main, [f'--confirm={claim}'])
     claim.write_text(claim.read_text().replace('0.5', '0.1'))
