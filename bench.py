@@ -38,6 +38,7 @@ from harness.generate import benchmark, describe
 from harness.log import markdown
 from race import tables
 from race.entrants import split_words
+from race.processes import commit
 from train import TrainConfig, Trainer
 
 
@@ -111,7 +112,8 @@ def bench_train(args):
     times = in_turn(steps, args.rounds)
     words = ['python', 'bench.py', 'train', *args.configs, *args.settings, f'--rounds={args.rounds}']
     record = {'command': shlex.join(words), 'date': datetime.date.today().isoformat(), 'machine': machine.describe(),
-              'speeds': [row | {'seconds': statistics.median(t)} for row, t in zip(rows, times, strict=True)]}
+              'commit': commit(),
+              'speeds': [row | {'seconds': statistics.median(t), 'times': t} for row, t in zip(rows, times, strict=True)]}
     print(markdown(*tables.speeds(record)))
     if args.out:
         with atomic(args.out, 'w') as f:

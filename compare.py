@@ -9,6 +9,9 @@ Race architectures on the same budget, and test whether the difference is larger
 - Every run is one of train.py, in its own process.  The entrants take turns, seed by seed, so that a busy machine affects all
   of them.
 - The last weights are judged, not the best, on the same windows for all: nothing is chosen on the validation text.
+- A run whose speed is not that of its siblings is repeated in a race by seconds.
+- --confirm=FILE races what a protocol says (race/confirm.py), with fresh seeds and one look at the test split, and gives each
+  rival a verdict: better, worse, equivalent or undecided.  Its record goes to results/.
 - The report is written after every run.  The same command resumes a race that was stopped; finished runs are kept.  Entrants
   and seeds can be added later.
 """
@@ -19,36 +22,51 @@ import json
 import math
 import shlex
 import shutil
+import statistics
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from harness import Arguments, UserError, checkpoint, command, device, require_memory, runs, schema
+from harness import ROOT, Arguments, UserError, checkpoint, command, device, require_memory, runs, schema
 from harness.files import atomic
 from harness.generate import generate
-from race import page, tables
+from race import confirm, page, tables
 from race.entrants import add_budget, affordable, enter, measure, plan, read_budget, slug
-from race.processes import interrupt_on_signals, progress_bar, read_rows, spent, train
-from race.statistics import METRICS, TASK_METRICS
+from race.processes import commit, interrupt_on_signals, progress_bar, read_rows, spent, train
+from race.statistics import METRICS, TASK_METRICS, confirmed, values
 from train import evaluate
+
+RESULTS = ROOT / 'results'
+STRAY = 0.1         # of the median of its entrant's tokens per second: a run that differs by more is repeated
 
 
 def arguments(argv):
     parser = Arguments(description=__doc__)
-    parser.add_argument('configs', nargs='+', help='config files; in quotes, with settings of their own behind them')
+    parser.add_argument('configs', nargs='*', help='config files; in quotes, with settings of their own behind them')
     add_budget(parser, seconds='of training, without evaluation', tokens="of training (default: the first config's max_iters)",
                flops='of training, counted on a step', steps='of the optimizer')
-    parser.add_argument('--seeds', type=int, default=3, help='runs of each config (default 3)')
+    parser.add_argument('--seeds', type=int, help='runs of each config (default 3)')
     parser.add_argument('--match', choices=['parameters'], help="scale the rivals' width to the first config's parameters")
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='NAME=VALUE',
                         help='settings of all configs; with commas between values, each value is an entrant')
     parser.add_argument('--windows', default='auto', help='validation windows that the last weights are judged on (auto: 5000, '
                         'or at least 500 where they would take more than a tenth of the budget; 0: all)')
-    parser.add_argument('--out', default='out/race', help='the folder of the race (default out/race)')
+    parser.add_argument('--confirm', metavar='FILE', help='a protocol, which says all of the above')
+    parser.add_argument('--floors', action='store_true', help='add what methods without a network reach on the same data')
+    parser.add_argument('--out', help='the folder of the race (default out/race, or out/ and the name of the protocol)')
     parser.add_argument('--overwrite', action='store_true', help='remove the race in --out and start again')
     args = parser.parse_args(argv)
     args.budget = read_budget(args, 'seconds', 'tokens', 'flops', 'steps')
+    args.out = Path(args.out or f'out/{Path(args.confirm).stem if args.confirm else "race"}')
+    if args.confirm:
+        if args.configs or args.set or args.match or args.budget or args.seeds or args.windows != 'auto' or args.overwrite:
+            raise UserError(f'--confirm={args.confirm}: the protocol says what is raced, and a race that has begun stays: '
+                            f'leave all but --floors and --out away')
+        return args
+    if not args.configs:
+        parser.error('the following arguments are required: configs, or --confirm')
+    args.seeds = 3 if args.seeds is None else args.seeds
     if args.seeds < 1:
         raise UserError(f'--seeds={args.seeds} must be at least 1')
     if args.windows != 'auto' and not args.windows.isdecimal():
@@ -60,7 +78,8 @@ def arguments(argv):
 
 # race.json: what the race was started with ------------------------------------------------------------------------------------
 
-RACE = {'budget': 'list', 'windows?': 'count', 'eval_windows?': 'count', 'entrants': 'dict'}
+RACE = {'budget': 'list', 'windows?': 'count', 'eval_windows?': 'count', 'entrants': 'dict', 'repeated?': 'dict',
+        'floors?': 'list', 'protocol?': 'dict'}
 RESULT = {'seed': 'count', 'steps': 'count', 'tokens': 'count', 'seconds': 'number', 'diverged?': 'text'}
 FINISHED = {'val_loss': 'number', 'tokens_per_second': 'number', 'flops': 'number', 'train_loss': 'number'}
 
@@ -91,6 +110,9 @@ def load_race(path, args, entrants):
         race = kept
         if race is None:
             race = {'budget': list(budget), 'windows': args.windows, 'eval_windows': None, 'entrants': {}}
+            race |= {'protocol': args.protocol} if args.confirm else {}
+        if args.confirm:
+            confirm.pin(args.protocol, race.get('protocol', {}), path)
         check('race', 'budget', race['budget'], list(budget))
         if args.windows is not None:
             check('race', 'windows', race['windows'], args.windows)
@@ -123,9 +145,13 @@ def open_race(args, entrants, machine, out):
         race['windows'] = min(judgement) if args.windows is None else args.windows
     for e in new:
         planned = plan(e, costs[e.name], race['budget'], race.get('eval_windows'), race['windows'])
+        if args.confirm and e.data.test_indices() is None:      # only judge() reads the text that it is judged on
+            planned['flags']['validate'] = 'train'
         race['entrants'][e.name] = {'asked': settings_of(e), 'plan': planned}
-    with atomic(path, 'w') as f:
-        json.dump(race, f, indent=1)
+    if args.floors and 'floors' not in race:
+        from extras import floors
+        race['floors'] = floors.measure(entrants[0], race['windows'], out)
+    page.write_record(race, path)
     return race
 
 
@@ -150,6 +176,9 @@ def judge(e, seed, folder, flops_per_step, windows, machine, with_sample=True):
     result = {'seed': seed, 'steps': last['step'], 'tokens': last['tokens'], 'seconds': last['seconds'],
               'tokens_per_second': last['tokens'] / last['seconds'], 'flops': last['step'] * flops_per_step,
               'memory': last['memory'], 'train_loss': sum(tail) / len(tail)}
+    built = json.loads((folder / 'config.json').read_text(encoding='utf-8'))['config']
+    if more := {k: v for k, v in built.items() if v != settings_of(e)[k]}:      # such as the hash of its trunk
+        result['model'] = more
     if e.predicts == 'task':
         found = json.loads((folder / 'test.json').read_text(encoding='utf-8'))
         best = next(r for r in rows if r['step'] == found['step'] and 'val_loss' in r)
@@ -189,9 +218,33 @@ def run(e, seed, folder, race, machine, progress, with_sample=True):
         return {'seed': seed, 'failed': reason or f'it was stopped at step {last.get("step", 0)}'}
     else:
         result = judge(e, seed, folder, planned['flops_per_step'], race['windows'], machine, with_sample)
+        result |= {'commit': commit(), 'ended': datetime.datetime.now().isoformat(timespec='seconds')}
+    if first := race.get('repeated', {}).get(folder.name):
+        result['repeated'] = first
     with atomic(path, 'w') as f:
         json.dump(result, f, indent=1)
     return result
+
+
+def strays(race, entrants, results, out):
+    """[(entrant, seed, result)] of the runs of a race by seconds to be repeated, since their tokens per second are not those of
+    their siblings: the machine was busy.  No run is repeated twice."""
+    found = []
+    for e in entrants if race['budget'][0] == 'seconds' else ():
+        speeds = values({'runs': results[e.name].values()}, 'tokens_per_second')
+        middle = statistics.median(speeds.values()) if len(speeds) > 2 else math.inf
+        found += [(e, seed, results[e.name][seed]) for seed, v in speeds.items() if abs(v / middle - 1) > STRAY
+                  and math.isfinite(middle) and e.folder(out, seed).name not in race.get('repeated', {})]
+    return found
+
+
+def repeat(race, e, seed, result, out):
+    """Removes a run, of which race.json keeps the result, so that it is made again."""
+    folder = e.folder(out, seed)
+    (folder / 'result.json').unlink()
+    runs.remove(folder)
+    race.setdefault('repeated', {})[folder.name] = {k: v for k, v in result.items() if k != 'sample'}
+    page.write_record(race, out / 'race.json')
 
 
 def describe_result(result):
@@ -225,7 +278,7 @@ def make_record(argv, race, entrants, results, notes, machine, out, total):
     first, done = entrants[0], sum(map(len, results.values()))
     record = {'command': shlex.join(['python', 'compare.py', *argv]), 'date': datetime.date.today().isoformat(),
               'machine': machine.describe(), 'budget': race['budget'], 'windows': race['windows'], 'notes': notes,
-              'data': {'name': first.settings.train.dataset, 'fingerprint': first.data.fingerprint,
+              'commit': commit(), 'data': {'name': first.settings.train.dataset, 'fingerprint': first.data.fingerprint,
                        'source': first.data.meta['source']['name']}}
     if done < total:
         record['progress'] = [done, total]
@@ -233,47 +286,70 @@ def make_record(argv, race, entrants, results, notes, machine, out, total):
         record['task'] = {'kind': first.data.kind, 'metric': first.data.metric, 'guess': first.data.chance('test')}
         if hasattr(first.data, 'chance_answer'):
             record['task']['constant'] = first.data.chance_answer()
+    def curve(e, seed):
+        rows = read_rows(e.folder(out, seed))
+        return page.curve([] if race['entrants'][e.name]['plan']['flags'].get('validate') == 'train' else rows)
     record['entrants'] = [
         {'name': e.name, 'arch': e.settings.arch.name, 'parameters': e.parameters, 'trained': e.trained, 'predicts': e.predicts,
          'leaks': e.leaks, 'settings': race['entrants'][e.name]['asked'],
-         'runs': [r | {'curve': page.curve(read_rows(e.folder(out, r['seed'])))} for r in results[e.name]]} for e in entrants]
-    return record
+         'runs': [r | {'curve': curve(e, seed)} for seed, r in sorted(results[e.name].items())]} for e in entrants]
+    record |= {k: race[k] for k in ('floors', 'protocol') if k in race}
+    return record | ({'verdicts': confirmed(record)} if 'protocol' in race and done == total else {})
 
 
 def main(argv):
     args = arguments(argv)
+    if args.confirm:
+        args.protocol, sweeps = confirm.read(args.confirm)
+        args.configs = [confirm.config_of(s) for s in sweeps.values()]
+        args.budget, args.windows = tuple(args.protocol['budget']), args.protocol['windows']
     entrants, notes = enter(args.configs, args.set, args.match)
-    first, out = entrants[0].settings.train, Path(args.out)
+    first, out, kept = entrants[0].settings.train, args.out, RESULTS / f'{Path(args.confirm or "").stem}.json'
+    seeds = range(first.seed, first.seed + (args.seeds or 0))
+    if args.confirm:
+        confirm.check(args.protocol, sweeps, entrants)
+        seeds = args.protocol['seeds']
+        if kept.exists():
+            record = schema.read(kept, {'protocol': 'dict'}, 'choose another name for the claim')
+            confirm.pin(args.protocol, record['protocol'], kept)
     machine = device.setup(first.device, first.dtype, compile=False)
     interrupt_on_signals()
-    todo = [(e, first.seed + i) for i in range(args.seeds) for e in entrants]
-    results, pictures = {e.name: [] for e in entrants}, {}
+    todo = [(e, seed) for seed in seeds for e in entrants]
+    results, pictures, total = {e.name: {} for e in entrants}, {}, len(todo)
     with runs.lock(out, '--out'):
         race = open_race(args, entrants, machine, out)
         if left := [e.name for e, seed in todo if not (e.folder(out, seed) / 'result.json').exists()]:
             print(forecast(race, left), flush=True)
-        with progress_bar(len(todo)) as show:
-            for i, (e, seed) in enumerate(todo):
+        with progress_bar(total) as show:
+            for i, (e, seed) in enumerate(todo):        # it grows by the runs to be repeated
                 folder, ours = e.folder(out, seed), results[e.name]
                 title, flags = f'run {i + 1} of {len(todo)}, {e.name}, seed {seed}', race['entrants'][e.name]['plan']['flags']
 
                 def progress(rows, i=i, title=title, flags=flags):
                     last = rows[-1] if rows else {}
                     loss = next((r['val_loss'] for r in reversed(rows) if 'val_loss' in r), None)
-                    show(i + spent(flags['max_iters'], flags['max_seconds'], last),
+                    show((i + spent(flags['max_iters'], flags['max_seconds'], last)) * total / len(todo),
                          f'{title}: step {last.get("step", 0):,}' + (f', val {loss:.3f}' if loss else ''))
                 new = not (folder / 'result.json').exists()
-                ours.append(run(e, seed, folder, race, machine, progress, not any('sample' in r for r in ours)))
-                tqdm.write(f'{e.name}, seed {seed}: {describe_result(ours[-1])}')
+                ours[seed] = run(e, seed, folder, race, machine, progress, not any('sample' in r for r in ours.values()))
+                tqdm.write(f'{e.name}, seed {seed}: {describe_result(ours[seed])}')
+                for x, again, result in strays(race, entrants, results, out) if i == len(todo) - 1 else ():
+                    tqdm.write(f'{x.name}, seed {again}, is repeated: its tokens/s are not those of its siblings')
+                    repeat(race, x, again, result, out)
+                    del results[x.name][again]
+                    todo.append((x, again))
                 if new or i == len(todo) - 1:
-                    for x in (x for x in entrants if not pictures.get(x.name)):
-                        pictures[x.name] = influence(x, results[x.name], race['windows'], machine, out)
-                    record = make_record(argv, race, entrants, results, notes, machine, out, len(todo))
+                    for x in (x for x in entrants if not pictures.get(x.name) and not args.confirm):
+                        pictures[x.name] = influence(x, results[x.name].values(), race['windows'], machine, out)
+                    record = make_record(argv, race, entrants, results, notes, machine, out, total)
                     page.write(record, pictures, out)
     print(f'\n{tables.text(record, tables.WIDTH)}\nwritten to {out}/: report.html, race.png, table.md, table.csv, results.json')
-    failed = [f'{e.name}, seed {r["seed"]}: {r["failed"]}' for e in entrants for r in results[e.name] if 'failed' in r]
+    if record.get('verdicts') and not kept.exists():
+        page.write_record(record, kept)
+        print(f'the record of this claim: {kept}')
+    failed = [f'{e.name}, seed {seed}: {r["failed"]}' for e in entrants for seed, r in results[e.name].items() if 'failed' in r]
     if failed:
-        raise UserError(f'{len(failed)} of {len(todo)} runs failed, first {failed[0]}; the same command tries them again')
+        raise UserError(f'{len(failed)} of {total} runs failed, first {failed[0]}; the same command tries them again')
 
 
 if __name__ == '__main__':

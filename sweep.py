@@ -6,9 +6,11 @@ Search the settings of a config for the lowest validation loss, with optuna's TP
 
 - Every trial is a run of train.py, in its own process; its last weights are judged, not the best.  A trial that diverges or is
   refused (n_embd=130 with n_head=4) has failed: its reason is kept, and TPE avoids its neighbourhood.
+- --tune, for a text: trials train on the first eight ninths of the training text and are judged on its last ninth, so that the
+  validation text stays unread, and compare.py --confirm can judge on it what was chosen here.
 - The same command resumes a sweep that was stopped, with the trials that it would have had.  --trials can be raised later.
-- The best loss of many trials is optimistic: it was chosen on the validation text, with one seed.  A claim needs a race with
-  other seeds: python compare.py "CONFIG --seed=1" "<out>/best.py --seed=1".
+- The best loss of many trials is optimistic: it was chosen on the text that it is judged on, with one seed.  A claim needs a
+  race with other seeds: docs/racing.md.
 """
 
 import csv
@@ -30,14 +32,14 @@ from harness import LEAKS, Arguments, UserError, command, config, device, runs, 
 from harness.files import atomic
 from race.entrants import add_budget, read, read_budget, split_words
 from race.page import write_record
-from race.processes import interrupt_on_signals, progress_bar, read_rows, spent, train
+from race.processes import commit, interrupt_on_signals, progress_bar, read_rows, spent, train
 from race.tables import fitted
 from train import TrainConfig
 
 HOPELESS = 5        # a sweep ends if its first 5 trials all fail
 FORMS = 'name=log(a,b), name=lin(a,b), name=a..b (whole numbers) or name=x,y,z (choices)'
 NEVER = ('help', 'arch', 'dataset', 'leaking_split', 'block_size', 'centered', 'eval_windows', 'seed', 'max_iters',
-         'max_seconds', 'out_dir', 'resume', 'overwrite', 'dry_run', 'eval_only', 'sample_tokens')
+         'max_seconds', 'validate', 'out_dir', 'resume', 'overwrite', 'dry_run', 'eval_only', 'sample_tokens')
 
 
 def arguments(argv):
@@ -48,6 +50,7 @@ def arguments(argv):
     add_budget(parser, seconds="of training, of each trial (default: the config's own budget)", tokens='of training',
                steps='of the optimizer')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='NAME=VALUE', help='settings of all trials')
+    parser.add_argument('--tune', action='store_true', help='validate on the last ninth of the training text')
     parser.add_argument('--seed', type=int, default=0, help="of the search (default 0); the config's seed is that of the runs")
     parser.add_argument('--out', default='out/sweep', help='the folder of the sweep (default out/sweep)')
     parser.add_argument('--overwrite', action='store_true', help='remove the sweep in --out and start again')
@@ -55,7 +58,7 @@ def arguments(argv):
     args.budget = read_budget(args, 'seconds', 'tokens', 'steps')
     if args.trials < 1 or args.seed < 0:
         raise UserError(f'--trials={args.trials} must be at least 1, and --seed={args.seed} at least 0')
-    args.words = [*split_words(args.config), *(f'--{word}' for word in args.set)]
+    args.words = [*split_words(args.config), *(f'--{word}' for word in args.set), *['--validate=tune'] * args.tune]
     return args
 
 
@@ -271,7 +274,8 @@ def report(results, spaces, first, args, argv, out):
         'command': shlex.join(['python', 'sweep.py', *argv]), 'date': datetime.date.today().isoformat(),
         'machine': device.setup(cfg.device, cfg.dtype, compile=False).describe(),
         'data': {'name': cfg.dataset, 'fingerprint': source.fingerprint, 'source': source.meta['source']['name']},
-        'trials': ordered}, out / 'results.json')
+        'commit': commit(), 'budget': args.budget, 'words': [w for w in first.words if w != '--validate=tune'],
+        'validate': cfg.validate, 'settings': asdict(cfg) | asdict(first.model), 'trials': ordered}, out / 'results.json')
     with atomic(out / 'table.csv', 'w') as f:
         columns = ['number', 'val_loss', *spaces, 'step', 'tokens', 'seconds', 'failed']
         writer = csv.DictWriter(f, columns, extrasaction='ignore')
@@ -288,8 +292,10 @@ def report(results, spaces, first, args, argv, out):
         with atomic(out / 'best.py', 'w') as f:
             f.write(f'# The best of {len(ordered)} trials (number {best["number"]}, val_loss {best["val_loss"]:.4f}) of\n'
                     f'#     {shlex.join(["python", "sweep.py", *argv])}\n'
-                    '# Its loss was chosen on the validation text: compare it with other seeds before you believe it.\n\n')
-            f.writelines(f'{k} = {resolved[k]!r}{"     # searched" * (k in spaces)}\n' for k in given if k != 'out_dir')
+                    '# Its loss was chosen on the text that it is judged on: compare it with other seeds before you believe it.'
+                    '\n\n')
+            f.writelines(f'{k} = {resolved[k]!r}{"     # searched" * (k in spaces)}\n' for k in given
+                         if k not in ('out_dir', 'validate'))
     return ordered
 
 

@@ -53,6 +53,7 @@ class TrainConfig:
     new_vocabulary: bool = False            # init_from weights of another tokenizer: their embeddings and output layer are new
     last_only: bool = False                 # train only on the token after each window, as the original code of PACING does
     leaking_split: bool = False             # split windows instead of text, as it does: trains on validation text
+    validate: str = 'val'                   # a text: on val.bin, or the last ninth of train.bin, left out (tune) or not (train)
     resume: bool = False                    # continue from out_dir/ckpt.pt
     overwrite: bool = False                 # replace the run in out_dir
     dry_run: bool = False                   # print parameters, optimizer groups and memory, and exit
@@ -103,6 +104,7 @@ class TrainConfig:
             *((name, getattr(self, name) >= least, f'at least {least}') for name, least in at_least.items()),
             ('schedule', self.schedule in optim.SCHEDULES, f'one of {", ".join(optim.SCHEDULES)}'),
             ('optimizer', self.optimizer in optim.STATES, f'one of {", ".join(optim.STATES)}'),
+            ('validate', self.validate in ('val', 'tune', 'train'), 'val, tune or train'),
             ('augment', self.augment in AUGMENT, f'one of {", ".join(AUGMENT)}'),
             ('warmup_iters', warmup == 'auto' or (isinstance(warmup, int) and warmup >= 0), "'auto' or a number of steps"),
             ('beta1', 0 <= self.beta1 < 1, 'at least 0 and below 1'),
@@ -406,6 +408,7 @@ def describe(arch, model, trainer, data, cfg):
           f'micro-step{"s" * (trainer.micro_steps > 1)} x {trainer.rows} {data.unit} of {model.config.block_size}); '
           f'{data.noun}: {data.meta["source"]["name"]}')
     for applies, warning in ((model.leaks, LEAKS), (model.bidirectional, BIDIRECTIONAL), (cfg.leaking_split, runs.OVERLAP),
+                             (cfg.validate == 'train', runs.TRAINED_ON),
                              (cfg.new_vocabulary and not cfg.resume, runs.NEW_VOCABULARY)):
         if applies:
             print(warning)
@@ -422,7 +425,8 @@ def train(settings, machine, folder, argv):
         runs.prepare(settings)
     # the other ranks wait for the data, and resume if the main one does
     cfg.resume = any(machine.all_reduce([cfg.resume and machine.is_main]))
-    data = open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality, patch=cfg.patch)
+    data = open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality, patch=cfg.patch,
+                     validate=cfg.validate)
     torch.manual_seed(cfg.seed)
     model, content = runs.resumed(settings, data, folder.out_dir) if cfg.resume else (runs.new_model(settings, data), {})
     indices = data.val_indices(cfg.eval_windows, model.config.block_size)

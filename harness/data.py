@@ -44,14 +44,23 @@ class Shards:
         pieces = [self.parts[i][max(start - self.starts[i], 0):stop - self.starts[i]] for i in range(first, last)]
         return np.concatenate(pieces) if pieces else self.parts[0][:0]
 
+    def split(self, at):
+        """The tokens before position `at`, and those from it on."""
+        cuts = [min(max(at - start, 0), len(part)) for part, start in zip(self.parts, self.starts, strict=False)]
+        return (Shards([part[:cut] for part, cut in zip(self.parts, cuts, strict=True)]),
+                Shards([part[cut:] for part, cut in zip(self.parts, cuts, strict=True)]))
+
 
 class TextData:
-    """The tokens of data/<name>, memory-mapped.  Raises UserError for files that do not match meta.json."""
+    """The tokens of data/<name>, memory-mapped.  Raises UserError for files that do not match meta.json.
+
+    validate: what the split 'val' is.  'val': val.bin.  'tune': the last ninth of train.bin, which is then no training text: of
+    a whole text 80 % are trained on.  'train': the same ninth, which is also trained on.  Only 'val' reads val.bin."""
     kind = modality = noun = 'text'
     unit, columns = 'windows', ()
     whole = False       # whether each window is a text of its own, so that every token of it must be learned
 
-    def __init__(self, folder):
+    def __init__(self, folder, validate='val'):
         self.folder = Path(folder)
         self.meta = read_meta(self.folder)
         if self.meta.get('kind') != 'text':
@@ -62,10 +71,17 @@ class TextData:
             self.tokenizer = Tokenizer(self.meta['tokenizer'])
             if self.tokenizer.n_vocab + (self.tokenizer.length is not None) != self.vocab_size:     # with the start
                 raise ValueError(f'vocab_size={self.vocab_size}, but its tokenizer has {self.tokenizer.n_vocab} tokens')
-            self.tokens = {split: self._open(split) for split in ('train', 'val')}
+            self.tokens = {split: self._open(split) for split in ('train', 'val')[:1 + (validate == 'val')]}
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f'{self.folder / "meta.json"} is damaged ({type(e).__name__}: {e}): prepare the data '
                             f'again') from None
+        if validate != 'val':
+            text, unit = self.tokens['train'], self.tokenizer.length + 1 if self.whole else 1
+            at = len(text) // unit * 8 // 9 * unit
+            rest, self.tokens['val'] = text.split(at) if isinstance(text, Shards) else (text[:at], text[at:])
+            if validate == 'tune':
+                self.tokens['train'] = rest
+                self.meta['fingerprint'] = self.fingerprint = f'{self.fingerprint}-tune'
 
     def _open(self, split):
         if split not in self.meta.get('shards', ()):
@@ -278,24 +294,28 @@ def read_meta(folder):
     return meta
 
 
-def open_data(name, leaking_split=False, modality='text', patch=4):
+def open_data(name, leaking_split=False, modality='text', patch=4, validate='val'):
     """The TextData, TaskData, PairData or ImageData of data/<name>, which prepare/<name>.py makes if it is missing.  modality:
-    of the model, which decides how a text or images are read.  patch: see ImageData."""
+    of the model, which decides how a text or images are read.  patch: see ImageData.  validate: see TextData."""
     folder = ensure(name)
     meta = read_meta(folder)
     is_text = meta['kind'] == 'text'
+    if validate != 'val' and (leaking_split or not is_text or modality == 'task'):
+        raise UserError(f'validate={validate}: ' + ('leaking_split trains on the validation text: leave one of the two out' if
+                        leaking_split else f'data/{name} has a validation and a test split: leave it out'))
     if is_text and meta['tokenizer'].get('kind') == 'palette':
         from harness.pixels import READERS, PixelTask  # it imports this file
         if leaking_split:
             raise UserError(f'leaking_split: the windows of data/{name} are pictures, which do not overlap: leave it out')
-        return PixelTask(folder, meta) if modality == 'task' else READERS.get(modality, READERS['text'])(folder)
+        return PixelTask(folder, meta) if modality == 'task' else READERS.get(modality, READERS['text'])(
+            folder, validate)
     if is_text and modality == MaskedText.modality:
         if leaking_split:
             raise UserError(f'leaking_split: only language models have it, and this one is trained on a {modality}: leave '
                             f'it out')
-        return MaskedText(folder)
+        return MaskedText(folder, validate)
     if is_text:
-        return (LeakingText if leaking_split else TextData)(folder)
+        return LeakingText(folder) if leaking_split else TextData(folder, validate)
     if leaking_split:
         raise UserError(f'leaking_split: data/{name} is no text (its kind is {meta["kind"]}), and only windows of a text '
                         f'overlap')
@@ -310,7 +330,7 @@ def data_of(content):
     name, fingerprint = content['loop']['dataset'], content['data']['fingerprint']
     if (local(name) / 'meta.json').exists():
         found = open_data(name, fingerprint.endswith('-leaking'), load_arch(content['arch']).Model.modality,
-                          content['loop'].get('patch', 4))
+                          content['loop'].get('patch', 4), 'tune' if fingerprint.endswith('-tune') else 'val')
         return found if found.fingerprint == fingerprint else None
 
 

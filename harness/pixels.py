@@ -24,8 +24,8 @@ class PixelText(TextData):
     """Pictures for language models: x (B, T) is the start and all pixels but the last, y (B, T) the pixels."""
     columns, whole = ('bits_per_dimension',), True
 
-    def __init__(self, folder):
-        super().__init__(folder)
+    def __init__(self, folder, validate='val'):
+        super().__init__(folder, validate)
         self.size = self.tokenizer.length
         for split, tokens in self.tokens.items():
             if not len(tokens) or len(tokens) % (self.size + 1) or (tokens[::self.size + 1] != self.tokenizer.n_vocab).any():

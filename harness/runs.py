@@ -21,6 +21,7 @@ from harness.files import atomic
 from harness.log import Log
 
 OVERLAP = 'leaking_split: the validation windows overlap the training windows, so no loss of this run is evidence'
+TRAINED_ON = 'validate=train: the validation windows are trained on, so no val_loss of this run is evidence'
 NEW_VOCABULARY = 'new_vocabulary: token embeddings and output layer start anew, all other weights are those of init_from'
 FILES = ('ckpt.pt', 'best.pt', 'metrics.csv', 'test.json')             # a folder with any of them holds a run
 EXTRAS = ('config.json', 'loss.png', 'wandb_id', 'events.out.tfevents.*')

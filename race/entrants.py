@@ -91,12 +91,18 @@ def load(words, common):
     return words, settings, ' '.join([settings.name, *(w.lstrip('-') for w in own)])
 
 
+def open_data(settings):
+    """The data set of these Settings, as their architecture reads it."""
+    cfg = settings.train
+    return data.open_data(cfg.dataset, cfg.leaking_split, settings.arch.Model.modality, cfg.patch, cfg.validate)
+
+
 def read(words, common=()):
     """The Entrant of a config file and its settings.  Prepares its data and trains its trunk if they are missing."""
     words, settings, name = load(words, common)
     cfg = settings.train
     runs.prepare(settings)
-    source = data.open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality, patch=cfg.patch)
+    source = open_data(settings)
     torch.manual_seed(cfg.seed)         # a model may keep a seed for its random parts
     with torch.device('meta') if cfg.init_from == 'scratch' else contextlib.nullcontext():
         model = runs.new_model(settings, source)
@@ -135,8 +141,7 @@ def check_data(loaded):
         return not (data.local(entry[1].train.dataset) / 'meta.json').exists()
     opened = None
     for _, settings, name in sorted(loaded, key=missing):
-        cfg = settings.train
-        source = data.open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality, patch=cfg.patch)
+        cfg, source = settings.train, open_data(settings)
         if settings.arch.Model.modality != source.modality:
             raise UserError(f'{name} is trained on a {settings.arch.Model.modality}, but data/{cfg.dataset} is a '
                             f'{source.modality}: '

@@ -2,11 +2,21 @@
 
 import contextlib
 import signal
+import subprocess
 import time
 
 from tqdm import tqdm
 
-from harness import log, runs
+from harness import ROOT, log, runs
+
+
+def commit():
+    """The commit of this code, with a + if its files differ from it; empty where git does not know it."""
+    words = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty=+', '--exclude=*', '--abbrev=12']
+    try:
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+    except OSError:         # there is no git
+        return ''
 
 
 def interrupt_on_signals():

@@ -5,6 +5,7 @@ Tables of records, and the tables of README.md and docs/:
 """
 
 import csv
+import itertools
 import json
 import re
 import statistics
@@ -14,13 +15,19 @@ from harness.arch import load_arch
 from harness.files import atomic
 from harness.log import markdown
 from race.statistics import (
+    HIGHER,
     METRICS,
     TASK_METRICS,
+    confirmed,
     difference,
     doubt,
+    floors_above,
     format_budget,
     format_difference,
+    format_interval,
     format_metric,
+    learns_all,
+    main_metric,
     notes,
     second_metric,
     values,
@@ -31,7 +38,10 @@ WIDTH = 120     # characters of a line in a terminal
 
 
 def cell(entrant, metric):
-    """Mean ± standard deviation over the seeds, or the reason why there is none."""
+    """Mean ± standard deviation over the seeds, or the reason why there is none.  A model that is trained on last positions has
+    no val_loss: it would be over other positions than that of the others."""
+    if metric == 'val_loss' and entrant['predicts'] != 'task' and not learns_all(entrant) and values(entrant, metric):
+        return ''
     v = list(values(entrant, metric).values())
     if not v:
         return next((word for word in ('diverged', 'failed') if any(word in r for r in entrant['runs'])), '')
@@ -41,8 +51,18 @@ def cell(entrant, metric):
 
 
 def difference_cell(record, entrant, metric):
+    if 'protocol' in record:        # its metric is the only one that is tested
+        found = [v for v in confirmed(record) if v['entrant'] == entrant['name'] and metric == main_metric(record)]
+        return ''.join((f'{format_interval(metric, v)}: ' if 'p' in v else '') + v['word'] for v in found)
     found = difference(record, entrant, metric)
     return f'{format_difference(metric, found[0], "+")} ({doubt(*found[1:])})' if found else ''
+
+
+def floor_rows(record, *columns):
+    """A row per floor.  columns: the metric of each column after the first; '' leaves it empty."""
+    above = floors_above(record)
+    return [[f'floor: {f["name"]}' + ' (above all entrants!)' * (f in above),
+             *(format_metric(k, f[k]) if k in f else '' for k in columns)] for f in record.get('floors', ())]
 
 
 def tables(record):
@@ -59,6 +79,7 @@ def tables(record):
         more = e['parameters'] / entrants[0]['parameters'] - 1
         rows.append([e['name'], f'{e["parameters"]:,}' + (f' ({more:+.0%}!)' if abs(more) > 0.05 else ''),
                      *(c for k in ('val_loss', second) for c in (cell(e, k), difference_cell(record, e, k)))])
+    rows += floor_rows(record, '', 'val_loss', '', second, '')
     headers, full = ['config', 'parameters', 'val_loss', 'difference', second, 'difference'], second == 'val_loss_full'
     return [(headers, rows), table('train_loss', *(('bits_per_character', 'accuracy_full') if full else ['accuracy'])), cost]
 
@@ -68,16 +89,17 @@ def task_table(record):
     task, metrics = record['task'], [k for k in TASK_METRICS if k in record['task']['guess']]
     rows = [[e['name'], f'{e["trained"]:,}', f'{e["parameters"]:,}', *(cell(e, k) for k in ('steps', 'train_loss', 'val_loss'))]
             for e in record['entrants']]
-    rows.append([chance_name(task), *[''] * 5])
+    rows += [[chance_name(task), *[''] * 5], *floor_rows(record, *[''] * 5)]
     headers = ['config', 'trained weights', 'of', 'steps', 'train loss', 'val_loss']
     for k in metrics:
         headers.append(TASK_METRICS[k])
-        column = [*(cell(e, k) for e in record['entrants']), format_metric(k, task['guess'][k])]
+        column = [*(cell(e, k) for e in record['entrants']), format_metric(k, task['guess'][k]),
+                  *(row[1] for row in floor_rows(record, k))]
         for row, c in zip(rows, column, strict=True):
             row.append(c)
         if k == task['metric']:
             headers.append('difference')
-            for row, e in zip(rows, [*record['entrants'], None], strict=True):
+            for row, e in itertools.zip_longest(rows, record['entrants']):
                 row.append(difference_cell(record, e, k) if e else '')
     return headers, rows
 
@@ -107,7 +129,13 @@ def across(records):
         rows.append([name, *(f'{cell(e, r["task"]["metric"])} ({e["trained"]:,})' if e else ''
                              for r, e in zip(records, found, strict=True))])
     chance = [format_metric(r['task']['metric'], r['task']['guess'][r['task']['metric']]) for r in records]
-    return headers, [*rows, ['chance', *chance]]
+    rows.append(['chance', *chance])
+    if any(r.get('floors') for r in records):
+        best = [max(r.get('floors', []), key=lambda f, k=k: f[k] if k in HIGHER else -f[k], default=None)
+                for r, k in ((r, r['task']['metric']) for r in records)]
+        rows.append(['best floor', *(f'{format_metric(r["task"]["metric"], f[r["task"]["metric"]])} ({f["name"]})' +
+                                     '!' * (f in floors_above(r)) if f else '' for r, f in zip(records, best, strict=True))])
+    return headers, rows
 
 
 def speeds(record):
@@ -184,11 +212,15 @@ def short(record):
     if any(e['settings']['leaking_split'] for e in record['entrants']):         # shows how much of the text is memorised
         headers.append('accuracy')
         rows = [[*row, cell(e, 'accuracy_full')] for row, e in zip(rows, record['entrants'], strict=True)]
+    rows += [row[:len(headers)] for row in floor_rows(record, '', '', 'val_loss', '', second, '', 'accuracy_full')]
     if 'task' in record:
         headers, rows = task_table(record)
-    seeds = len(record['entrants'][0]['runs'])
-    return (f'{markdown(headers, rows)}\n\n<sub>{format_budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {judged_on(record)}; '
-            f'{about(record)}</sub>\n')
+    seeds, protocol = len(record['entrants'][0]['runs']), ''
+    if 'protocol' in record:
+        margin = format_difference(main_metric(record), record['protocol']['margin'])
+        protocol = f'; difference with its 95 % interval, margin {margin}, {record["protocol"]["path"]}'
+    return (f'{markdown(headers, rows)}\n\n<sub>{format_budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {judged_on(record)}'
+            f'{protocol}; {about(record)}</sub>\n')
 
 
 def write_csv(record, f):

@@ -161,6 +161,11 @@ CONFIG 'CONFIG --block_size=8'      block_size
 CONFIG 'CONFIG --arch=vit --dataset=bits'   task
 CONFIG --out=TEXT                   --out=
 CONFIG --unknown                    --unknown
+CONFIG --confirm=small.py           --confirm=small.py
+--floors                            configs
+--confirm=nowhere.py                nowhere.py
+--confirm=TEXT                      TEXT
+--confirm=small.py                  claim
 '''
 
 SWEEP = '''
@@ -185,6 +190,9 @@ CONFIG --search n_layer=1..2 --set n_layer=1    n_layer
 CONFIG --search n_layer=1..2 n_layer=1..3   twice
 CONFIG --search n_embd=16..1000000 --set block_size=100000      block_size
 CONFIG --search n_layer=1..2 --out=TEXT     --out=
+'CONFIG --arch=vit --dataset=bits' --search n_layer=1..2 --tune     validate=tune
+CONFIG --search n_layer=1..2 --tune --set leaking_split=True        leaking_split
+CONFIG --search validate=val,tune           validate
 '''
 
 BENCH = '''

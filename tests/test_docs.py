@@ -17,8 +17,11 @@ import torch
 
 import train
 from harness import ROOT, arch, config
+from harness.files import digest
+from race import statistics as race_statistics
 from race import tables
 from tests.models import test_contract
+from tests.race import test_report
 from views import diagrams
 
 PAGES = {p.relative_to(ROOT).as_posix(): p.read_text(encoding='utf-8')
@@ -56,6 +59,79 @@ def test_expected_losses_agree_with_their_records():
         for shown, values in ((loss, [r['val_loss'] for r in runs]), (full, [r['val_loss_full'] for r in runs])):
             assert shown == f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}', name
         assert int(seconds) == round(statistics.mean(r['seconds'] for r in runs)), name
+
+
+def differences():
+    """{(|difference|, p)} of all pairs of entrants in all races, as pages write them."""
+    found = set()
+    for record in (json.loads(path.read_text(encoding='utf-8')) for path in RECORDS):
+        for i, first in enumerate(record.get('entrants', [])):
+            for e in record['entrants'][i + 1:]:
+                for metric in ('val_loss', 'val_loss_full', *race_statistics.TASK_METRICS):
+                    if pair := race_statistics.difference({'entrants': [first]}, e, metric):
+                        found.add((race_statistics.format_difference(metric, abs(pair[0])), f'{pair[1]:.2g}'))
+    return found
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_differences_in_words_are_those_of_records(page):
+    """Each p-value outside of generated tables, and the signed difference, or the one 'above' or 'below', before it."""
+    known, prose = differences(), re.sub(r'<!-- results/.*?<!-- end -->', '', PAGES[page], flags=re.S)
+    before = 0
+    for p in re.finditer(r'\bp\s([\d.]+(?:e-\d+)?)(?=[):;,])', prose):
+        said = re.findall(r'[+-](\d\.\d{3})|(\d\.\d{3})\s(?:above|below)|[+-](\d+\.\d points)', prose[before:p.start()][-160:])
+        difference = ''.join(said[-1]) if said else None
+        assert any(q == p[1] and difference in (None, d) for d, q in known), f'{difference} (p {p[1]})'
+        before = p.end()
+
+
+def verdicts_of(line, record):
+    """What is wrong with a line that calls a verdict of this record confirmed; empty if nothing is."""
+    if 'verdicts' not in record:
+        return 'its record is no confirmed race'
+    known = {f'confirmed: {v["word"]}, ' + race_statistics.format_interval(race_statistics.main_metric(record), v)
+             for v in race_statistics.confirmed(record) if 'p' in v}
+    said = re.findall(r'confirmed: \w+, [^;|()]*?\[.*?\]', line)
+    wrong = [s for s in said if s.replace(f'`{race_statistics.main_metric(record)}` ', '') not in known]
+    return f'{wrong or line[:80]} is none of {sorted(known)}' if wrong or not said else ''
+
+
+def test_verdicts_are_those_of_their_records():
+    """A verdict is explored, without a word of a confirmed one; or 'confirmed: better, `val_loss` -0.037 [-0.050, -0.024]',
+    with a link to the record of that race in the same line."""
+    found = PAGES['README.md'].split('## What we found')[1].split('\n## ')[0]
+    rows = re.findall(r'^\| .* \| (\S.*?) \| (\[.*) \|$', found, re.M)
+    assert len(rows) > 8
+    for verdict, evidence in rows:
+        assert verdict.startswith(('explored: ', 'confirmed: ')), verdict
+        word = re.search(r'\b(better|worse|equivalent|undecided|wins?|survives?|beats?)\b', verdict)
+        assert verdict[0] == 'c' or not word, verdict
+        assert verdict[0] == 'e' or 'results/' in evidence, verdict
+    for name, text in PAGES.items():
+        for line in (line for line in text.splitlines() if re.search(r'(?<!not )\bconfirmed: ', line, re.I)):
+            paths = re.findall(r'results/\w+\.json', line)
+            assert len(paths) == 1, f'{name}: {line[:80]} names no record'
+            wrong = verdicts_of(line, json.loads((ROOT / paths[0]).read_text(encoding='utf-8')))
+            assert not wrong, f'{name}: {wrong}'
+    for path in RECORDS:
+        record = json.loads(path.read_text(encoding='utf-8'))
+        if protocol := record.get('protocol'):
+            assert record['verdicts'] == race_statistics.confirmed(record)
+            for file, sha256 in {protocol['path']: protocol['sha256'], **protocol['entrants']}.items():
+                assert digest(ROOT / file) == sha256, f'{file} was changed after {path.name}'
+
+
+def test_a_confirmed_word_needs_its_record():
+    base = {s: 1.5 + s / 10 for s in range(5)}
+    rival = test_report.entrant('pic', {s: v - 0.1 + s % 2 / 100 for s, v in base.items()})
+    protocol = {'metric': 'val_loss', 'margin': 0.01, 'seeds': [*base]}
+    record = test_report.record(test_report.entrant('gpt', base), rival, protocol=protocol, verdicts=[])
+    interval = race_statistics.format_interval('val_loss', race_statistics.confirmed(record)[0])
+    for line in (f'| confirmed: better, {interval} |', f'confirmed: better, `val_loss` {interval}'):
+        assert not verdicts_of(line, record)
+    for line in (f'confirmed: worse, {interval}', 'confirmed: better', 'confirmed: better, -0.200 [-0.250, -0.150]'):
+        assert 'is none of' in verdicts_of(line, record)
+    assert 'no confirmed race' in verdicts_of(f'confirmed: better, {interval}', test_report.record())
 
 
 def anchors(text):

@@ -68,6 +68,31 @@ def test_tokens_fit_their_type(root, count, dtype):
     assert written.meta['dtype'] == dtype and written.tokens['val'].tolist() == [0, count - 1] * 2
 
 
+@pytest.mark.parametrize('sharded', [False, True])
+def test_a_text_can_be_validated_on_the_end_of_its_training_text(dataset, tmp_path, sharded):
+    """Its last ninth; 'tune' does not train on that, 'train' does, and neither opens val.bin."""
+    folder, honest = tmp_path / 'text', data.TextData(dataset)
+    shutil.copytree(dataset, folder)
+    (folder / 'val.bin').unlink()
+    whole = np.array(honest.tokens['train'][:])
+    at = len(whole) * 8 // 9
+    if sharded:
+        meta, cuts = json.loads((folder / 'meta.json').read_text()), (0, 70, at - 5, at + 9, len(whole))
+        meta['shards'] = {'train': [b - a for a, b in itertools.pairwise(cuts)]}
+        (folder / 'meta.json').write_text(json.dumps(meta))
+        for i, (a, b) in enumerate(itertools.pairwise(cuts)):
+            whole[a:b].tofile(folder / f'train_{i:04d}.bin')
+    tune, train_ = data.TextData(folder, 'tune'), data.TextData(folder, 'train')
+    for text in (tune, train_):
+        assert text.tokens['val'][:].tolist() == whole[at:].tolist()
+        x, y = text.windows('val', text.val_indices(7, 16), 16)
+        assert len(x) == 7 and x[0].tolist() == whole[at:at + 16].tolist() and y[-1, -1] == whole[-1]
+    assert tune.tokens['train'][:].tolist() == whole[:at].tolist() and len(train_.tokens['train']) == len(whole)
+    assert max(tune.train_indices(9_000, 16, 0, 0)) + 16 < at <= max(train_.train_indices(9_000, 16, 0, 0))
+    assert tune.fingerprint == tune.meta['fingerprint'] == f'{train_.fingerprint}-tune' == f'{honest.fingerprint}-tune'
+    assert 'val.bin' in sentence(data.TextData, folder)
+
+
 def test_the_leaking_split(dataset):
     """A random tenth of all windows for validation, the rest for training; every validation token is also trained on."""
     honest, leaking = data.TextData(dataset), data.LeakingText(dataset)

@@ -52,6 +52,14 @@ def save_png(path, pixels, **more):
     return path
 
 
+def test_a_ninth_of_the_training_pictures_can_validate(made):
+    """No picture is cut."""
+    text, whole = data.open_data('tiny', validate='tune'), data.open_data('tiny').tokens['train'].tolist()
+    assert [len(text.tokens[split]) for split in ('train', 'val')] == [53 * (T + 1), 7 * (T + 1)]
+    assert [*text.tokens['train'], *text.tokens['val']] == whole and len(text.val_indices(0, T)) == 7
+    assert data.open_data('tiny', modality='masked text', validate='tune').tokens['val'].tolist() == whole[53 * (T + 1):]
+
+
 # the palette ----------------------------------------------------------------------------------------------------------------
 
 def test_palette():

@@ -189,10 +189,14 @@ def test_resume_is_exact(kind, run, task_data, tmp_path):
 
 
 def test_bench_of_a_task(run, task_data, tmp_path):
-    """On the examples of its data set."""
+    """On the examples of its data set.  A record has every time, not only their median."""
     (tmp_path / 'small.py').write_text(f"arch, dataset, trunk = 'fpt', '{task_data('bits').name}', '{run}'\n")
-    shown = printed(bench.main, ['train', str(tmp_path / 'small.py'), '--rounds=1', '--batch_size=2', '--device=cpu'])
+    shown = printed(bench.main, ['train', str(tmp_path / 'small.py'), '--rounds=3', f'--out={tmp_path / "speed.json"}',
+                                 '--batch_size=2', '--device=cpu'])
     assert 'small' in shown and '2 x 3' in shown
+    record = json.loads((tmp_path / 'speed.json').read_text())
+    row, = record['speeds']
+    assert len(row['times']) == 3 and sorted(row['times'])[1] == row['seconds'] and 'commit' in record
 
 
 # trunks ---------------------------------------------------------------------------------------------------------------------

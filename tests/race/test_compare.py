@@ -136,6 +136,7 @@ def test_the_best_weights_do_not_matter(copied, race_configs):
     e, = compare.enter([str(race_configs / 'pic.py')], [])[0]
     again = compare.judge(e, 1337, out / 'pic-1337', 1, 200, device.setup('cpu', 'float32', False))
     kept = json.loads((out / 'pic-1337' / 'result.json').read_text())
+    assert kept.pop('ended') and kept.pop('commit') is not None
     assert again == {k: v if isinstance(v, str) else pytest.approx(v, rel=1e-6) for k, v in kept.items()} | {'flops': 10}
     assert len(again['sample']) == 400 and set(again['sample']) <= set('abcdefgh .\n')
 
@@ -355,6 +356,9 @@ def test_a_race_on_a_task(task_data, tmp_path):
         for r in e['runs']:
             kept = json.loads((out / f'{slug(e["name"])}-{r["seed"]}' / 'test.json').read_text())
             assert (r['accuracy'], r['test_loss'], r['best_step']) == (kept['accuracy'], kept['test_loss'], kept['step'])
+    for r in frozen['runs']:            # the weights that were frozen, which the settings do not name
+        content = checkpoint.load(out / f'{slug(frozen["name"])}-{r["seed"]}' / 'ckpt.pt')
+        assert r['model']['trunk_hash'] == content['config']['trunk_hash'] != ''
     table = (out / 'table.md').read_text()
     assert 'test accuracy' in table and f'{frozen["trained"]:,}' in table and '| chance' in table
     with open(out / 'table.csv', newline='') as f:

@@ -107,6 +107,7 @@ def test_val_loss_is_compared_only_between_models_that_learn_all_positions(which
     assert statistics.main_metric(r) == 'val_loss_full' and 'val_loss_full lower by 0.100' in verdicts(r)[0]
     assert difference(r, rival, 'val_loss') is None and tables.difference_cell(r, rival, 'val_loss') == ''
     assert (difference(r, r['entrants'][2], 'val_loss') is None) == (which == 0)
+    assert [row[2] == '' for row in tables.tables(r)[0][1]] == [i == which for i in range(3)]       # nor is it shown
     assert any(changed['name'] in s and 'one target per 16 tokens' in s for s in statistics.notes(r))
 
 
@@ -142,6 +143,7 @@ def test_leaks_and_sizes_and_progress():
     assert text.index('THE SPLIT LEAKS') < text.index('learns more') and 'a note of the race' in text and '4 of 9 runs' in text
     r = record(entrant('gpt', GPT), entrant('pic', PIC, leaks=True))
     assert 'not compared' in verdicts(r)[0] and 'learns' not in verdicts(r)[0] and 'LEAKS' not in tables.text(r)
+    assert [tables.difference_cell(r, r['entrants'][1], k) == '' for k in ('val_loss', 'val_loss_full')] == [True, False]
     for parameters, share in ((1040, None), (1060, '+6%'), (900, '-10%')):
         r = record(entrant('gpt', GPT), entrant('pic', PIC, parameters=parameters))
         assert any(f'pic has {share} parameters' in s for s in statistics.notes(r)) == bool(share)
