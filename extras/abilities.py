@@ -12,7 +12,6 @@ What each architecture can and cannot do: small tasks, of which longer examples 
 One run of each: differences of a few points are noise.
 """
 
-import argparse
 import datetime
 import json
 import shlex
@@ -39,7 +38,7 @@ OURS = 'dataset', 'block_size', 'batch_size', 'learning_rate', 'min_lr', 'max_it
 
 
 def arguments(argv):
-    parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(description=__doc__)
     parser.add_argument('configs', nargs='*', help='in quotes with settings of their own (default: seven of 0.2 M parameters)')
     parser.add_argument('--tasks', default=','.join(TASKS), help=f'data sets with answers (default {",".join(TASKS)})')
     parser.add_argument('--rates', default='1e-3,4e-3,1.6e-2', help='learning rates (default 1e-3,4e-3,1.6e-2)')

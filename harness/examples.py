@@ -101,8 +101,8 @@ class AnswerText(ExampleText):
         return torch.cat([scores.sum((1, 2)), last.sum(1), counts])
 
     def chance(self, split='test'):
-        """The accuracy of the most frequent answer at each place of the answers, of all tests and of each part.  It is counted on
-        every other example and judged on the rest."""
+        """The accuracy of the most frequent answer at each place of the answers, of all tests and of each part: counted on half
+        of the examples, judged on the rest."""
         found = {}
         for name, starts in self.parts.items():
             _, y = self.windows('test', starts, self.size)

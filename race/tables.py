@@ -189,8 +189,8 @@ def short(record):
     if 'speeds' in record:
         return f'{markdown(*speeds(record))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'abilities' in record:
-        return (f'{markdown(*abilities(record))}\n\n<sub>{record["steps"]:,} steps of {record["examples"]} examples, one seed, the '
-                f'best of the rates {record["rates"]}; {record["date"]}; {record["machine"]}</sub>\n')
+        return (f'{markdown(*abilities(record))}\n\n<sub>{record["steps"]:,} steps of {record["examples"]} examples, one seed, '
+                f'the best of the rates {record["rates"]}; {record["date"]}; {record["machine"]}</sub>\n')
     if 'trials' in record:
         return f'{markdown(*trials(record))}\n\n<sub>one seed; {about(record)}</sub>\n'
     second = second_metric(record)
