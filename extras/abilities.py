@@ -43,7 +43,7 @@ def arguments(argv):
     parser.add_argument('--tasks', default=','.join(TASKS), help=f'data sets with answers (default {",".join(TASKS)})')
     parser.add_argument('--rates', default='1e-3,4e-3,1.6e-2', help='learning rates (default 1e-3,4e-3,1.6e-2)')
     parser.add_argument('--steps', type=int, default=1000, help='of training, of each run (default 1000)')
-    parser.add_argument('--examples', type=int, default=32, help='in a step (default 32)')
+    parser.add_argument('--examples', type=int, default=16, help='in a step (default 16)')
     parser.add_argument('--out', default='out/abilities', help='the folder of the runs (default out/abilities)')
     args = parser.parse_args(argv)
     if min(args.steps, args.examples) < 1:

@@ -7,12 +7,16 @@ import pytest
 import torch
 from conftest import sentence
 
+import compare
+import look
 import model as gpt
+import sample
 import train
-from harness import data
+from harness import ROOT, data, device
 from harness.arch import complete
 from harness.examples import last_answer
 from prepare.examples import split_of
+from race.entrants import read
 
 BALL = dict(zip('abcdefghij', [(a, b) for a in range(5) for b in range(a + 1, 5)], strict=True))
 
@@ -151,6 +155,18 @@ def test_every_text_model_is_trained_and_tested_by_part(copying, tmp_path, arch,
     assert np.isfinite(found['test_loss']) and 'answers' in capsys.readouterr().out
     if arch == 'last':
         assert found['accuracy'] == found['accuracy_full']
+
+
+def test_other_commands(copying, tmp_path):
+    """look.py draws an example; a race is judged on the answers, and writes no text; what needs one text is refused."""
+    run, small = tmp_path / 'run', ['--n_layer=1', '--n_embd=16', '--n_head=2', '--device=cpu', '--eval_windows=8']
+    train.main(['--dataset=copying', f'--out_dir={run}', '--max_iters=1', '--batch_size=100', *small])
+    look.main([str(run), '--device=cpu', '--only=influence,surprise'])
+    assert '--eval' in sentence(sample.main, [str(run), '--eval', '--device=cpu'])
+    entrant = read([str(ROOT / 'config' / 'shakespeare_gpt.py'), '--dataset=copying', f'--block_size={copying.size}', *small])
+    found = compare.judge(entrant, 1, run, 1.0, 50, device.setup('cpu', 'float32', compile=False))
+    assert 'answers' in sentence(pytest.importorskip('extras.gbm').main, ['--dataset=copying', f'--out={tmp_path}/gbm'])
+    assert 0 <= found['accuracy'] <= 1 and not {'sample', 'bits_per_character'} & found.keys()
 
 
 @pytest.mark.parametrize('change, part', [
