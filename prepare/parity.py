@@ -1,7 +1,7 @@
 """
 Parity: whether the number of ones so far is odd: data/parity.
 
-    python prepare/parity.py [--length=32] [--examples=50000] [--seed=0] [--name=NAME]
+    python prepare/parity.py [--length=24] [--examples=50000] [--seed=0] [--name=NAME]
 
     read      0110100
     answers   0100111
@@ -24,4 +24,4 @@ def draw(rng, n, *_):
 
 
 if __name__ == '__main__':
-    command(lambda argv: make(argv, __doc__, __file__, draw, '01', size=lambda n: n, trained=32, counted='bits', dense=True))
+    command(lambda argv: make(argv, __doc__, __file__, draw, '01', size=lambda n: n, trained=24, counted='bits', dense=True))

@@ -1,7 +1,7 @@
 """
 State tracking in S5: a ball lies under the first of five cups, which are swapped: where is it?  data/s5.
 
-    python prepare/s5.py [--length=32] [--examples=50000] [--seed=0] [--name=NAME]
+    python prepare/s5.py [--length=16] [--examples=50000] [--seed=0] [--name=NAME]
 
     read      aeaj          a swaps cups 1 and 2, b 1 and 3, c 1 and 4, d 1 and 5, e 2 and 3, ..., j 4 and 5
     answers   2333
@@ -32,5 +32,5 @@ def draw(rng, n, *_):
 
 
 if __name__ == '__main__':
-    command(lambda argv: make(argv, __doc__, __file__, draw, [*SWAPS, *'12345'], size=lambda n: n, trained=32, counted='swaps',
+    command(lambda argv: make(argv, __doc__, __file__, draw, [*SWAPS, *'12345'], size=lambda n: n, trained=16, counted='swaps',
                               dense=True))
