@@ -186,7 +186,7 @@ def judge(e, seed, folder, flops_per_step, windows, machine, with_sample=True):
             k: found[k] for k in ('test_loss', *TASK_METRICS) if k in found}
     model = checkpoint.load_model(folder / 'ckpt.pt')[0].to(machine.device)
     result |= evaluate(model, e.data, e.data.val_indices(windows, e.model.block_size), e.settings.train.batch_size, machine)
-    if model.bidirectional:         # its loss is not that of a text, and it writes none
+    if model.bidirectional or 'answers' in e.data.meta:         # its loss is not that of a text, and it writes none
         return result
     tokenizer, tokens = e.data.tokenizer, e.data.tokens['val'][:1 << 20].tolist()
     if 'val_loss_full' in result:       # not of pictures

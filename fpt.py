@@ -393,7 +393,8 @@ def shape_of(trunk, config):
     own, positions = dataclasses.asdict(trunk.config), TRUNKS[arch].positions(trunk)
     return dataclasses.replace(
         config, trunk_arch=arch, sees=TRUNKS[arch].sees, positions=own['block_size'] if positions is None else len(positions),
-        **{k: own[k] for k in SHAPE if k in own}, shape={k: v for k, v in own.items() if k not in (*SHAPE, *NOT_SHAPE)})
+        **{k: own[k] for k in SHAPE if k in own}, shape={
+            k: v for k, v in own.items() if k not in (*SHAPE, *NOT_SHAPE) and (k != 'short_conv' or v)})
 
 
 def named_shape(config):

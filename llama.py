@@ -6,6 +6,7 @@ Llama: today's GPT.     (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; D
 - a token attends to the last block_size tokens, itself included, so a text may be longer than the window
 - step() keeps the keys and values of one window; positions are relative, so the oldest token is overwritten when the window is
   full, and nothing is read again
+- short_conv is as in model.py
 - from_pretrained() gives the published logits, from files of transformers or GGUF; the layers have the names of transformers
 
 B batch   T tokens in x   C channels (n_embd)   H query heads (n_head)   G heads of keys and values (n_kv_head)
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from model import ShortConv, check_short_conv
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Config:                       # SmolLM2 135M: 8192, 49152, 30, 9, 3, 576, 
     qk_norm: bool = False           # RMSNorm of each query and key, as in Qwen3
     tied: bool = True               # the output layer is the token embedding
     eps: float = 1e-5               # epsilon of RMSNorm
+    short_conv: int = 0             # tokens that a causal convolution in front of attention sees (0: none), see model.ShortConv
 
     @classmethod
     def tiny(cls):
@@ -56,6 +60,7 @@ class Config:                       # SmolLM2 135M: 8192, 49152, 30, 9, 3, 576, 
             raise ValueError(f"unknown rope_layout='{self.rope_layout}': choose 'half' (transformers) or 'interleaved' (Meta)")
         if (s := self.rope_scaling) and not (len(s) == 4 and min(s) > 0 and s[1] < s[2]):
             raise ValueError(f'rope_scaling={self.rope_scaling} must be four numbers above 0, the second below the third')
+        check_short_conv(self.short_conv)
 
 
 # rotary positions -----------------------------------------------------------------------------------------------------------
@@ -152,12 +157,16 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.n_embd, config.eps)
+        self.short_conv = ShortConv(config.n_embd, config.short_conv) if config.short_conv else None
         self.self_attn = SelfAttention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.n_embd, config.eps)
         self.mlp = MLP(config)
 
     def forward(self, x, rotation, cache=None, past=0):
-        x = x + self.self_attn(self.input_layernorm(x), rotation, cache, past)
+        h = self.input_layernorm(x)
+        if self.short_conv is not None:
+            h = self.short_conv(h, cache and cache[2], past)
+        x = x + self.self_attn(h, rotation, cache, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -199,20 +208,21 @@ class Model(nn.Module):
 
     def init_state(self, batch_size):
         """The state of step() before the first token: the number of tokens read, and per block a ring of the keys, as rotated,
-        and a ring of the values of the last block_size tokens."""
+        and a ring of the values of the last block_size tokens, and the last inputs of the convolution."""
         c, like = self.config, self.embed_tokens.weight
-        shape = (batch_size, c.n_kv_head, c.block_size, c.head_dim)
-        return {'past': 0, 'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.n_layer)]}
+        shape, seen = (batch_size, c.n_kv_head, c.block_size, c.head_dim), (batch_size, max(0, c.short_conv - 1), c.n_embd)
+        return {'past': 0, 'caches': [tuple(map(like.new_empty, (shape, shape, seen))) for _ in range(c.n_layer)]}
 
     def step(self, token, state):
         """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
 
         These are the logits of forward() on the whole text, however long, read in pieces of any size; they are not those of the
         last block_size tokens alone: the keys and values that the second block keeps of these depend on earlier tokens through
-        the first block, so the last n_layer * block_size tokens have an influence."""
+        the first block, so the last n_layer * (block_size + short_conv) tokens have an influence."""
         size, past = self.config.block_size, state['past']
-        if token.shape[1] > self.config.n_layer * size:
-            token, past = token[:, -self.config.n_layer * size:], 0
+        reach = self.config.n_layer * (size + self.config.short_conv)
+        if token.shape[1] > reach:
+            token, past = token[:, -reach:], 0
         for piece in token.split(size, dim=1):                      # so that the mask is at most (size, 2 size)
             h = self.trunk(self.embed_tokens(piece), state['caches'], past)
             past += piece.shape[1]
@@ -251,8 +261,11 @@ class Model(nn.Module):
         return hub.fill(model, weights, unused=['layers.*.self_attn.rotary_emb.inv_freq'])  # in old files
 
     def to_hub(self):
-        """(config.json as a dict, {name: tensor}) for transformers' LlamaForCausalLM, or Qwen3ForCausalLM with QK-norm."""
+        """(config.json as a dict, {name: tensor}) for transformers' LlamaForCausalLM, or Qwen3ForCausalLM with QK-norm.  Raises
+        ValueError if it has no such model."""
         c, own = self.config, self.state_dict()
+        if c.short_conv:
+            raise ValueError(f'a Llama of transformers has no short_conv={c.short_conv}')
         for key, v in own.items():
             if c.rope_layout == 'interleaved' and key.endswith(('q_proj.weight', 'k_proj.weight', '_norm.weight')):
                 v = v.view(-1, c.head_dim // 2, 2, *v.shape[1:]).transpose(1, 2).reshape(v.shape)

@@ -207,10 +207,12 @@ def main(argv):
         views, x = pixels.views(model, dataset), dataset.windows('val', [0], dataset.size)[0]
         own = partial(arch.pictures, model, x.to(next(model.parameters()).device), [''] * dataset.size)
     else:
-        if args.prompt is None:
+        if dataset is not None and 'answers' in dataset.meta:       # pictures of one example
+            ids, dataset = dataset.batch('val', [0], model)[0][0].tolist(), None
+        if args.prompt is None and dataset is not None:
             middle = len(dataset.tokens['val']) // 2
             ids = dataset.tokens['val'][middle:middle + model.config.block_size + SHOWN].tolist()
-        elif len(ids := tokenizer.encode(args.prompt)) < 2:
+        elif args.prompt is not None and len(ids := tokenizer.encode(args.prompt)) < 2:
             raise UserError(f'--prompt has {len(ids)} token{"s" * (len(ids) != 1)}: at least 2 are needed')
         views = text_views(model, tokenizer, ids, dataset)
         own = partial(arch.pictures, model, *window_of(model, tokenizer, ids))
@@ -221,7 +223,8 @@ def main(argv):
     save(choose(views, own, only), Path(args.out or folder / 'look'), f'{folder.name}, step {content["step"]:,}')
     if model.modality in ('text', 'masked text') and {'context', 'pixels'}.isdisjoint(views) and only is None:
         print(f'context.png was left out: {BIDIRECTIONAL}' if model.bidirectional else
-              f'context.png was left out: data/{content["loop"]["dataset"]} is missing or is not the data of this run')
+              f'context.png was left out: data/{content["loop"]["dataset"]} is missing, is not the data of this run, or has '
+              f'answers at some positions only')
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ GPT-2: the baseline that every rival is measured against.
 - pre-norm, learned positions, output layer tied to the token embedding
 - attention is defined in plain code (attention) and computed by torch's fused scaled_dot_product_attention
 - step() keeps a key-value cache, and re-reads half a window when the cache is full
+- with short_conv=4, a causal convolution over 4 tokens stands in front of attention: the control for rivals that have one
 
 B batch   T tokens in the window   C channels (n_embd)   H heads   D channels per head (H * D == C)   V vocabulary
 """
@@ -31,6 +32,7 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
     gelu: str = 'none'          # 'none' is exact; 'tanh' is GPT-2's approximation, slower on a CPU
     tied: bool = True           # the output layer is the token embedding, as in GPT-2
     eps: float = 1e-5           # epsilon of LayerNorm
+    short_conv: int = 0         # tokens that a causal convolution in front of attention sees (0: none), see ShortConv
 
     @classmethod
     def tiny(cls):
@@ -40,11 +42,17 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
         check_gelu(self.gelu)
+        check_short_conv(self.short_conv)
 
 
 def check_gelu(gelu):
     if gelu not in ('none', 'tanh'):
         raise ValueError(f"unknown gelu='{gelu}': choose 'none' (exact) or 'tanh' (GPT-2's)")
+
+
+def check_short_conv(width):
+    if width < 0 or width == 1:
+        raise ValueError(f'short_conv={width} must be 0 (none) or at least 2 tokens')
 
 
 def attention(q, k, v, causal):
@@ -72,13 +80,13 @@ class SelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, cache=None, past=0):
-        """x: (B, T, C).  cache: keys and values, each (B, H, block_size, D), of which the first `past` are filled; those of x
-        are written after them."""
+        """x: (B, T, C).  cache: begins with keys and values, each (B, H, block_size, D), of which the first `past` are filled;
+        those of x are written after them."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)     # each (B, H, T, D)
         mask = None
         if cache is not None:
-            keys, values = cache
+            keys, values = cache[:2]
             keys[:, :, past:past + T], values[:, :, past:past + T] = k, v
             k, v = keys[:, :, :past + T], values[:, :, :past + T]                           # (B, H, past + T, D)
             if past and T > 1:      # is_causal assumes that queries and keys begin at the same position
@@ -87,6 +95,28 @@ class SelfAttention(nn.Module):
                                            dropout_p=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)                                              # (B, H, T, D) -> (B, T, C)
         return self.resid_dropout(self.c_proj(y))
+
+
+class ShortConv(nn.Module):
+    """y[t] = x[t] + sum over k < K of w[k] * x[t - k], per channel: attention compares tokens with their neighbours in them.
+
+    It is the layer Canon-A of Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (SSRN 5240330): on the normalized input of
+    attention, with a residual and K = 4.  Primer has one of K = 3 after the projections (So et al. 2021, arXiv 2109.08668)."""
+
+    def __init__(self, channels, width):
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, kernel_size=width, groups=channels, bias=False)
+
+    def forward(self, x, seen=None, past=0):
+        """x: (B, T, C).  seen: the K - 1 inputs before x (B, K - 1, C), updated in place; if past is 0, the text begins with x,
+        and there are none."""
+        before = x.new_zeros(len(x), self.conv.kernel_size[0] - 1, x.shape[2])
+        if seen is not None and past:
+            before.copy_(seen)
+        longer = torch.cat([before, x], dim=1)                                              # (B, K - 1 + T, C)
+        if seen is not None:
+            seen.copy_(longer[:, x.shape[1]:])
+        return x + self.conv(longer.mT).mT
 
 
 class MLP(nn.Module):
@@ -108,12 +138,16 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, config.eps, bias=config.bias)
+        self.short_conv = None      # Model sets it: other files that use this block have no such setting
         self.attn = SelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, config.eps, bias=config.bias)
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None, past=0):
-        x = x + self.attn(self.ln_1(x), cache, past)
+        h = self.ln_1(x)
+        if self.short_conv is not None:
+            h = self.short_conv(h, cache and cache[2], past)
+        x = x + self.attn(h, cache, past)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -140,6 +174,8 @@ class Model(nn.Module):
                 nn.init.normal_(p, std=0.02)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
+        for block in self.h if config.short_conv else ():   # last, so that all other weights start as they do without it
+            block.short_conv = ShortConv(config.n_embd, config.short_conv)
 
     def trunk(self, x, caches=None, past=0):
         """x: (B, T) tokens at positions past .. past + T - 1.  Returns (B, T, C)."""
@@ -192,8 +228,10 @@ class Model(nn.Module):
         return hub.fill(model, weights, unused=['h.*.attn.bias', 'h.*.attn.masked_bias'])      # the causal masks
 
     def to_hub(self):
-        """(config.json as a dict, {name: tensor}) for transformers' GPT2LMHeadModel."""
+        """(config.json as a dict, {name: tensor}) for transformers' GPT2LMHeadModel.  Raises ValueError with short_conv."""
         c, own = self.config, self.state_dict()
+        if c.short_conv:
+            raise ValueError(f"a GPT-2 of transformers has no short_conv={c.short_conv}")
         weights = {f'transformer.{k}': (v.T if k in conv1d_weights(own) else v).contiguous() for k, v in own.items()
                    if not k.startswith('lm_head')}
         for key in list(weights):                       # transformers has a bias everywhere
@@ -221,11 +259,13 @@ class Model(nn.Module):
     # generation -------------------------------------------------------------------------------------------------------------
 
     def init_state(self, batch_size):
-        """The state of step() before the first token: no tokens, and an empty key-value cache per block."""
+        """The state of step() before the first token: no tokens, and per block an empty key-value cache and the last inputs of
+        the convolution."""
         c, like = self.config, self.wpe.weight
         shape = (batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+        seen = (batch_size, max(0, c.short_conv - 1), c.n_embd)
         return {'tokens': torch.empty(batch_size, 0, dtype=torch.long, device=like.device),
-                'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.n_layer)]}
+                'caches': [tuple(map(like.new_empty, (shape, shape, seen))) for _ in range(c.n_layer)]}
 
     def step(self, token, state):
         """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.

@@ -24,7 +24,10 @@ def main(argv):
         raise UserError(f"arch '{content['arch']}' has no counterpart on the hub: it defines no to_hub()")
     if folder.resolve() == path.resolve().parent or any((folder / name).exists() for name in ('ckpt.pt', 'best.pt')):
         raise UserError(f'{folder} holds a run, whose config.json would be replaced: choose another folder')
-    hub_config, weights = model.to_hub()
+    try:
+        hub_config, weights = model.to_hub()
+    except ValueError as e:
+        raise UserError(f'{args.run} has no counterpart on the hub: {e}') from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / 'model.safetensors') as f:

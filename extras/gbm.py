@@ -84,6 +84,8 @@ def judge(p, y):
 
 def train(args):
     text = data.TextData(data.ensure(args.dataset))
+    if 'answers' in text.meta:
+        raise UserError(f'data/{args.dataset} is made of examples with answers, not of one text: choose another dataset')
     V, F, out = text.vocab_size, args.features, Path(args.out or f'out/gbm_{args.dataset}')
     if not 2 <= V <= MOST:
         raise UserError(f'data/{args.dataset} has a vocabulary of {V:,} tokens, and a round grows a tree for each: choose one '

@@ -120,7 +120,8 @@ class ModelContract:
     """Class method from_pretrained(name, **settings) -> Model with published weights.  Raises ValueError if they do not fit."""
 
     to_hub: Callable | None = None
-    """to_hub() -> (config.json as a dict, {name: tensor}): the weights in the format of transformers."""
+    """to_hub() -> (config.json as a dict, {name: tensor}): the weights in the format of transformers.  Raises
+    ValueError if it has no such model."""
 
 
 class DataContract(Protocol):

@@ -275,7 +275,8 @@ MODALITIES = {'images': ImageData, 'task': ImageData, 'pairs': CaptionData, 'cap
 META = {'kind': ('text', *KINDS, PairData.kind, 'images'), 'vocab_size': 'count', 'source.name': 'text',
         'script': 'text', 'fingerprint': 'text'}
 TEXT_META = {'dtype': ('uint16', 'uint32'), 'tokens.train': 'count', 'tokens.val': 'count', 'tokens.test?': 'count',
-             'tokenizer': 'dict', 'shards?': 'dict', 'shards.train?': 'counts', 'shards.val?': 'counts', 'labels?': 'texts'}
+             'tokenizer': 'dict', 'shards?': 'dict', 'shards.train?': 'counts', 'shards.val?': 'counts', 'labels?': 'texts',
+             'answers?': 'dict'}
 TASK_META = {'outputs': 'count', 'standard': 'numbers', 'labels?': 'list', 'numbers?': 'bool', 'draw?': 'dict',
              'guess?': 'dict of numbers', 'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count'}
 PAIRS_META = {'examples.train': 'count', 'examples.val': 'count', 'examples.test': 'count', 'tokenizer': 'dict'}
@@ -300,15 +301,20 @@ def open_data(name, leaking_split=False, modality='text', patch=4, validate='val
     folder = ensure(name)
     meta = read_meta(folder)
     is_text = meta['kind'] == 'text'
-    if validate != 'val' and (leaking_split or not is_text or modality == 'task'):
+    if validate != 'val' and (leaking_split or not is_text or modality == 'task' or 'answers' in meta):
         raise UserError(f'validate={validate}: ' + ('leaking_split trains on the validation text: leave one of the two out' if
                         leaking_split else f'data/{name} has a validation and a test split: leave it out'))
     if is_text and meta['tokenizer'].get('kind') == 'palette':
         from harness.pixels import READERS, PixelTask  # it imports this file
         if leaking_split:
             raise UserError(f'leaking_split: the windows of data/{name} are pictures, which do not overlap: leave it out')
-        return PixelTask(folder, meta) if modality == 'task' else READERS.get(modality, READERS['text'])(
-            folder, validate)
+        return PixelTask(folder, meta) if modality == 'task' else READERS.get(modality, READERS['text'])(folder, validate)
+    if is_text and 'answers' in meta:
+        from harness.examples import AnswerText
+        if leaking_split or modality != 'text':
+            raise UserError(f'data/{name} holds examples with answers, for models that predict the next token: '
+                            f'{"leave leaking_split out" if leaking_split else "choose another arch or dataset"}')
+        return AnswerText(folder)
     if is_text and modality == MaskedText.modality:
         if leaking_split:
             raise UserError(f'leaking_split: only language models have it, and this one is trained on a {modality}: leave '
@@ -335,7 +341,7 @@ def data_of(content):
 
 
 # files of prepare/ that do not make the data set of their name
-GENERAL = {'common', 'text', 'bpe', 'gutenberg', 'pairs', 'pictures', 'pixels'}
+GENERAL = {'common', 'text', 'bpe', 'gutenberg', 'pairs', 'pictures', 'pixels', 'examples'}
 
 
 def local(name):

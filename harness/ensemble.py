@@ -90,6 +90,9 @@ def judge(ensemble, names, contents, count):
     if text is None:
         raise UserError(f'--eval: data/{name} is missing or is not the data that {names[0]} was trained on: prepare it, or '
                         f'name a run with available data first')
+    if 'answers' in text.meta:
+        raise UserError(f'--eval: data/{name} has answers at some positions only: see test.json of each run, or train.py '
+                        f'--eval_only')
     T = ensemble.config.block_size
     starts = text.val_indices(count, T)
     losses = ensemble.losses(text, starts, min(c['loop']['batch_size'] for c in contents)).tolist()

@@ -12,44 +12,30 @@ N pictures   T pixels of a picture
 
 import math
 
-import numpy as np
 import torch
 
-from harness import SPLITS, UserError, require_memory
-from harness.data import MaskedText, TextData
+from harness import SPLITS, UserError
+from harness.data import MaskedText
+from harness.examples import ExampleText
 from harness.tasks import TaskData
 
 
-class PixelText(TextData):
+class PixelText(ExampleText):
     """Pictures for language models: x (B, T) is the start and all pixels but the last, y (B, T) the pixels."""
     columns, whole = ('bits_per_dimension',), True
 
     def __init__(self, folder, validate='val'):
         super().__init__(folder, validate)
         self.size = self.tokenizer.length
+        self.stride = self.size + 1
         for split, tokens in self.tokens.items():
             if not len(tokens) or len(tokens) % (self.size + 1) or (tokens[::self.size + 1] != self.tokenizer.n_vocab).any():
                 raise UserError(f'{self._name(split)} is not made of pictures of {self.size} pixels, each after its start: run '
                                 f'python prepare/{self.meta["script"]} --overwrite')
 
-    def train_indices(self, count, block_size, seed, step):
-        self.require(block_size)
-        n = len(self.tokens['train']) // (self.size + 1)
-        return np.random.default_rng((seed, step)).integers(n, size=count) * (self.size + 1)
-
-    def val_indices(self, count, block_size):
-        """The starts of evenly spaced validation pictures; count=0: all."""
-        self.require(block_size)
-        require_memory(32 * count, f'eval_windows={count}')
-        n = len(self.tokens['val']) // (self.size + 1)
-        return np.linspace(0, n - 1, min(count or n, n)).round().astype(np.int64) * (self.size + 1)
-
     def windows(self, split, starts, block_size, before=0):
         x, y = super().windows(split, starts, block_size)
         return torch.cat([x.new_full((len(x), before), -1), x], dim=1), y      # nothing comes before a picture
-
-    def model_settings(self):
-        return super().model_settings() | {'block_size': self.size}
 
     def require(self, block_size):
         if block_size != self.size:

@@ -164,6 +164,19 @@ def trials(record):
     return [*names, 'val_loss'], [[*map(shown, key), value] for key, value in found.items()]
 
 
+def abilities(record):
+    """(headers, rows) of a record of extras.abilities: for each rival and task the accuracy at the longest examples of training
+    and at those of twice the length."""
+    def shown(accuracy, trained):
+        return ', '.join(f'{100 * accuracy[str(n)]:.0f}' for n in (trained, 2 * trained))
+    headers = ['accuracy in %', *(f'{task}, {t["trained"]} and {2 * t["trained"]} {t["counted"]}'
+                                  for task, t in record['abilities'].items())]
+    rows = [[r['name'] + ' (last answer)' * (r['predicts'] == 'last'), *(
+        shown(r['tasks'][task]['accuracy'], t['trained']) if task in r['tasks'] else ''
+        for task, t in record['abilities'].items())] for r in record['rivals']]
+    return headers, [*rows, ['chance', *(shown(t['chance'], t['trained']) for t in record['abilities'].values())]]
+
+
 # text -------------------------------------------------------------------------------------------------------------------------
 
 def fitted(headers, rows, width=WIDTH):
@@ -203,6 +216,9 @@ def short(record):
     """The table of a record in README.md and docs/, of a race, a sweep or bench.py, and what it was measured with."""
     if 'speeds' in record:
         return f'{markdown(*speeds(record))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
+    if 'abilities' in record:
+        return (f'{markdown(*abilities(record))}\n\n<sub>{record["steps"]:,} steps of {record["examples"]} examples, one seed, '
+                f'the best of the rates {record["rates"]}; {record["date"]}; {record["machine"]}</sub>\n')
     if 'trials' in record:
         return f'{markdown(*trials(record))}\n\n<sub>one seed; {about(record)}</sub>\n'
     second = second_metric(record)

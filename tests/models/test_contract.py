@@ -20,9 +20,9 @@ from harness.arch import ANSWERS, build, complete, contract_names, load_arch
 
 ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
 KINDS = [{'kind': 'classify', 'outputs': 4}, {'kind': 'bits', 'outputs': 3}, {'kind': 'regress', 'outputs': 1}]
-VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}],
+VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}, {'short_conv': 4}],
             'llama': [{'rope_layout': 'interleaved', 'qk_norm': True, 'tied': False},
-                      {'rope_scaling': (8.0, 1.0, 4.0, 32.0), 'head_dim': 6}],
+                      {'rope_scaling': (8.0, 1.0, 4.0, 32.0), 'head_dim': 6}, {'short_conv': 2}],
             'wavenet': [{'reads': 'causal', 'alpha_per_channel': True, 'join': 3}, {'reads': 'leak'}],
             'highorder': [{'n_layer': 0}, {'kind': 'discontinuous', 'n_layer': 3, 'normalization': 'maxabs'},
                           {'kind': 'polynomial', 'n': 4, 'normalization': 'none', 'periodic': True},
@@ -43,7 +43,8 @@ VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 
             'baselines': [*KINDS, {'network': 'nac', 'kind': 'regress', 'outputs': 1}, {'vocab_size': 7, 'features': 0}]}
 # settings that a Config refuses: each in its turn, on top of tiny(); the message names the last of them and its value
 BAD = {'llama': [{'n_kv_head': 3}, {'head_dim': 0, 'n_embd': 30}, {'head_dim': 3}, {'rope_layout': 'both'},
-                 {'rope_scaling': (8.0, 4.0, 1.0, 32.0)}, {'rope_scaling': (8.0,)}],
+                 {'rope_scaling': (8.0, 4.0, 1.0, 32.0)}, {'rope_scaling': (8.0,)}, {'short_conv': 1}],
+       'model': [{'short_conv': -4}],
        'pacing': [{'predicts': 'all'}, {'columns': 0}, {'blank': 2.0}, {'predicts': 'last', 'block_size': 18},
                   {'predicts': 'last', 'dims': (8,)}, {'predicts': 'last', 'columns': 2, 'block_size': 2, 'patch_size': 2},
                   {'predicts': 'last', 'block_size': 40, 'patch_size': 4}],

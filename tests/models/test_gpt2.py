@@ -1,12 +1,16 @@
 """model.py: its attention and cache; and the files that published weights are read from, on this machine and from the hub."""
 
 import argparse
+import dataclasses
+import itertools
 import shutil
 
 import pytest
 import torch
+from conftest import ABOUT, sentence
 
 import model as gpt
+from extras import export
 from harness import UserError, checkpoint
 from tests.models.test_published import FAMILIES, same, theirs
 
@@ -38,10 +42,12 @@ def test_attention_is_the_fused_one(causal, past):
 
 
 @torch.no_grad()
-def test_a_full_cache_reads_the_last_half_again():
+@pytest.mark.parametrize('short_conv', [0, 4])
+def test_a_full_cache_reads_the_last_half_again(short_conv):
     """step() past the window: the documented rule, with forward()."""
     torch.manual_seed(0)
-    model, x = gpt.Model(gpt.Config.tiny()).eval(), torch.randint(17, (2, 41))      # a window of 16
+    config = dataclasses.replace(gpt.Config.tiny(), short_conv=short_conv)
+    model, x = gpt.Model(config).eval(), torch.randint(17, (2, 41))                 # a window of 16
     state, window = model.init_state(2), x[:, :0]
     for i in range(x.shape[1]):
         logits, state = model.step(x[:, i:i + 1], state)
@@ -50,6 +56,28 @@ def test_a_full_cache_reads_the_last_half_again():
         torch.testing.assert_close(logits, model(window)[0][:, -1], atol=1e-5, rtol=1e-4)
     logits, _ = model.step(x, model.init_state(2))      # a prompt longer than the window: its end
     torch.testing.assert_close(logits, model(x[:, -16:])[0][:, -1], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_short_convolution(tmp_path):
+    """It is the documented sum; all other weights start as they do without it; transformers has no such model."""
+    x, tokens = torch.randn(2, 9, 3), torch.randint(17, (2, 16))
+    layer, expected = gpt.ShortConv(3, 4), x.clone()
+    for t, k in itertools.product(range(9), range(4)):
+        if t >= k:      # the last weight of a Conv1d is that of the token itself
+            expected[:, t] += layer.conv.weight[:, 0, 3 - k] * x[:, t - k]
+    torch.testing.assert_close(layer(x), expected)
+    models = []
+    for width in (0, 4):
+        torch.manual_seed(0)
+        models.append(gpt.Model(dataclasses.replace(gpt.Config.tiny(), short_conv=width)).eval())
+    plain, convolved = (m.state_dict() for m in models)
+    assert {k for k in convolved if k not in plain} == {f'h.{i}.short_conv.conv.weight' for i in range(2)}
+    assert all(torch.equal(v, convolved[k]) for k, v in plain.items())
+    assert not torch.allclose(models[0](tokens)[0], models[1](tokens)[0])
+    checkpoint.save(tmp_path / 'best.pt', {**ABOUT, 'arch': 'model', 'config': dataclasses.asdict(models[1].config), 'step': 1,
+                                           'model': convolved})
+    assert 'short_conv=4' in sentence(export.main, [str(tmp_path), str(tmp_path / 'exported')])
 
 
 def test_safetensors_alone_or_in_parts(published, tmp_path):

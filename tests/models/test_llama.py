@@ -27,6 +27,12 @@ def test_a_long_text_is_read_through_a_sliding_window(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(described | {'model_type': 'llama'}))
     ours, ids = llama.Model.from_pretrained(str(tmp_path), block_size=8), torch.randint(31, (2, 48))
     assert same(ours, model, ids)
+    check_pieces(ours, ids)
+    torch.manual_seed(0)
+    check_pieces(llama.Model(llama.Config(block_size=8, n_layer=2, n_embd=32, n_hidden=64, short_conv=4)).eval(), ids)
+
+
+def check_pieces(ours, ids):
     whole = ours(ids)[0]
     for pieces in ([1] * 48, [5, 1, 1, 1, 1, 3, 30, 1, 5], [8, 8, 7, 1, 9, 1, 14], [20, 28], [47, 1], [2, 46]):
         state, read = ours.init_state(2), 0

@@ -1,0 +1,187 @@
+"""Small tasks as texts with answers: each script against brute force, what is scored, and every text model on them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import sentence
+
+import compare
+import look
+import model as gpt
+import sample
+import train
+from harness import ROOT, data, device
+from harness.arch import complete
+from harness.examples import last_answer
+from prepare.examples import split_of
+from race.entrants import read
+
+BALL = dict(zip('abcdefghij', [(a, b) for a in range(5) for b in range(a + 1, 5)], strict=True))
+
+
+def s5(x, t):
+    cups = ['ball', '', '', '', '']
+    for c in x[:t + 1].strip():
+        a, b = BALL[c]
+        cups[a], cups[b] = cups[b], cups[a]
+    return str(cups.index('ball') + 1)
+
+
+def after_mark(make):
+    """The answers of a task whose answer to the text before '=' is make(text)."""
+    def answer(x, t):
+        before, _, given = x[:t + 1].strip().partition('=')
+        return make(before)[len(given)] if '=' in x[:t + 1] else ' '
+    return answer
+
+
+# {script: (settings, what is to be answered at position t of a window x, or ' ' where nothing may be asked)}
+TASKS = {
+    'copying': (['--length=8'], after_mark(str)),
+    'sorting': (['--length=8'], after_mark(sorted)),
+    'recall': (['--pairs=8'], lambda x, t: dict(zip(*[iter(x.strip().partition('=')[0])] * 2, strict=True)).get(
+        x[t], ' ') if '=' in x[:t] else ' '),
+    'induction': (['--length=8'], lambda x, t: x[x.rindex(x[t], 0, t) + 1] if x[t] in x[:t] else ' '),
+    'parity': (['--length=16'], lambda x, t: str(x[:t + 1].count('1') % 2)),
+    's5': (['--length=16'], s5),
+    'needle': (['--length=16'], lambda x, t: x[x.index('#') + 1] if x[t] == '?' else ' ')}
+
+
+def rows_of(made, split):
+    """[(x, y)] of all examples of a split, as texts."""
+    text = made.tokenizer.decode(made.tokens[split].tolist())
+    return [(text[i:i + made.size], text[i + made.size:i + made.stride]) for i in range(0, len(text), made.stride)]
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_answers_are_right(prepare, task):
+    words, answer = TASKS[task]
+    prepare(f'{task}.py', *words, '--examples=300')
+    made, dense, whole = data.open_data(task), task in ('induction', 'parity', 's5', 'needle'), task in ('induction', 'needle')
+    trained = made.meta['answers']['trained']
+    seen, lengths = {}, set()
+    for split in ('train', 'val', 'test'):
+        for i, (x, y) in enumerate(rows_of(made, split)):
+            asked = [t for t, c in enumerate(y) if c != ' ']
+            assert asked and all(y[t] == answer(x, t) for t in asked), (x, y)
+            place = slice(len(x) - len(x.lstrip()), len(x.rstrip()))
+            assert ' ' not in x[place] and not y[:place.start].strip() and not y[place.stop:].strip()
+            if split == 'test' and dense:       # only the last answer is asked for
+                assert asked == [len(x[:place.stop]) - 1]
+            else:
+                known = (x[place], y[place])
+                assert seen.setdefault(known, split) == split and split_of(*known) == split, 'in two splits'
+                must = {t for t in range(len(x)) if x[t] != ' ' and answer(x, t) != ' '}
+                if task == 'induction':         # what is longer ago than in training is not asked for
+                    must = {t for t in must if t - x.rindex(x[t], 0, t) <= trained}
+                assert must <= {*asked}
+            last = asked[-1]
+            length = {'recall': x[place].find('=') // 2, 'copying': x[place].find('='), 'sorting': x[place].find('='),
+                      'parity': len(x[place]), 's5': len(x[place]), 'induction': last - x.rfind(x[last], 0, last),
+                      'needle': last - x.find('#') - 1}[task]
+            if split == 'test':
+                assert length == int([*made.parts][i // 500])
+            else:
+                assert 1 <= length <= trained
+                lengths.add(length)
+    assert lengths == set(range(1, trained + 1)) and [*map(int, made.parts)] == [trained * k // 4 for k in (1, 2, 4, 6, 8)]
+    assert 0 < made.chance()['accuracy'] < 0.7 and made.chance()['parts'].keys() == made.parts.keys()
+    if not whole:       # all places of a window are used
+        assert all((made.windows('train', made.starts('train'), made.size)[0] > 0).any(0))
+
+
+def test_a_seed_decides_the_examples(prepare, root):
+    prints = []
+    for seed in (0, 0, 1):
+        prepare('copying.py', '--length=4', '--examples=50', f'--seed={seed}', '--overwrite')
+        prints.append(data.open_data('copying').fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize('script, words, part', [
+    ('recall', ['--pairs=1e9'], '1e9'), ('recall', ['--pairs=1000000000'], '--pairs=1000000000'),
+    ('recall', ['--pairs=27'], '26'),
+    ('copying', ['--length=0'], "'0'"), ('sorting', ['--length=3'], '--length=3'), ('needle', ['--length=-5'], '-5'),
+    ('copying', ['--length=1000000000'], '--length=1000000000'), ('s5', ['--examples=100000000000'], '--examples=100000000000'),
+    ('parity', ['--length=4', '--examples=10', '--seed=1'], '--length=4')])
+def test_hostile_settings(refused, root, script, words, part):
+    assert part in refused(f'prepare/{script}.py', *words)
+    assert not (root / 'data' / script / 'meta.json').exists()
+
+
+@pytest.fixture
+def copying(prepare):
+    prepare('copying.py', '--length=4', '--examples=100')
+    return data.open_data('copying')
+
+
+def test_what_is_scored(copying):
+    """By hand, with logits that are right at some answers; and the one answer of a model that predicts after the window."""
+    x, y = copying.windows('test', copying.parts['4'][:6], copying.size)
+    logits = torch.nn.functional.one_hot(y.clamp(min=0), copying.vocab_size).float() * 9
+    at = last_answer(y)
+    assert at.tolist() == [max(t for t in range(copying.size) if row[t] >= 0) for row in y]
+    logits[0, at[0]] = 0                # not right: token 0 is never an answer
+    logits[1, at[1] - 1] = 0
+    wrong, right = np.log(copying.vocab_size), np.log(np.exp(9) + copying.vocab_size - 1) - 9
+    found = copying.total([copying.score(logits[:3], x[:3], y[:3]), copying.score(logits[3:], x[3:], y[3:])])
+    assert found == pytest.approx({'val_loss': (2 * wrong + 22 * right) / 24, 'val_loss_full': (wrong + 5 * right) / 6,
+                                   'accuracy': 22 / 24, 'accuracy_full': 5 / 6}, abs=1e-5)
+
+    model = complete(gpt.Model(gpt.Config.tiny()))
+    model.predicts = 'last'
+    x2, y2 = copying.batch('test', copying.parts['4'][:6], model)
+    for row, moved, answers, last in zip(x, x2, y2, y, strict=True):
+        assert answers[-1] == last[last >= 0][-1] and copying.tokenizer.decode(moved.tolist()).strip() == \
+            copying.tokenizer.decode(row.tolist()).strip()
+
+
+ARCHS = {'model': [], 'llama': [], 'mamba': [], 'pacing': ['--columns=8', '--n_layer=1'], 'wavenet': ['--reads=causal'],
+         'highorder': ['--network=transformer'],
+         'last': ['--arch=pacing', '--predicts=last', '--columns=4', '--patch_size=4', '--depths=(1,1)', '--dims=(8,16)'],
+         'last_only': ['--arch=model', '--last_only=True']}
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_every_text_model_is_trained_and_tested_by_part(copying, tmp_path, arch, capsys):
+    small = [] if arch == 'last' else ['--n_embd=16']
+    named = [] if arch.startswith('last') else [f'--arch={arch}']
+    train.main([*named, *ARCHS[arch], *small, '--dataset=copying', f'--out_dir={tmp_path}/run', '--max_iters=3',
+                '--batch_size=100', '--eval_windows=8', '--device=cpu'])
+    found = json.loads((tmp_path / 'run' / 'test.json').read_text())
+    assert [*found['parts']] == ['1', '2', '4', '6', '8'] and 0 <= found['parts']['4']['accuracy'] <= 1
+    assert np.isfinite(found['test_loss']) and 'answers' in capsys.readouterr().out
+    if arch == 'last':
+        assert found['accuracy'] == found['accuracy_full']
+
+
+def test_other_commands(copying, tmp_path):
+    """look.py draws an example; a race is judged on the answers, and writes no text; what needs one text is refused."""
+    run, small = tmp_path / 'run', ['--n_layer=1', '--n_embd=16', '--n_head=2', '--device=cpu', '--eval_windows=8']
+    train.main(['--dataset=copying', f'--out_dir={run}', '--max_iters=1', '--batch_size=100', *small])
+    look.main([str(run), '--device=cpu', '--only=influence,surprise'])
+    assert '--eval' in sentence(sample.main, [str(run), '--eval', '--device=cpu'])
+    entrant = read([str(ROOT / 'config' / 'shakespeare_gpt.py'), '--dataset=copying', f'--block_size={copying.size}', *small])
+    found = compare.judge(entrant, 1, run, 1.0, 50, device.setup('cpu', 'float32', compile=False))
+    assert 'answers' in sentence(pytest.importorskip('extras.gbm').main, ['--dataset=copying', f'--out={tmp_path}/gbm'])
+    assert 0 <= found['accuracy'] <= 1 and not {'sample', 'bits_per_character'} & found.keys()
+
+
+@pytest.mark.parametrize('change, part', [
+    (lambda m: m['answers'].update(size=0), '0 tokens'), (lambda m: m['answers'].update(size=30), '30 tokens'),
+    (lambda m: m['parts'].update({'4': 499}), 'examples'), (lambda m: m.pop('parts'), 'parts'),
+    (lambda m: m['answers'].pop('trained'), 'answers.trained'), (lambda m: m['tokens'].pop('test'), 'tokens.test')])
+def test_damaged_meta(copying, change, part):
+    path = copying.folder / 'meta.json'
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(json.dumps(meta))
+    assert part in sentence(data.open_data, 'copying')
+
+
+@pytest.mark.parametrize('words, part', [(['--block_size=32'], 'block_size=32'), (['--leaking_split=True'], 'leaking_split'),
+                                         (['--arch=bert'], 'next token')])
+def test_bad_settings(copying, tmp_path, words, part):
+    assert part in sentence(train.main, ['--dataset=copying', f'--out_dir={tmp_path}/run', '--device=cpu', *words])
