@@ -240,82 +240,85 @@ class Model(nn.Module):
 #     dA = sum over t of p[t] dt[t]           ddt[t] = sum over N of p[t] A + du[t] x[t]           dx[t] = du[t] dt[t]
 
 class Scan(torch.autograd.Function):
-    """scan_plain.  Of all tensors of (B, T, N, E) only the states are kept for the backward pass; autograd would keep several.
+    """scan_plain, in pieces of L tokens.  Only the state before each piece is kept; the backward pass computes the others again,
+    which takes less time than to write and read tensors of (B, T, N, E).
 
-    parallel: the whole window at once, without a loop over tokens.  Otherwise in pieces of L tokens that fit into the caches of
-    a CPU: one operation per piece, except for the recurrence."""
+    parallel: one piece, without a loop over tokens, in three tensors of (B, T, N, E).  Otherwise the tensors of a piece fit into
+    the caches of a CPU, and each operation is one call per piece, except for the recurrence."""
 
     @staticmethod
     def forward(ctx, x, dt, A, b, c, h, parallel):
         (B, T, E), N = x.shape, A.shape[1]
-        L = T if parallel else min(T, max(1, PIECE // (B * N * E)))
-        A, h = A.T.contiguous(), x.new_zeros(B, N, E) if h is None else h.mT.contiguous()
-        u, y, states = dt * x, torch.empty_like(x), [h]
-        for now in [slice(t, t + L) for t in range(0, T, L)]:
-            a = decays(dt[:, now], A)                                               # (B, L, N, E)
-            state = u[:, now, None] * b[:, now, :, None]
-            state[:, 0].addcmul_(a[:, 0], h)
-            accumulate(a, state, parallel)
-            y[:, now] = (c[:, now, None] @ state)[:, :, 0]
-            h = state[:, -1]
-            states.append(state)
-        ctx.save_for_backward(x, dt, A, b, c, *states)
-        ctx.parallel, ctx.length, last = parallel, L, h.mT.clone()
+        L = T if parallel else min(T, 1 << max(0, (PIECE // (B * N * E)).bit_length() - 1))
+        A, h = A.T.contiguous(), x.new_zeros(B, N, E) if h is None else h.mT
+        y, starts, room = torch.empty_like(x), [], x.new_empty(2, B, L, N, E)
+        for dt_, u, b_, c_, y_ in pieces(L, dt, dt * x, b, c, y):
+            starts.append(h)
+            state = states(dt_, u, A, b_, h, room, parallel)[1]                     # (B, L, N, E)
+            y_.copy_((c_[:, :, None] @ state)[:, :, 0])
+            h = state[:, -1].clone()
+        ctx.save_for_backward(x, dt, A, b, c, *starts)
+        ctx.parallel, ctx.length, last = parallel, L, h.mT
         ctx.mark_non_differentiable(last)
         return y, last                                                              # (B, T, E), (B, E, N)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, _):
-        x, dt, A, b, c, first, *states = ctx.saved_tensors
+        x, dt, A, b, c, *starts = ctx.saved_tensors
         u, du, ddt, db, dc, dA = dt * x, *map(torch.empty_like, (x, x, b, c)), torch.zeros_like(A)
-        later = None                                                                # a g of the token after this piece
-        for i, state in reversed([*enumerate(states)]):
-            now = slice(i * ctx.length, (i + 1) * ctx.length)
-            dc[:, now] = (dy[:, now, None] @ state.mT)[:, :, 0]
-            g = dy[:, now, None] * c[:, now, :, None]                               # (B, L, N, E)
-            if later is not None:
-                g[:, -1] += later
-            ag = accumulate_back(dt[:, now], A, g, ctx.parallel)
-            du[:, now] = (b[:, now, None] @ g)[:, :, 0]
-            db[:, now] = (u[:, now, None] @ g.mT)[:, :, 0]
-            later = ag[:, 0].clone()
-            p = ag
-            p[:, 1:] *= state[:, :-1]
-            p[:, 0] *= states[i - 1][:, -1] if i else first
-            ddt[:, now] = torch.mul(p, A, out=g).sum(2)
-            dA += p.mul_(dt[:, now, None]).sum((0, 1))
+        room = x.new_empty(3, len(x), ctx.length, *A.shape)
+        later = torch.zeros_like(starts[0])                                         # a g of the token after this piece
+        whole = zip(starts, *zip(*pieces(ctx.length, dt, u, b, c, dy, du, ddt, db, dc), strict=True), strict=True)
+        for h, dt_, u_, b_, c_, dy_, du_, ddt_, db_, dc_ in reversed([*whole]):
+            a, state = states(dt_, u_, A, b_, h, room, ctx.parallel)
+            dc_.copy_((dy_[:, :, None] @ state.mT)[:, :, 0])
+            g = torch.mul(dy_[:, :, None], c_[..., None], out=room[2, :, :a.shape[1]])
+            g[:, -1] += later
+            if ctx.parallel:
+                tree(decays(F.pad(dt_[:, 1:], (0, 0, 0, 1)), A, a), g, backwards=True)
+                a = decays(dt_, A, a).mul_(g)
+            else:
+                gs = g.unbind(1)
+                for a_t, g_t, before in reversed([*zip(a.unbind(1)[1:], gs[1:], gs[:-1], strict=True)]):
+                    before += a_t.mul_(g_t)
+                a[:, 0] *= g[:, 0]
+            du_.copy_((b_[:, :, None] @ g)[:, :, 0])                                # here a is a g
+            db_.copy_((u_[:, :, None] @ g.mT)[:, :, 0])
+            later = a[:, 0].clone()
+            a[:, 1:] *= state[:, :-1]
+            a[:, 0] *= h                                                            # and here p
+            torch.sum(torch.mul(a, A, out=g), 2, out=ddt_)
+            dA += a.mul_(dt_[:, :, None]).sum((0, 1))
         return du * dt, ddt.addcmul_(du, x), dA.T, db, dc, None, None
 
 
-PIECE = 2 ** 19     # numbers in a tensor of (B, L, N, E): 2 MB in float32
+PIECE = 2 ** 19     # most numbers in a tensor of (B, L, N, E): 2 MB in float32
 
 
-def decays(dt, A):
+def pieces(L, *tensors):
+    """The tensors (B, T, ...) in pieces of L tokens: an iterator of tuples."""
+    return zip(*(v.split(L, dim=1) for v in tensors), strict=True)
+
+
+def decays(dt, A, out):
     """exp(dt A).  dt: (B, L, E).  A: (N, E).  Returns (B, L, N, E).  exp2 is twice as fast as exp on a CPU."""
-    return (dt[:, :, None] * (A * math.log2(math.e))).exp2_()
+    return torch.mul(dt[:, :, None], A * math.log2(math.e), out=out).exp2_()
 
 
-def accumulate(a, x, parallel):
-    """In place, for t = 1, 2, ...: x[:, t] += a[:, t] * x[:, t - 1].  a: the same shape; parallel: it is overwritten."""
+def states(dt, u, A, b, h, room, parallel):
+    """(a, the states), each (B, L, N, E), in room.  h: (B, N, E), the state before.  parallel: a is overwritten."""
+    a, state = room[:2, :, :dt.shape[1]]
+    decays(dt, A, a)
+    torch.mul(u[:, :, None], b[..., None], out=state)
+    state[:, 0].addcmul_(a[:, 0], h)
     if parallel:
-        return tree(a, x)
-    x = x.unbind(1)
-    for a, before, after in zip(a.unbind(1)[1:], x, x[1:], strict=False):
-        after.addcmul_(a, before)
-
-
-def accumulate_back(dt, A, g, parallel):
-    """In place, for t = L - 2, L - 3, ...: g[:, t] += a[:, t + 1] * g[:, t + 1], where a is decays(dt, A).  Returns a * g."""
-    if parallel:
-        tree(decays(F.pad(dt[:, 1:], (0, 0, 0, 1)), A), g, backwards=True)
-        return decays(dt, A).mul_(g)
-    ag = decays(dt, A)
-    steps = [*zip(ag.unbind(1), g.unbind(1), strict=True)]
-    for (a, after), (_, before) in zip(steps[:0:-1], steps[-2::-1], strict=True):
-        before.add_(a.mul_(after))
-    ag[:, 0] *= g[:, 0]
-    return ag
+        tree(a, state)
+    else:
+        hs = state.unbind(1)
+        for a_t, before, h in zip(a.unbind(1)[1:], hs[:-1], hs[1:], strict=True):
+            h.addcmul_(a_t, before)
+    return a, state
 
 
 def tree(a, x, backwards=False):
