@@ -240,11 +240,11 @@ class Model(nn.Module):
 #     dA = sum over t of p[t] dt[t]           ddt[t] = sum over N of p[t] A + du[t] x[t]           dx[t] = du[t] dt[t]
 
 class Scan(torch.autograd.Function):
-    """scan_plain, in pieces of L tokens.  Only the state before each piece is kept; the backward pass computes the others again,
-    which takes less time than to write and read tensors of (B, T, N, E).
+    """scan_plain, in pieces of L tokens.  Only the state before each piece is kept; the backward pass computes the others
+    again, so that no tensor of (B, T, N, E) waits for it.
 
-    parallel: one piece, without a loop over tokens, in three tensors of (B, T, N, E).  Otherwise the tensors of a piece fit into
-    the caches of a CPU, and each operation is one call per piece, except for the recurrence."""
+    parallel: one piece, without a loop over tokens, in three tensors of (B, T, N, E).  Otherwise the tensors of a piece fit
+    into the caches of a CPU, and each operation is one call per piece, except for the recurrence."""
 
     @staticmethod
     def forward(ctx, x, dt, A, b, c, h, parallel):
@@ -324,8 +324,9 @@ def states(dt, u, A, b, h, room, parallel):
 def tree(a, x, backwards=False):
     """In place, in 3 log2(T) operations: x[:, t] += a[:, t] * x[:, t - 1], or x[:, t + 1] backwards (Blelloch 1990).
 
-    Every second token takes up its neighbour; two steps are then one, x[t] = (a[t] a[t - 1]) x[t - 2] + .., so the same function
-    solves the half of the tokens that did; the others take up these.  A decay is at most 1, and so is each product of them."""
+    Every second token adds its neighbour, so that two steps are one: x[t] = (a[t] a[t - 1]) x[t - 2] + (a[t] x[t - 1] + x[t]).
+    The same function solves this half, and each of the others then adds its neighbour.  Decays are at most 1, and so are their
+    products: nothing overflows."""
     T = a.shape[1]
     if T == 1:
         return

@@ -80,6 +80,21 @@ def test_memory_and_operations_of_the_scan(way, most, monkeypatch):
     assert way == 'pieces' or calls[1] < calls[0] + 100
 
 
+def test_a_compiled_mamba_is_the_same():
+    """Compiled, its scan is the one of a GPU, whose views are written in place."""
+    torch.manual_seed(0)
+    model, (x, y) = mamba.Model(mamba.Config.tiny()), torch.randint(17, (2, 3, 16))
+    losses, slopes = [], []
+    for net in (model, torch.compile(model, backend='aot_eager', fullgraph=True)):
+        model.zero_grad()
+        loss = net(x, y)[1]
+        loss.backward()
+        losses.append(loss)
+        slopes.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*slopes, atol=1e-5, rtol=1e-4)
+
+
 def test_initial_values_are_the_papers():
     """Step sizes between dt_min and dt_max, A the negative integers, D one; only matrices and kernels are decayed."""
     model = mamba.Model(mamba.Config(n_layer=2, n_embd=64))
