@@ -168,7 +168,10 @@ def draw_costs(record, path):
             i = names.index(r['name'])
             ax.loglog(r['windows'], r[key], marker='o', ms=4, color=COLOURS[i % len(COLOURS)], label=r['name'],
                       ls=('-', '--', ':')[i // len(COLOURS) % 3])
+        windows = sorted({w for r in record['costs'] for w in r['windows']})
         ax.set(title=f'{kind}, {key} per token', xlabel='tokens in the window')
+        ax.set_xticks(windows, [f'{w:,}' for w in windows])
+        ax.minorticks_off()
         ax.grid(alpha=0.2)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
     with atomic(path) as f:
