@@ -144,8 +144,11 @@ def passes(model, T):
     def training():
         model(x, x[:, -T:])[1].backward()
         model.zero_grad()
+    model.eval()
     yield 'forward', torch.no_grad()(lambda: model(x)), T, 0
+    model.train()
     yield 'training', training, T, 0
+    model.eval()
     if model.bidirectional:
         return
     state = None

@@ -132,9 +132,12 @@ def costs(record):
         rows = []
         for r in record['costs']:
             found = dict(zip(r['windows'], r[key], strict=True))
-            (a, b), (x, y) = r['windows'][-2:], r[key][-2:]
-            rows.append([r['name'], r['kind'], *(significant(found[w] * scale) if w in found else '-' for w in windows),
-                         f'{(y / x) ** (1 / math.log2(b / a)):.2f}'])
+            growth = '-'
+            if len(found) > 1:
+                (a, b), (x, y) = r['windows'][-2:], r[key][-2:]
+                growth = f'{(y / x) ** (1 / math.log2(b / a)):.2f}'
+            shown = [significant(found[w] * scale) if w in found else '-' for w in windows]
+            rows.append([r['name'], r['kind'], *shown, growth])
         yield ['config', 'pass', *(f'{w:,}' for w in windows), 'growth'], rows
 
 
