@@ -105,6 +105,7 @@ def bench_train(args):
             data = open_data(s.train.dataset, modality=s.arch.Model.modality, patch=s.train.patch)
             model = runs.new_model(s, data)
         trainer = Trainer(s.train, model, data, machine)
+        trainer.choose_format()
 
         def step(trainer=trainer, machine=machine):
             trainer.step(0, 0.0)        # at a learning rate of 0 nothing diverges

@@ -191,7 +191,8 @@ def number_format(device, name='auto'):
             return (torch.bfloat16, 'supported by the GPU') if supported else (torch.float16, 'no bfloat16 on this GPU')
     elif name == 'auto':
         if device.type == 'cpu':
-            return torch.float32, 'until measured' if has_bfloat16() else 'this CPU has no instructions for bfloat16'
+            return torch.float32, ('until a run measures bfloat16' if has_bfloat16() else
+                                   'this CPU has no instructions for bfloat16')
         return torch.float32, f'the default on {device.type}'
     elif device.type == 'mps' and name != 'float32':
         raise UserError(f'dtype={name}: on an Apple GPU only float32 is supported')
