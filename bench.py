@@ -5,6 +5,7 @@ Speed, as ratios of medians that are measured in turn in one process, because ma
     python bench.py scan [--rounds=3]
     python bench.py links [--rounds=5]
     python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
+    python bench.py windows config/shakespeare_gpt.py ... [--seconds=5] [--out=FILE.json] [--name=value ...]
 
 train: whole training steps (forward, backward, clipping, optimizer) of each config, compared with the first one, on random
 tokens, or on the data set of a config that reads no text.  A config in quotes may have its own settings; --out=FILE.json writes
@@ -13,6 +14,9 @@ scan: Mamba's scan, forward and backward, against the plain loop.
 links: a layer of piecewise polynomials, forward and backward, against a plain gather of the weights in use; and the memory.
 generate: the time to the first token, tokens per second with step() and without, and whether a token costs more as the text
 grows; with untrained weights (sample.py --benchmark does the same with a trained run).
+windows: what a token costs, in time and memory, by window: one window forward, one forward and backward, and one more token
+after a full window.  A window that would take more than --seconds, or half of the memory, as the shorter ones grow, is left
+out.  python -m race.page draws the record.
 """
 
 import contextlib
@@ -30,29 +34,30 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from harness import Arguments, UserError, command, config, device, runs
+from harness import Arguments, UserError, command, config, device, machine_memory, runs
 from harness.arch import build
 from harness.data import open_data
 from harness.files import atomic
 from harness.generate import benchmark, describe
 from harness.log import markdown
-from race import tables
+from race import page, tables
 from race.entrants import split_words
 from race.processes import commit
 from train import TrainConfig, Trainer
 
 
 def arguments(argv):
-    """The options of one of the four commands; .settings: --name=value of all configs."""
+    """The options of one of the five commands; .settings: --name=value of all configs."""
     parser = Arguments(description=__doc__)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='train | scan | links | generate')
-    options = {'train': ('rounds', 50), 'scan': ('rounds', 3), 'links': ('rounds', 5), 'generate': ('tokens', 250)}
+    commands = parser.add_subparsers(dest='command', required=True, metavar='train | scan | links | generate | windows')
+    options = {'train': ('rounds', 50), 'scan': ('rounds', 3), 'links': ('rounds', 5), 'generate': ('tokens', 250),
+               'windows': ('seconds', 5)}
     for name, (option, default) in options.items():
         sub = commands.add_parser(name)
         sub.add_argument(f'--{option}', type=int, default=default, help=f'default {default}')
-        if name in ('train', 'generate'):
+        if name in ('train', 'generate', 'windows'):
             sub.add_argument('configs', nargs='*', help='config files; in quotes, with settings of their own behind them')
-        if name == 'train':
+        if name in ('train', 'windows'):
             sub.add_argument('--out', help='a record of the result, such as results/speed.json')
     args, rest = parser.parse_known_args(argv)
     if rest and args.command in ('scan', 'links'):
@@ -101,6 +106,7 @@ def bench_train(args):
             data = open_data(s.train.dataset, modality=s.arch.Model.modality, patch=s.train.patch)
             model = runs.new_model(s, data)
         trainer = Trainer(s.train, model, data, machine)
+        trainer.choose_format()
 
         def step(trainer=trainer, machine=machine):
             trainer.step(0, 0.0)        # at a learning rate of 0 nothing diverges
@@ -129,6 +135,92 @@ def bench_generate(args):
         model = build(s.arch, {'vocab_size': 65} | s.model).eval()
         model.to(device.pick_device(s.train.device, 0, 1))
         print(f'{s.name}: {describe(benchmark(model, torch.zeros(1, 1, dtype=torch.long), args.tokens))}', flush=True)
+
+
+WINDOWS = 64, 256, 1024, 4096, 16384
+
+
+def passes(model, T):
+    """Yields (name, function, tokens per call, bytes that are kept between calls) for windows of T tokens of a text model."""
+    x = torch.randint(model.config.vocab_size, (1, model.memory + T), generator=torch.Generator().manual_seed(0))
+
+    def training():
+        model(x, x[:, -T:])[1].backward()
+        model.zero_grad()
+    model.eval()
+    yield 'forward', torch.no_grad()(lambda: model(x)), T, 0
+    model.train()
+    yield 'training', training, T, 0
+    model.eval()
+    if model.bidirectional:
+        return
+    state = None
+    if model.step:
+        with torch.no_grad():
+            state = model.step(x[:, -T:][:, 16:], model.init_state(1))[1]
+
+    @torch.no_grad()
+    def generation():
+        nonlocal state
+        if state is None:
+            model(x)
+        else:
+            state = model.step(x[:, :1], state)[1]
+    yield 'generation', generation, 1, size(state)
+
+
+def size(state):
+    """The bytes of the tensors in a state of step()."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    inside = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return sum(map(size, inside))
+
+
+def affordable(row, T, seconds):
+    """Whether a call at window T will take at most `seconds` and half of the memory, if the cost grows on as it did."""
+    calls = [w if row['kind'] != 'generation' else 1 for w in row['windows']]
+    for limit, costs in ((seconds, [s * n for s, n in zip(row['seconds'], calls, strict=True)]),
+                         (machine_memory() / 2, [b * w for b, w in zip(row['bytes'], row['windows'], strict=True)])):
+        if costs and costs[-1] * (costs[-1] / costs[-2] if len(costs) > 1 else 1) > limit:
+            return False
+    return WINDOWS[len(row['windows'])] == T        # no shorter one was left out
+
+
+def bench_windows(args):
+    costs, machine = {}, device.setup('cpu', 'float32', compile=False)
+    for text in args.configs:
+        s, words = load(text, args.settings)
+        if s.arch.Model.modality not in ('text', 'masked text'):
+            raise UserError(f'{s.name}: {s.arch.name}.py reads no text: choose a language model')
+        name = ' '.join([s.name, *(w.lstrip('-') for w in words[1:])])
+        for T in WINDOWS:
+            torch.manual_seed(s.train.seed)
+            model = build(s.arch, {'vocab_size': 65} | s.model | {'block_size': T})
+            for kind, function, tokens, kept in passes(model, T):
+                row = costs.setdefault((name, kind), {'name': name, 'arch': s.arch.name, 'kind': kind, 'windows': [],
+                                                      'seconds': [], 'bytes': []})
+                if not affordable(row, T, args.seconds):
+                    print(f'{name}, window {T}: {kind} is left out: it would take more than {args.seconds} s, or half of the '
+                          f'memory', flush=True)
+                    if kind == 'forward':           # which a state for generation needs
+                        break
+                    continue
+                used, times = peak(function), []
+                while len(times) < 12 and sum(times) < 0.5:
+                    began = time.perf_counter()
+                    function()
+                    times.append(time.perf_counter() - began)
+                row['windows'].append(T)
+                row['seconds'].append(statistics.median(times) / tokens)
+                row['bytes'].append((kept + used) / T)
+    words = ['python', 'bench.py', 'windows', *args.configs, *args.settings, f'--seconds={args.seconds}']
+    record = {'command': shlex.join(words), 'date': datetime.date.today().isoformat(), 'machine': machine.describe(),
+              'costs': list(costs.values())}
+    for unit, table in zip(('Microseconds', 'KiB'), tables.costs(record), strict=True):
+        print(f'\n{unit} per token:\n\n{markdown(*table)}')
+    if args.out:
+        page.write_record(record, args.out)
 
 
 def bench_scan(args):
@@ -213,7 +305,8 @@ def in_turn(functions, rounds, calls=1):
 
 def main(argv):
     args = arguments(argv)
-    {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate}[args.command](args)
+    {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate,
+     'windows': bench_windows}[args.command](args)
 
 
 if __name__ == '__main__':

@@ -80,10 +80,10 @@ def scan_plain(x, dt, A, b, c, h=None):
     return torch.stack(ys, dim=1), h
 
 
-@torch.compiler.disable         # unrolling T steps takes longer to compile than it saves
 def scan(x, dt, A, b, c, h=None):
-    """scan_plain in its fast form; no gradient flows through h or the last state."""
-    return Scan.apply(x, dt, A, b, c, h)
+    """scan_plain in its fast form; no gradient flows through h or the last state.  On a GPU, and in a compiled model, there is
+    no loop over tokens."""
+    return Scan.apply(x, dt, A, b, c, h, x.device.type != 'cpu' or torch.compiler.is_compiling())
 
 
 def inverse_softplus(y):
@@ -117,10 +117,12 @@ class Mixer(nn.Module):
     def forward(self, x, state=None):
         """state: see Model.init_state; updated in place."""
         x, gate = self.in_proj(x).chunk(2, dim=-1)                                  # each (B, T, E)
-        K = self.conv1d.kernel_size[0]
+        T, K = x.shape[1], self.conv1d.kernel_size[0]
         before = x.new_zeros(len(x), K - 1, x.shape[2]) if state is None else state['inputs'].to(x.dtype)
-        longer = torch.cat([before, x], dim=1)                                      # (B, K - 1 + T, E)
-        x = F.silu(self.conv1d(longer.mT).mT)                                       # (B, T, E)
+        longer, x = torch.cat([before, x], dim=1), self.conv1d.bias                 # (B, K - 1 + T, E)
+        for k in range(K):              # the convolution, in a fraction of the time that conv1d's backward takes on a CPU
+            x = torch.addcmul(x, longer[:, k:k + T], self.conv1d.weight[:, 0, k])
+        x = F.silu(x)                                                               # (B, T, E)
         dt, b, c = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
@@ -129,7 +131,7 @@ class Mixer(nn.Module):
             y, h = scan(x, dt, -torch.exp(self.A_log.to(dtype)), b, c, state and state['h'])
             y = y + self.D * x
         if state is not None:
-            state.update(inputs=longer[:, longer.shape[1] - K + 1:], h=h)
+            state.update(inputs=longer[:, T:], h=h)
         return self.out_proj(y.to(gate.dtype) * F.silu(gate))
 
 
@@ -238,42 +240,102 @@ class Model(nn.Module):
 #     dA = sum over t of p[t] dt[t]           ddt[t] = sum over N of p[t] A + du[t] x[t]           dx[t] = du[t] dt[t]
 
 class Scan(torch.autograd.Function):
-    """scan_plain, one token at a time on tensors of (B, N, E) that fit into a cache.  Of all tensors of (T, B, N, E) only the
-    states are kept for the backward pass; autograd would keep several."""
+    """scan_plain, in pieces of L tokens.  Only the state before each piece is kept; the backward pass computes the others
+    again, so that no tensor of (B, T, N, E) waits for it.
+
+    parallel: one piece, without a loop over tokens, in three tensors of (B, T, N, E).  Otherwise the tensors of a piece fit
+    into the caches of a CPU, and each operation is one call per piece, except for the recurrence."""
 
     @staticmethod
-    def forward(ctx, x, dt, A, b, c, h=None):
-        x, dt, b, c = (v.transpose(0, 1).contiguous() for v in (x, dt, b, c))       # (T, B, ...)
-        A, h = A.T.contiguous(), h if h is None else h.mT                           # (N, E), (B, N, E)
-        (T, B, E), N = x.shape, len(A)
-        states, y, decay = x.new_empty(T, B, N, E), torch.empty_like(x), x.new_empty(B, N, E)
-        tokens = (states, y[:, :, None], dt[:, :, None], (dt * x)[:, :, None], b[..., None], c[:, :, None])
-        for state, y_t, dt_t, u, b_t, c_t in zip(*(v.unbind() for v in tokens), strict=True):
-            torch.mul(u, b_t, out=state)
-            if h is not None:
-                state.addcmul_(torch.mul(dt_t, A, out=decay).exp_(), h)
-            h = state
-            torch.bmm(c_t, h, out=y_t)                                              # (B, 1, E)
-        ctx.save_for_backward(x, dt, A, b, c, states)
-        last = h.mT.clone()
+    def forward(ctx, x, dt, A, b, c, h, parallel):
+        (B, T, E), N = x.shape, A.shape[1]
+        L = T if parallel else min(T, 1 << max(0, (PIECE // (B * N * E)).bit_length() - 1))
+        A, h = A.T.contiguous(), x.new_zeros(B, N, E) if h is None else h.mT
+        y, starts, room = torch.empty_like(x), [], x.new_empty(2, B, L, N, E)
+        for dt_, u, b_, c_, y_ in pieces(L, dt, dt * x, b, c, y):
+            starts.append(h)
+            state = states(dt_, u, A, b_, h, room, parallel)[1]                     # (B, L, N, E)
+            y_.copy_((c_[:, :, None] @ state)[:, :, 0])
+            h = state[:, -1].clone()
+        ctx.save_for_backward(x, dt, A, b, c, *starts)
+        ctx.parallel, ctx.length, last = parallel, L, h.mT
         ctx.mark_non_differentiable(last)
-        return y.transpose(0, 1), last                                              # (B, T, E), (B, E, N)
+        return y, last                                                              # (B, T, E), (B, E, N)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, _):
-        x, dt, A, b, c, states = ctx.saved_tensors
-        dy, u = dy.transpose(0, 1).contiguous(), dt * x                             # (T, B, E)
-        du, ddt, db, dc = torch.empty_like(x), torch.zeros_like(x), torch.empty_like(b), torch.empty_like(c)
-        g, decay, product, dA = x.new_zeros(4, *states.shape[1:])                   # (B, N, E)
-        for t in reversed(range(len(x))):
-            g.addcmul_(dy[t][:, None], c[t][..., None])
-            torch.bmm(b[t][:, None], g, out=du[t][:, None])
-            torch.bmm(g, u[t][..., None], out=db[t][..., None])
-            torch.bmm(states[t], dy[t][..., None], out=dc[t][..., None])
-            if t:
-                g *= torch.mul(dt[t][:, None], A, out=decay).exp_()
-                torch.mul(g, states[t - 1], out=product)                            # the gradient of dt[t] A
-                dA.addcmul_(product, dt[t][:, None])
-                torch.sum(product.mul_(A), 1, out=ddt[t])
-        return *(v.transpose(0, 1) for v in (du * dt, ddt + du * x)), dA.sum(0).T, db.transpose(0, 1), dc.transpose(0, 1), None
+        x, dt, A, b, c, *starts = ctx.saved_tensors
+        u, du, ddt, db, dc, dA = dt * x, *map(torch.empty_like, (x, x, b, c)), torch.zeros_like(A)
+        room = x.new_empty(3, len(x), ctx.length, *A.shape)
+        later = torch.zeros_like(starts[0])                                         # a g of the token after this piece
+        whole = zip(starts, *zip(*pieces(ctx.length, dt, u, b, c, dy, du, ddt, db, dc), strict=True), strict=True)
+        for h, dt_, u_, b_, c_, dy_, du_, ddt_, db_, dc_ in reversed([*whole]):
+            a, state = states(dt_, u_, A, b_, h, room, ctx.parallel)
+            dc_.copy_((dy_[:, :, None] @ state.mT)[:, :, 0])
+            g = torch.mul(dy_[:, :, None], c_[..., None], out=room[2, :, :a.shape[1]])
+            g[:, -1] += later
+            if ctx.parallel:
+                tree(decays(F.pad(dt_[:, 1:], (0, 0, 0, 1)), A, a), g, backwards=True)
+                a = decays(dt_, A, a).mul_(g)
+            else:
+                gs = g.unbind(1)
+                for a_t, g_t, before in reversed([*zip(a.unbind(1)[1:], gs[1:], gs[:-1], strict=True)]):
+                    before += a_t.mul_(g_t)
+                a[:, 0] *= g[:, 0]
+            du_.copy_((b_[:, :, None] @ g)[:, :, 0])                                # here a is a g
+            db_.copy_((u_[:, :, None] @ g.mT)[:, :, 0])
+            later = a[:, 0].clone()
+            a[:, 1:] *= state[:, :-1]
+            a[:, 0] *= h                                                            # and here p
+            torch.sum(torch.mul(a, A, out=g), 2, out=ddt_)
+            dA += a.mul_(dt_[:, :, None]).sum((0, 1))
+        return du * dt, ddt.addcmul_(du, x), dA.T, db, dc, None, None
+
+
+PIECE = 2 ** 19     # most numbers in a tensor of (B, L, N, E): 2 MB in float32
+
+
+def pieces(L, *tensors):
+    """The tensors (B, T, ...) in pieces of L tokens: an iterator of tuples."""
+    return zip(*(v.split(L, dim=1) for v in tensors), strict=True)
+
+
+def decays(dt, A, out):
+    """exp(dt A).  dt: (B, L, E).  A: (N, E).  Returns (B, L, N, E).  exp2 is twice as fast as exp on a CPU."""
+    return torch.mul(dt[:, :, None], A * math.log2(math.e), out=out).exp2_()
+
+
+def states(dt, u, A, b, h, room, parallel):
+    """(a, the states), each (B, L, N, E), in room.  h: (B, N, E), the state before.  parallel: a is overwritten."""
+    a, state = room[:2, :, :dt.shape[1]]
+    decays(dt, A, a)
+    torch.mul(u[:, :, None], b[..., None], out=state)
+    state[:, 0].addcmul_(a[:, 0], h)
+    if parallel:
+        tree(a, state)
+    else:
+        hs = state.unbind(1)
+        for a_t, before, h in zip(a.unbind(1)[1:], hs[:-1], hs[1:], strict=True):
+            h.addcmul_(a_t, before)
+    return a, state
+
+
+def tree(a, x, backwards=False):
+    """In place, in 3 log2(T) operations: x[:, t] += a[:, t] * x[:, t - 1], or x[:, t + 1] backwards (Blelloch 1990).
+
+    Every second token adds its neighbour, so that two steps are one: x[t] = (a[t] a[t - 1]) x[t - 2] + (a[t] x[t - 1] + x[t]).
+    The same function solves this half, and each of the others then adds its neighbour.  Decays are at most 1, and so are their
+    products: nothing overflows."""
+    T = a.shape[1]
+    if T == 1:
+        return
+    ends = slice(T % 2, T - 1, 2) if backwards else slice(1, T, 2)
+    taken = slice(1 + T % 2, T, 2) if backwards else slice(0, T - 1, 2)
+    rest = slice((T + 1) % 2, T - 2, 2) if backwards else slice(2, T, 2)
+    (a_end, x_end), count = (v[:, ends] for v in (a, x)), (T - 1) // 2
+    x_end.addcmul_(a_end, x[:, taken])
+    a_end *= a[:, taken]
+    tree(a_end, x_end, backwards)
+    if count:
+        x[:, rest].addcmul_(a[:, rest], x_end[:, -count:] if backwards else x_end[:, :count])

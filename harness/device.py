@@ -171,8 +171,15 @@ def pick_device(name, local_rank, world):
     return device
 
 
+def has_bfloat16():
+    """Whether this CPU has instructions for products of bfloat16; torch emulates them on the others, which is slower."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get('amx_bf16') or found.get('avx512_bf16'))
+
+
 def number_format(device, name='auto'):
-    """(dtype of matrix products, the reason).  auto: bfloat16 or else float16 on CUDA, float32 elsewhere."""
+    """(dtype of matrix products, the reason).  auto: bfloat16 or else float16 on CUDA, float32 elsewhere; on a CPU with
+    instructions for bfloat16, Trainer.choose_format() decides later."""
     formats = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
     if name != 'auto' and name not in formats:
         raise UserError(f"unknown dtype='{name}': choose auto, float32, bfloat16 or float16")
@@ -183,6 +190,9 @@ def number_format(device, name='auto'):
         if name == 'auto':
             return (torch.bfloat16, 'supported by the GPU') if supported else (torch.float16, 'no bfloat16 on this GPU')
     elif name == 'auto':
+        if device.type == 'cpu':
+            return torch.float32, ('until a run measures bfloat16' if has_bfloat16() else
+                                   'this CPU has no instructions for bfloat16')
         return torch.float32, f'the default on {device.type}'
     elif device.type == 'mps' and name != 'float32':
         raise UserError(f'dtype={name}: on an Apple GPU only float32 is supported')

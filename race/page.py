@@ -1,11 +1,12 @@
 """
-Pictures and the page of a race, from its record:
+Pictures and the page of a race, from its record, and the picture of a record of bench.py windows:
 
     python -m race.page results/race_120s.json race.png
 """
 
 import base64
 import io
+import itertools
 import json
 import math
 import re
@@ -154,6 +155,30 @@ def draw_race(record, path):
     plt.close(fig)
 
 
+def draw_costs(record, path):
+    """The costs per token by window, of a record of bench.py windows."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    names, kinds = ([*dict.fromkeys(r[k] for r in record['costs'])] for k in ('name', 'kind'))
+    fig, axes = plt.subplots(2, len(kinds), figsize=(5 * len(kinds), 8), layout='constrained', squeeze=False)
+    for (row, key), (column, kind) in itertools.product(enumerate(('seconds', 'bytes')), enumerate(kinds)):
+        ax = axes[row, column]
+        for r in (r for r in record['costs'] if r['kind'] == kind):
+            i = names.index(r['name'])
+            ax.loglog(r['windows'], r[key], marker='o', ms=4, color=COLOURS[i % len(COLOURS)], label=r['name'],
+                      ls=('-', '--', ':')[i // len(COLOURS) % 3])
+        windows = sorted({w for r in record['costs'] for w in r['windows']})
+        ax.set(title=f'{kind}, {key} per token', xlabel='tokens in the window')
+        ax.set_xticks(windows, [f'{w:,}' for w in windows])
+        ax.minorticks_off()
+        ax.grid(alpha=0.2)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
+    with atomic(path) as f:
+        fig.savefig(f, format='png', dpi=90)
+    plt.close(fig)
+
+
 def svg(fig):
     """A figure as an <svg> with the text colour of the page."""
     f = io.StringIO()
@@ -212,10 +237,10 @@ def main(argv):
         raise UserError('usage: python -m race.page RECORD.json PICTURE.png')
     try:
         record = json.loads(Path(argv[0]).read_text(encoding='utf-8'))
-        draw_race(record, argv[1])
+        (draw_costs if 'costs' in record else draw_race)(record, argv[1])
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f'{argv[0]} cannot be drawn ({type(e).__name__}: {e}): name a record of compare.py, and a picture to '
-                        f'write') from None
+        raise UserError(f'{argv[0]} cannot be drawn ({type(e).__name__}: {e}): name a record of compare.py or of bench.py '
+                        f'windows, and a picture to write') from None
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ Tables of records, and the tables of README.md and docs/:
 import csv
 import itertools
 import json
+import math
 import re
 import statistics
 
@@ -147,6 +148,27 @@ def speeds(record):
     return ['config', 'parameters', 'step', 'seconds', 'windows/s', 'ratio', 'tokens/s'], rows
 
 
+def significant(value):
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def costs(record):
+    """Two (headers, rows) of a record of bench.py windows: microseconds and KiB per token, by window.  The last column is the
+    factor by which the cost of a token grows when the window doubles, between the two longest windows."""
+    windows = sorted({w for r in record['costs'] for w in r['windows']})
+    for key, scale in (('seconds', 1e6), ('bytes', 1 / 1024)):
+        rows = []
+        for r in record['costs']:
+            found = dict(zip(r['windows'], r[key], strict=True))
+            growth = '-'
+            if len(found) > 1:
+                (a, b), (x, y) = r['windows'][-2:], r[key][-2:]
+                growth = f'{(y / x) ** (1 / math.log2(b / a)):.2f}'
+            shown = [significant(found[w] * scale) if w in found else '-' for w in windows]
+            rows.append([r['name'], r['kind'], *shown, growth])
+        yield ['config', 'pass', *(f'{w:,}' for w in windows), 'growth'], rows
+
+
 def trials(record):
     """(headers, rows) of a sweep, best first.  If it tried every pair of values of two settings: a row per value of the first
     and a column per value of the second."""
@@ -219,6 +241,9 @@ def short(record):
     if 'abilities' in record:
         return (f'{markdown(*abilities(record))}\n\n<sub>{record["steps"]:,} steps of {record["examples"]} examples, one seed, '
                 f'the best of the rates {record["rates"]}; {record["date"]}; {record["machine"]}</sub>\n')
+    if 'costs' in record:
+        return '\n\n'.join(f'{unit} per token:\n\n{markdown(*table)}' for unit, table in zip(
+            ('Microseconds', 'KiB'), costs(record), strict=True)) + f'\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'trials' in record:
         return f'{markdown(*trials(record))}\n\n<sub>one seed; {about(record)}</sub>\n'
     second = second_metric(record)

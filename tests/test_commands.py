@@ -209,6 +209,10 @@ generate CONFIG --tokens=0                  --tokens=0
 generate CONFIG --depth=1                   'depth'
 generate CONFIG --arch=transformer          transformer.py
 generate CONFIG --arch=bert                 bert.py
+windows                                     config
+windows CONFIG --seconds=0                  --seconds=0
+windows CONFIG --arch=transformer           transformer.py
+windows CONFIG --out=none/x.json            none/x.json
 scan --tokens=3                             --tokens=3
 links CONFIG                                CONFIG
 '''

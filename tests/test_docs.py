@@ -49,6 +49,12 @@ def test_tables_agree_with_their_records_and_stand_behind_the_command():
         assert all((ROOT / name).is_file() for name in re.findall(r'config/\w+\.py', command)), path.name
 
 
+def test_costs_by_window_are_those_of_every_text_architecture():
+    texts = {name for name in arch.architectures() if arch.load_arch(name).Model.modality in ('text', 'masked text')}
+    for record in (json.loads(path.read_text(encoding='utf-8')) for path in RECORDS):
+        assert {r['arch'] for r in record.get('costs', [])} in (set(), texts)
+
+
 def test_expected_losses_agree_with_their_records():
     rows = re.findall(r'^\| (config/\w+)\.py \| .*? \| (.*?) \| (.*?) \| (\d+) \| \[.*?\]\((results/.*?)\) \|$',
                       PAGES['README.md'], re.M)

@@ -115,6 +115,22 @@ def test_muon_is_torchs():
         assert (p - q).norm() < 0.02 * (q - was).norm()
 
 
+@pytest.mark.parametrize('shape', [(3, 24, 24), (2, 16, 30), (2, 16, 48), (2, 64, 8)])
+def test_orthogonalize_is_the_iteration(shape, monkeypatch):
+    """... in float64, one matrix at a time; the singular values are from 1 down to 1e-6, and one matrix is zero."""
+    monkeypatch.setattr(optim.device, 'has_bfloat16', lambda: False)
+    torch.manual_seed(0)
+    a, b, c = coefficients = 3.4445, -4.7750, 2.0315
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    x = u * torch.logspace(0, -6, u.shape[2]) @ v
+    x[-1] = 0
+    for found, y in zip(optim.orthogonalize(x, coefficients, 5, 1e-7), x.double(), strict=True):
+        y = y / y.norm().clamp(min=1e-7)
+        for _ in range(5):
+            y = a * y + b * y @ y.T @ y + c * y @ y.T @ y @ y.T @ y
+        torch.testing.assert_close(found.double(), y, atol=1e-3, rtol=0)      # a quarter of bfloat16's
+
+
 def test_schedules():
     def rate(step, progress, left=1.0, **more):
         cfg = train.TrainConfig(**{'learning_rate': 1.0, 'min_lr': 0.1, 'warmup_iters': 10} | more)

@@ -1,6 +1,7 @@
 """train.py: exact resume, one process and two, lost ranks, signals, budgets, and the numbers that it logs."""
 
 import dataclasses
+import importlib
 import itertools
 import json
 import math
@@ -378,6 +379,34 @@ def test_number_formats(monkeypatch):
     for where, name in ((cuda, 'bfloat16'), (mps, 'bfloat16'), (cpu, 'float16'), (cpu, 'float8')):
         with pytest.raises(UserError, match=f'dtype=.?{name}'):
             device.number_format(where, name)
+
+
+@pytest.mark.parametrize('found, speed, chosen, reason', [
+    ({'avx2': True}, 3, 'float32', 'this CPU has no instructions for bfloat16'),
+    ({'amx_bf16': True}, 1.8, 'bfloat16', 'bfloat16 has 1.80 x the speed of float32'),
+    ({'avx512_bf16': True}, 1.05, 'float32', 'bfloat16 has 1.05 x the speed of float32')])
+def test_dtype_auto_on_a_cpu_is_measured_and_kept(dataset, tmp_path, monkeypatch, capsys, found, speed, chosen, reason):
+    """... also when it is resumed on a CPU, or at a load, where the other format is faster."""
+    def seconds(model, batch, machine):
+        assert len(batch[0]) == 4 and model.training
+        return 1 / speed if machine.dtype == torch.bfloat16 else 1.0
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: found)
+    monkeypatch.setattr(train, 'pass_seconds', seconds)
+    formats, autocast = set(), device.Machine.autocast
+    monkeypatch.setattr(device.Machine, 'autocast', lambda self: formats.add(self.dtype) or autocast(self))
+    ckpt = go(dataset, tmp_path, '--dtype=auto', '--max_iters=2')
+    assert f'numbers {chosen} (' in (shown := capsys.readouterr().out) and reason in shown
+    speed = 3 - speed
+    ckpt = go(dataset, tmp_path, '--dtype=auto', '--max_iters=4', '--resume')
+    assert formats == {getattr(torch, chosen)} and ckpt['loop']['dtype'] == ('auto' if 'avx2' in found else chosen)
+
+
+def test_the_time_of_a_pass_leaves_no_trace():
+    model = importlib.import_module('model').Model(importlib.import_module('model').Config.tiny())
+    before, batch = {k: v.clone() for k, v in model.state_dict().items()}, torch.randint(17, (2, 3, 16))
+    assert train.pass_seconds(model, batch, device.setup('cpu', 'bfloat16', False)) > 0
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_bfloat16_on_a_cpu_trains(dataset, tmp_path):

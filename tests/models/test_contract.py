@@ -328,6 +328,16 @@ def test_nothing_is_left_on_the_cpu(case, gpu_process):
     assert not error
 
 
+@pytest.mark.parametrize('arch', ARCHS)
+def test_torch_compile_reads_the_forward_as_one_graph(arch):
+    """A graph break would send each part of the model to the GPU on its own, with Python between them."""
+    model = tiny_model(arch, {}).train()
+    torch._dynamo.reset()
+    with torch.random.fork_rng():
+        found = torch._dynamo.explain(model)(*example_batch(model))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
 # the files, and the contract itself -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('arch', ARCHS)
