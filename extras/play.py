@@ -219,8 +219,9 @@ def write(loaded, request):
             record.update(token=int(new), **describe(logits[0, :n_vocab], int(new), tokenizer))
             yield int(new)
     for piece in tokenizer.stream(tokens()):
-        yield {'text': piece, **record}
-        record.clear()      # the last piece may be the rest of a character, without a token of its own
+        if piece or record:         # the last piece may be the rest of a character, without a token of its own
+            yield {'text': piece, **record}
+        record.clear()
     yield {'speed': (len(seconds) - 1) / max(sum(seconds[1:]), 1e-9) if seconds[1:] else None}
 
 
@@ -438,7 +439,7 @@ def watch(run):
 
 # the server -----------------------------------------------------------------------------------------------------------------
 
-def parse(body, part, runs):
+def parse(body, runs):
     """(the numbers of runs, the settings) of a request.  Raises UserError."""
     try:
         found = json.loads(body)
@@ -554,23 +555,27 @@ def application(runs, port):
         if len(answering) >= STREAMS:
             return refuse(503, f'{STREAMS} requests are being answered: stop one, or try again')
         try:
-            numbers, settings = parse(bytes(body), part, runs)
+            numbers, settings = parse(bytes(body), runs)
         except UserError as e:
             return refuse(400, str(e))
         answer = Answer(lines(part, runs, numbers, settings), media_type='application/x-ndjson', headers=headers)
         answering.append(answer)
         return answer
-    return Starlette(
+    app = Starlette(
         routes=[Route('/', show), Route('/runs', list_runs), Route('/watch', list_rows),
                 Route('/{part}', post, methods=['POST'])],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=['127.0.0.1', 'localhost'], www_redirect=False)])
+    app.state.answering = answering
+    return app
 
 
 def listen(port):
     """A socket of this machine.  Raises UserError."""
     found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)     # a port is free again as soon as its server has ended
     try:
         found.bind(('127.0.0.1', port))
+        found.listen()
     except (OSError, OverflowError) as e:
         found.close()
         raise UserError(f'--port={port} cannot be used ({getattr(e, "strerror", None) or e}): choose another, such as '
