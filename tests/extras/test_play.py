@@ -129,7 +129,7 @@ def test_write_is_what_sample_writes(site, i):
     """Token for token, with the probabilities of the model; and it goes on from any token."""
     model, content = checkpoint.load_model(site.runs[i].name)
     tokenizer = checkpoint.tokenizer(content, '')
-    options = dict(temperature=0.9, top_k=7, top_p=0.95, seed=5)
+    options = {'temperature': 0.9, 'top_k': 7, 'top_p': 0.95, 'seed': 5}
     found = site.post('write', runs=[i], text='abc d', count=30, **options)
     assert found[0]['step'] == 6 and 'speed' in found[-2] and found[-1] == {'run': i, 'done': True}
     tokens = [item for item in found if 'token' in item]
@@ -151,17 +151,18 @@ def test_write_is_what_sample_writes(site, i):
 def test_stress(site):
     """200 requests, 8 at once, from runs of three architectures: each gets what it gets alone, and memory does not grow."""
     def ask(seed):
-        found = site.post('write', runs=[seed % 3, (seed + 1) % 3], text='a', count=3, seed=seed % 20, temperature=1)
-        return [[item['token'] for item in found if item['run'] == i and 'token' in item] for i in (seed % 3, (seed + 1) % 3)]
+        runs = [seed % 2, 2]
+        found = site.post('write', runs=runs, text='a', count=3, seed=seed % 20, temperature=1)
+        return [[item['token'] for item in found if item['run'] == i and 'token' in item] for i in runs]
 
     def memory():
         return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    alone = [ask(seed) for seed in range(60)]
+    alone = [ask(seed) for seed in range(20)]
     assert len({str(row) for row in alone}) > 15
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert [*pool.map(ask, range(100))] == [alone[seed % 60] for seed in range(100)]
+        assert [*pool.map(ask, range(100))] == [alone[seed % 20] for seed in range(100)]
         before = memory() if Path('/proc/self/statm').exists() else 0
-        assert [*pool.map(ask, range(100))] == [alone[seed % 60] for seed in range(100)]
+        assert [*pool.map(ask, range(100))] == [alone[seed % 20] for seed in range(100)]
         after = memory() if Path('/proc/self/statm').exists() else 0
     assert after - before < 16 << 20
     wait(lambda: not site.app.state.answering)
@@ -183,8 +184,8 @@ def test_a_closed_connection_ends_the_generation(site):
             body = json.dumps({'runs': [0], 'text': 'a', 'count': 2000})
             connection.sendall(f'POST /write HTTP/1.1\r\nHost: localhost:{site.port}\r\nContent-Type: application/json\r\n'
                                f'Content-Length: {len(body)}\r\n\r\n{body}'.encode())
-            connection.recv(500)
-            assert site.app.state.answering
+            while b'"token"' not in connection.recv(1 << 16):
+                assert site.app.state.answering
         wait(lambda: not site.app.state.answering)
     finally:
         del model.step
@@ -204,22 +205,26 @@ def test_requests_at_once_are_bounded(site, monkeypatch):
     (400, 'runs', 'write', {'runs': ['../../etc/passwd']}, {}), (400, 'runs', 'write', {'runs': [-1]}, {}),
     (400, '0 to 7', 'write', {'runs': [8]}, {}), (400, 'different', 'write', {'runs': [0, 0]}, {}),
     (400, 'at least one', 'write', {'runs': []}, {}), (400, "'path'", 'write', {'runs': [0], 'path': '/etc'}, {}),
-    (400, 'count=1e+09', 'write', {'runs': [0], 'count': 10 ** 9}, {}), (400, 'count=0', 'write', {'runs': [0], 'count': 0}, {}),
-    (400, 'count', 'write', {'runs': [0], 'count': 1.5}, {}), (400, 'temperature', 'write', {'runs': [0], 'temperature': 'x'}, {}),
+    (400, 'count=1e+09', 'write', {'runs': [0], 'count': 10 ** 9}, {}),
+    (400, 'count=0', 'write', {'runs': [0], 'count': 0}, {}),
+    (400, 'count', 'write', {'runs': [0], 'count': 1.5}, {}),
+    (400, 'temperature', 'write', {'runs': [0], 'temperature': 'x'}, {}),
     (400, 'temperature=11', 'write', {'runs': [0], 'temperature': 11}, {}),
-    (400, 'temperature', 'write', '{"runs": [0], "temperature": NaN}', {}), (400, 'top_p=0', 'write', {'runs': [0], 'top_p': 0}, {}),
+    (400, 'temperature', 'write', '{"runs": [0], "temperature": NaN}', {}),
+    (400, 'top_p=0', 'write', {'runs': [0], 'top_p': 0}, {}),
     (400, 'seed', 'write', {'runs': [0], 'seed': 2 ** 64}, {}), (400, '3,000', 'write', {'runs': [0], 'ids': [0] * 3000}, {}),
     (200, 'token 11 is not one of the 11', 'write', {'runs': [0], 'ids': [11]}, {}),
     (200, "no token for 'é'", 'write', {'runs': [0], 'text': 'é'}, {}),
     (200, 'no part', 'write', {'runs': [TASK], 'text': 'a'}, {}), (200, 'truncated', 'write', {'runs': [BROKEN]}, {}),
-    (200, 'No such file', 'write', {'runs': [GONE], 'last': True}, {}), (200, "'nowhere'", 'see', {'runs': [UNKNOWN]}, {}),
+    (200, 'no checkpoint', 'write', {'runs': [GONE], 'last': True}, {}), (200, "'nowhere'", 'see', {'runs': [UNKNOWN]}, {}),
     (200, '1 token', 'see', {'runs': [0], 'text': 'a'}, {}), (200, '1,001', 'see', {'runs': [0], 'text': 'a' * 1001}, {}),
     (200, 'there is no image', 'draw', {'runs': [TASK]}, {}), (200, 'no image that can be read', 'draw', {
         'runs': [TASK], 'image': 'data:image/png;base64,' + base64.b64encode(b'It is none.').decode()}, {}),
     (200, 'damaged', 'draw', {'runs': [TASK], 'image': 'data:image/png;base64,A'}, {}),
     (404, "'steal'", 'steal', {'runs': [0]}, {}), (400, 'host', 'write', {'runs': [0]}, {'Host': 'rebinding.example'}),
     (403, 'own pages', 'write', {'runs': [0]}, {'Origin': 'http://elsewhere.example'}),
-    (403, 'own pages', 'write', {'runs': [0]}, {'Origin': 'http://127.0.0.1:1'}), (403, 'own', 'write', {'runs': [0]}, {'Origin': 'null'}),
+    (403, 'own pages', 'write', {'runs': [0]}, {'Origin': 'http://127.0.0.1:1'}),
+    (403, 'own', 'write', {'runs': [0]}, {'Origin': 'null'}),
     (415, 'json', 'write', '{"runs": [0]}', {'Content_Type': 'text/plain'}),
 ], ids=lambda v: str(v)[:30])
 def test_a_wrong_request_is_refused(site, status, named, path, body, headers):
@@ -262,7 +267,7 @@ def test_a_checkpoint_that_changes_is_read_again(runs, tmp_path):
 
 @pytest.mark.parametrize('i', range(len(ARCHS)), ids=ARCHS)
 def test_what_is_seen_of_a_text(site, i):
-    """Its loss by brute force; an influence of earlier tokens only; attention where there is attention, and PACING's pictures."""
+    """Its loss by brute force; an influence of earlier tokens only; attention where there is any, and PACING's pictures."""
     from views.behaviour import influence
     model, content = checkpoint.load_model(site.runs[i].name)
     ids = checkpoint.tokenizer(content, '').encode('abc d. gh')
@@ -270,7 +275,8 @@ def test_what_is_seen_of_a_text(site, i):
     with torch.no_grad():
         log_p = model(torch.tensor([ids]))[0][0].log_softmax(-1)
     bits = [item['bits'] for item in found if 'read' in item]
-    assert bits[0] is None and bits[1:] == pytest.approx([-log_p[t, ids[t + 1]].item() / math.log(2) for t in range(8)], abs=1e-3)
+    assert bits[0] is None
+    assert bits[1:] == pytest.approx([-log_p[t, ids[t + 1]].item() / math.log(2) for t in range(8)], abs=1e-3)
     assert ''.join(item['read'] for item in found if 'read' in item) == 'abc d. gh'
     matrix = np.array([item['influence'] for item in found if 'influence' in item]).T
     assert matrix == pytest.approx(influence(model, torch.tensor([ids])), abs=1e-3) and np.triu(matrix, 1).max() < 1e-6
@@ -304,7 +310,8 @@ def image_runs(module_root):  # noqa: F811
     """{name of an architecture: a Run on data/shapes, or of pixels}."""
     found = {}
     for arch, *more in (('dvae', '--codes=9'), ('dalle', f'--vae={module_root / "dvae"}'), ('clip',), ('transformer',)):
-        train.main([w for w in image_words(arch, module_root / arch, '--max_iters=2', *more) if 'n_head' not in w or arch != 'dvae'])
+        words = image_words(arch, module_root / arch, '--max_iters=2', *more)
+        train.main([w for w in words if 'n_head' not in w or arch != 'dvae'])
         found[arch] = play.Run(module_root / arch, torch.device('cpu'))
     return found
 
@@ -382,7 +389,8 @@ def open_part(browser, site):
     context.set_default_timeout(60_000)
     page = context.new_page()
     page.on('pageerror', lambda e: wrong.append(str(e)))
-    page.on('console', lambda message: wrong.append(message.text) if message.type == 'error' else None)
+    page.on('console', lambda message: wrong.append(message.text)
+            if message.type == 'error' and 'status of 400' not in message.text else None)     # a request that is refused
     page.on('dialog', lambda dialog: wrong.append(dialog.message))
 
     def start(name):
@@ -442,7 +450,6 @@ def test_write_in_a_browser(open_part, site):
     page.click('#go')
     page.locator('#message:not([hidden])').wait_for()
     assert 'count=0' in page.locator('#message').inner_text()
-    page.reload()                                                       # the browser logs the refused request as an error
 
 
 def test_see_in_a_browser(open_part):
