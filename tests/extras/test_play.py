@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -296,7 +297,7 @@ def test_an_image_is_answered_as_the_model_does(site):
     mean, deviation = run.dataset.standard
     pixels = np.zeros((8, 8), np.float32)
     pixels[:4, :4] = 250
-    x = torch.tensor([[pixels[r:r + 4, c:c + 4].ravel() for r in (0, 4) for c in (0, 4)]])
+    x = torch.from_numpy(np.stack([pixels[r:r + 4, c:c + 4].ravel() for r in (0, 4) for c in (0, 4)]))[None]
     with torch.no_grad():
         p = run.model((x - mean) / deviation)[0][0].softmax(-1)
     answers = next(item['answers'] for item in found if 'answers' in item)
@@ -359,14 +360,15 @@ def test_curves(runs, tmp_path):
     assert 'metrics.csv' in play.watch(run)['error']
 
 
-def test_a_wrong_command():
-    assert 'no run' in sentence(play.main, [])
+def test_a_port_in_use_and_a_package_that_is_missing(monkeypatch):
+    """(Other wrong commands are in tests/test_commands.py.)"""
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert f'--port={port}' in sentence(play.main, ['out/x', f'--port={port}'])
-    assert '--port=99999' in sentence(play.main, ['out/x', '--port=99999'])
+    monkeypatch.setitem(sys.modules, 'starlette', None)
+    assert 'pip install starlette uvicorn' in sentence(play.main, ['out/x'])
 
 
 # the page ---------------------------------------------------------------------------------------------------------------------
