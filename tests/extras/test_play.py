@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import dataclasses
 import http.client
 import io
 import json
@@ -23,7 +24,9 @@ from PIL import Image
 
 import train
 from harness import ROOT, checkpoint
+from harness.arch import architectures, complete, load_arch
 from harness.generate import continuations
+from harness.tokenizer import Tokenizer
 from prepare import common
 from tests.harness.test_captions import module_root  # noqa: F401 (a fixture)
 from tests.harness.test_captions import words as image_words
@@ -289,6 +292,62 @@ def test_what_is_seen_of_a_text(site, i):
         assert np.abs((packed / 255) ** 2 - expected).max() < 5e-3
     assert [item['picture'] for item in found if 'picture' in item] == ['picture', 'kernels'] * (ARCHS[i] == 'pacing')
     assert found[1]['state'] == {'gpt': 2 * 2 * 16 * 16 * 4}.get(ARCHS[i], found[1]['state']) and found[1]['state'] > 0
+
+
+TEXT_MODELS = [name for name in architectures() if load_arch(name).Model.modality in ('text', 'masked text', 'pairs')]
+
+
+def loaded(name, **change):
+    """What Run.load() returns, of a tiny model of any architecture."""
+    arch = load_arch(name)
+    torch.manual_seed(0)
+    model = complete(arch.Model(dataclasses.replace(arch.Config.tiny(), **change))).eval()
+    tokenizer = Tokenizer({'kind': 'char', 'chars': [*'abcdefghij .\n']})
+    return SimpleNamespace(model=model, tokenizer=tokenizer, dataset=None, content={
+        'arch': name, 'step': 0, 'data': {}, 'loop': {'dataset': 'none', 'patch': 4}})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, change', [*((name, {}) for name in TEXT_MODELS), ('pacing', {'predicts': 'last'})], ids=str)
+def test_any_architecture_has_its_parts(name, change):
+    """Those that its contract allows, for texts below and above its window."""
+    run = loaded(name, **change)
+    parts = play.use_of(run)['parts']
+    assert parts == {'text': ['write', 'see'], 'masked text': ['see'], 'pairs': ['write']}[run.model.modality]
+    longest = run.model.config.source_size if run.model.modality == 'pairs' else 40
+    for text in ('ab', ('abc. ' * 20)[:longest]):
+        if 'write' in parts:
+            found = [*play.write(run, request_of(text=text, count=3))]
+            assert len([item for item in found if item.get('text')]) <= (3 if 'see' in parts else run.model.config.block_size)
+        if 'see' in parts:
+            found = [*play.see(run, request_of(text=text))]
+            assert [item['read'] for item in found if 'read' in item] == [*text]
+            place = next(item for item in found if 'first' in item)
+            influence = [item['influence'] for item in found if 'influence' in item]
+            assert place['first'] + place['size'] == len(text) and len(influence) == place['size']
+            assert np.isfinite(influence).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('given', [True, False])
+def test_pictures_of_pixels_are_completed(given):
+    run = loaded('model', vocab_size=3, block_size=16)
+    run.tokenizer = Tokenizer({'kind': 'palette', 'colours': [[0, 0, 0], [250, 250, 250]], 'width': 4, 'height': 4})
+    assert play.use_of(run)['parts'] == ['draw']
+    found = [*play.complete(run, request_of(image=image() if given else ''))]
+    made = [np.array(Image.open(io.BytesIO(base64.b64decode(src.split(',')[1])))) for src in found[-1]['images']]
+    assert len(made) == play.COMPLETED and all(one.shape == (4, 4, 3) and set(one.ravel()) <= {0, 250} for one in made)
+    assert sum('progress' in item for item in found) == (8 if given else 16)
+    if given:       # the upper half is that of the image
+        assert all((one[:2, :2] == 250).all() and not one[:2, 2:].any() for one in made)
+
+
+def test_published_weights_have_no_curves(monkeypatch):
+    run, calls = loaded('model'), []
+    monkeypatch.setattr(play, 'load_pretrained', lambda *words: (calls.append(words), ([run.model], run.tokenizer))[1])
+    published = play.Run('gpt2', torch.device('cpu'), pretrained=True)
+    about = [published.about() for _ in range(2)][1]
+    assert (about['parts'], about['arch'], about['step']) == (['write', 'see'], 'model', None) and calls == [('gpt2', None)]
 
 
 def test_an_image_is_answered_as_the_model_does(site):
