@@ -293,6 +293,7 @@ sweep.py HOME/absent.py --search n_layer=1,2 --out=HOME/new         HOME
 bench.py train HOME/absent.py                                       HOME
 extras/export.py HOME/absent HOME/x                                 HOME
 extras/gbm.py HOME/absent                                           HOME
+extras/gallery.py --out=HOME/absent/x.html                          HOME
 prepare/text.py mine HOME/absent                                    HOME
 prepare/bpe.py mine HOME/absent                                     HOME
 prepare/gutenberg.py 84 --input=HOME/absent                         HOME
@@ -306,6 +307,7 @@ prepare/speech_commands.py --input=HOME/absent                      HOME
 
 MODULES = '''
 race/tables.py --chekc              --chekc
+extras/gallery.py --chekc           --chekc
 race/page.py                        RECORD.json
 race/page.py nowhere.json x.png     nowhere.json
 race/page.py TEXT x.png             TEXT
