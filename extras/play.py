@@ -478,11 +478,12 @@ def respond(part, run, request):
         yield found
 
 
-def lines(part, runs, numbers, request):
-    """The answers of runs in turn, as lines of JSON, each with the number of its run; the last of each has 'done'."""
+def lines(part, runs, numbers, request, ended):
+    """The answers of runs in turn, as lines of JSON, each with the number of its run; the last of each has 'done'.  ended():
+    whether the server is to end."""
     open_ = {i: respond(part, runs[i], request) for i in numbers}
     try:
-        while open_:
+        while open_ and not ended():
             for i in [*open_]:
                 with torch.no_grad():       # for each alone, because the next one may be computed by another thread
                     item = next(open_[i], None)
@@ -558,7 +559,8 @@ def application(runs, port):
             numbers, settings = parse(bytes(body), runs)
         except UserError as e:
             return refuse(400, str(e))
-        answer = Answer(lines(part, runs, numbers, settings), media_type='application/x-ndjson', headers=headers)
+        found = lines(part, runs, numbers, settings, lambda: app.state.server.should_exit)
+        answer = Answer(found, media_type='application/x-ndjson', headers=headers)
         answering.append(answer)
         return answer
     app = Starlette(
@@ -586,8 +588,9 @@ def listen(port):
 def server(runs, listener):
     """The uvicorn.Server of the page: run(sockets=[listener]) serves it."""
     import uvicorn
-    return uvicorn.Server(uvicorn.Config(application(runs, listener.getsockname()[1]), log_level='warning', access_log=False,
-                                         server_header=False, timeout_graceful_shutdown=1))
+    app = application(runs, listener.getsockname()[1])
+    app.state.server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False, server_header=False))
+    return app.state.server
 
 
 def main(argv):

@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
 import http.client
 import io
@@ -74,8 +75,8 @@ def runs(dataset, digits, tmp_path_factory):
     return [out / name for name in (*ARCHS, 'vit', 'broken', 'gone', 'unknown', hostile)]
 
 
-@pytest.fixture(scope='module')
-def site(runs):
+@contextlib.contextmanager
+def served(runs):
     """A server of the page in a thread: .runs, .port, .app, and .post(part, settings) -> the lines of the answer."""
     listener = play.listen(0)
     site = SimpleNamespace(runs=[play.Run(path, torch.device('cpu')) for path in runs], port=listener.getsockname()[1])
@@ -88,6 +89,12 @@ def site(runs):
     server.should_exit = True
     thread.join()
     listener.close()
+
+
+@pytest.fixture(scope='module')
+def site(runs):
+    with served(runs) as site:
+        yield site
 
 
 def asked(site, path, body=None, method='POST', **headers):
@@ -194,6 +201,17 @@ def test_a_closed_connection_ends_the_generation(site):
     finally:
         del model.step
     assert 0 < len(steps) < 1900
+
+
+def test_a_server_that_ends_ends_its_answers(runs, capsys):
+    """Without an error, after the token that is computed."""
+    with served(runs[:1]) as site:
+        connection = http.client.HTTPConnection('127.0.0.1', site.port, timeout=60)
+        connection.request('POST', '/write', '{"runs": [0], "count": 2000}', {'Content-Type': 'application/json'})
+        answer = connection.getresponse()
+        assert b'"step"' in answer.readline()
+    rest = answer.read().splitlines()
+    assert len(rest) < 1900 and capsys.readouterr().err == ''
 
 
 def test_requests_at_once_are_bounded(site, monkeypatch):
