@@ -51,6 +51,7 @@ from sample import load_pretrained
 PAGE = Path(__file__).with_suffix('.html')
 BYTES = 1 << 19             # of a request, at most
 STREAMS = 16                # requests that are answered at once, at most
+PIXELS = 1 << 22            # of an image, at most
 LONGEST = 10_000            # characters of a text to continue, at most
 SEEN = 1000                 # characters of a text to look at, at most
 MEASURED = 96               # of its last tokens, those whose influence and attention are measured
@@ -296,9 +297,15 @@ def image_of(request):
     if not found:
         raise UserError('there is no image: draw one, or drop an image file')
     try:
-        return base64.b64decode(found[1])
+        content = base64.b64decode(found[1])
     except ValueError:
         raise UserError('the image is damaged: draw one, or drop an image file') from None
+    size = 0, 0
+    with contextlib.suppress(Exception), palette.pillow().open(io.BytesIO(content)) as image:
+        size = image.size           # that of a file that is no image is left to read_image()
+    if math.prod(size) > PIXELS:    # a small file may hold a large image of one colour
+        raise UserError(f'the image has {size[0]} x {size[1]} pixels: at most {PIXELS:,} are read, so scale it down')
+    return content
 
 
 def answer(loaded, request):

@@ -242,6 +242,7 @@ def test_requests_at_once_are_bounded(site, monkeypatch):
     (200, '1 token', 'see', {'runs': [0], 'text': 'a'}, {}), (200, '1,001', 'see', {'runs': [0], 'text': 'a' * 1001}, {}),
     (200, 'there is no image', 'draw', {'runs': [TASK]}, {}), (200, 'no image that can be read', 'draw', {
         'runs': [TASK], 'image': 'data:image/png;base64,' + base64.b64encode(b'It is none.').decode()}, {}),
+    (200, '3000 x 3000', 'draw', {'runs': [TASK], 'image': image(3000, 3000)}, {}),
     (200, 'damaged', 'draw', {'runs': [TASK], 'image': 'data:image/png;base64,A'}, {}),
     (404, "'steal'", 'steal', {'runs': [0]}, {}), (400, 'host', 'write', {'runs': [0]}, {'Host': 'rebinding.example'}),
     (403, 'own pages', 'write', {'runs': [0]}, {'Origin': 'http://elsewhere.example'}),
@@ -344,6 +345,8 @@ def test_any_architecture_has_its_parts(name, change):
             influence = [item['influence'] for item in found if 'influence' in item]
             assert place['first'] + place['size'] == len(text) and len(influence) == place['size']
             assert np.isfinite(influence).all()
+            if name in ('model', 'bert', 'llama'):
+                assert next(item['heads'] for item in found if 'attention' in item) == [run.model.config.n_head] * 2
 
 
 @torch.no_grad()
