@@ -33,8 +33,8 @@ from tests.harness.test_captions import module_root  # noqa: F401 (a fixture)
 from tests.harness.test_captions import words as image_words
 from views import attention
 
-uvicorn = pytest.importorskip('uvicorn', reason='extras/play.py needs it')
-pytest.importorskip('starlette', reason='extras/play.py needs it')
+uvicorn = pytest.importorskip('uvicorn', reason='extras/play.py needs starlette and uvicorn: pip install starlette uvicorn')
+pytest.importorskip('starlette', reason='extras/play.py needs starlette and uvicorn: pip install starlette uvicorn')
 from extras import play
 
 ARCHS = 'gpt', 'pacing', 'mamba'                # the first runs of the page, in this order
