@@ -7,7 +7,6 @@ B batch   S patches of an image   D features of a patch   T tokens of a caption 
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,10 +34,10 @@ def encode_captions(texts, tokenizer, model):
 
 
 def encode_image(path, content):
-    """An image file as a model reads it: (patches (1, S, D), pixels (H, W, C) uint8).  It is scaled to the size of the images
-    of the training split, its middle cut out.  content: a checkpoint.  Raises UserError."""
+    """An image file, or its bytes, as a model reads it: (patches (1, S, D), pixels (H, W, C) uint8).  It is scaled to the size
+    of the images of the training split, its middle cut out.  content: a checkpoint.  Raises UserError."""
     H, W, C = content['data']['shape']
-    image = read_image(Path(path), (W, H))
+    image = read_image(path, (W, H), 'the file')
     if C == 1:
         image = image.mean(2, keepdims=True).round().astype(np.uint8)
     return patches(standardise(image[None], content['data']['standard']), content['loop']['patch']), image

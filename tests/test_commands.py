@@ -241,6 +241,14 @@ RUN --rounds=3                      --rounds
 RUN --top_k=-1                      --top_k=-1
 '''
 
+PLAY = '''
+                                    run
+RUN --port=-1                       --port=-1
+RUN --port=99999                    --port=99999
+RUN --port=http                     --port
+RUN --device=gpu                    device='gpu'
+'''
+
 PREPARE = '''
 text.py                                                     name
 text.py letters TEXT                                        letters
@@ -297,6 +305,7 @@ sweep.py HOME/absent.py --search n_layer=1,2 --out=HOME/new         HOME
 bench.py train HOME/absent.py                                       HOME
 extras/export.py HOME/absent HOME/x                                 HOME
 extras/gbm.py HOME/absent                                           HOME
+extras/gallery.py --out=HOME/absent/x.html                          HOME
 prepare/text.py mine HOME/absent                                    HOME
 prepare/bpe.py mine HOME/absent                                     HOME
 prepare/gutenberg.py 84 --input=HOME/absent                         HOME
@@ -310,6 +319,7 @@ prepare/speech_commands.py --input=HOME/absent                      HOME
 
 MODULES = '''
 race/tables.py --chekc              --chekc
+extras/gallery.py --chekc           --chekc
 race/page.py                        RECORD.json
 race/page.py nowhere.json x.png     nowhere.json
 race/page.py TEXT x.png             TEXT
@@ -330,7 +340,8 @@ def rows(table, script=''):
 COMMANDS = [
     *rows(TRAIN, 'train.py'), *rows(MODELS, 'train.py'), *rows(SAMPLE, 'sample.py'), *rows(LOOK, 'look.py'),
     *rows(COMPARE, 'compare.py'), *rows(SWEEP, 'sweep.py'), *rows(BENCH, 'bench.py'), *rows(EXPORT, 'extras/export.py'),
-    *rows(GBM, 'extras/gbm.py'), *((f'prepare/{path}', *more) for path, *more in rows(PREPARE)), *rows(MODULES)]
+    *rows(GBM, 'extras/gbm.py'), *rows(PLAY, 'extras/play.py'),
+    *((f'prepare/{path}', *more) for path, *more in rows(PREPARE)), *rows(MODULES)]
 TINY = ['--max_iters=2', '--batch_size=2', '--eval_windows=4', '--sample_tokens=0', '--device=cpu']
 NAMES = {'RUN': 'run', 'TASK': 'task', 'CONFIG': 'small.py', 'TEXT': 'text.txt', 'LIST': 'list.json', 'CUT': 'cut'}
 
@@ -393,8 +404,8 @@ def filled(path, words):
 
 @pytest.mark.parametrize('path, words, named', COMMANDS, ids=lambda v: v or '-')
 def test_a_wrong_command_is_refused(place, path, words, named):
-    if path == 'extras/gbm.py':
-        pytest.importorskip('lightgbm')
+    for needs in {'extras/gbm.py': ['lightgbm'], 'extras/play.py': ['starlette', 'uvicorn']}.get(path, []):
+        pytest.importorskip(needs)
     assert re.sub('|'.join(NAMES), lambda found: NAMES[found[0]], named) in refusal(place, path, filled(path, words))
 
 

@@ -4,35 +4,48 @@ Attention maps.
 B batch   T tokens   H heads   D channels of a head
 """
 
-import math
-
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 from matplotlib.colors import PowerNorm
+from torch.overrides import TorchFunctionMode
 
-import model as gpt
 from views.text import visible
 
 READABLE = 24       # tokens whose text fits along an axis
 TINY = 4            # tokens: maps of at most so many have their weights written in the cells
 
 
+class Recorder(TorchFunctionMode):
+    """Within it, each call of scaled_dot_product_attention, by any architecture, adds its weights for the first example to
+    maps: arrays (H, T, S), a row for each query."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.scaled_dot_product_attention:
+            self.maps.append(weights(*args, **(kwargs or {}))[0].float().cpu().numpy())
+        return function(*args, **(kwargs or {}))
+
+
+def weights(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """softmax(q k^T / sqrt(D)), (B, H, T, S), of the arguments of scaled_dot_product_attention."""
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1)
+
+
 @torch.no_grad()
 def attention_maps(model, x):
-    """softmax(q k^T / sqrt(D)) of every SelfAttention for the first example of x: arrays (H, T, T), a row for each query."""
-    layers, maps = [m for m in model.modules() if isinstance(m, gpt.SelfAttention)], []
-
-    def record(module, args, output):
-        B, T, _ = args[0].shape
-        q, k, _ = module.c_attn(args[0]).view(B, T, 3, module.n_head, -1).permute(2, 0, 3, 1, 4)     # each (B, H, T, D)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])                                                  # (B, H, T, T)
-        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1) & module.causal
-        maps.append(scores.masked_fill(future, -torch.inf).softmax(-1)[0].float().cpu().numpy())
-    hooks = [layer.register_forward_hook(record) for layer in layers]
-    model(x)
-    for hook in hooks:
-        hook.remove()
-    return maps
+    """The attention weights of every layer for the first example of x: arrays (H, T, T), a row for each query."""
+    with Recorder() as recorder:
+        model(x)
+    return recorder.maps
 
 
 def attention(model, x, labels=None):

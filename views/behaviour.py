@@ -20,15 +20,15 @@ LOGITS = 1 << 24    # logits that are computed at once
 SEEN = 1e-6         # total variation that counts as an influence: less is rounding
 
 
-def progress(items, title):
-    """Iterates over a list with a progress bar, or with a line every 20 seconds where stderr is not a terminal."""
-    heartbeat = Heartbeat()
-    for n, item in enumerate(tqdm(items, desc=title, leave=False, disable=None), 1):
+def progress(items, title, count=None):
+    """Iterates over `count` items (None: their number) with a progress bar, or with a line every 20 seconds where stderr is not
+    a terminal."""
+    heartbeat, count = Heartbeat(), len(items) if count is None else count
+    for n, item in enumerate(tqdm(items, desc=title, leave=False, disable=None, total=count), 1):
         yield item
-        heartbeat(f'{title}: {n} of {len(items)}')
+        heartbeat(f'{title}: {n} of {count}')
 
 
-@torch.no_grad()
 def influence(model, x, tries=2, seed=0):
     """How far the prediction at each position moves when the token at another position is replaced.
 
@@ -39,17 +39,22 @@ def influence(model, x, tries=2, seed=0):
 
     The output of a bidirectional model is its prediction of the token at the same position, from infill(): on the diagonal, an
     influence is a leak.  A pass of infill() may cost as much as T passes, so two windows are measured."""
+    columns = [*progress(influences(model, x, tries, seed), 'influence', x.shape[1])]
+    return torch.stack(columns, dim=1).cpu().numpy()
+
+
+@torch.no_grad()
+def influences(model, x, tries=2, seed=0):
+    """Yields the columns (outputs,) of influence(), each of which takes a pass of the model."""
     generator = torch.Generator().manual_seed(seed)
     x, tries = (x[:2], 1) if model.bidirectional else (x, tries)
     x, read = x.repeat(tries, 1), model.infill if model.bidirectional else lambda x: model(x)[0]    # (N * tries, T)
     before = read(x).softmax(-1)                                                    # (N * tries, T or 1, V)
-    columns = []
-    for s in progress(range(x.shape[1]), 'influence'):
+    for s in range(x.shape[1]):
         changed = x.clone()
         new = x.flatten()[torch.randint(x.numel(), (len(x),), generator=generator).to(x.device)]
         changed[:, s] = torch.where(new == x[:, s], (new + 1) % model.config.vocab_size, new)
-        columns.append((read(changed).softmax(-1) - before).abs().sum(-1).mean(0) / 2)      # (T or 1,)
-    return torch.stack(columns, dim=1).cpu().numpy()
+        yield (read(changed).softmax(-1) - before).abs().sum(-1).mean(0) / 2            # (T or 1,)
 
 
 @torch.no_grad()

@@ -181,7 +181,7 @@ def test_damaged_meta(copying, change, part):
     assert part in sentence(data.open_data, 'copying')
 
 
-@pytest.mark.parametrize('words, part', [(['--block_size=32'], 'block_size=32'), (['--leaking_split=True'], 'leaking_split'), (['--validate=tune'], 'validate=tune'),
-                                         (['--arch=bert'], 'next token')])
+@pytest.mark.parametrize('words, part', [(['--block_size=32'], 'block_size=32'), (['--leaking_split=True'], 'leaking_split'),
+                                         (['--validate=tune'], 'validate=tune'), (['--arch=bert'], 'next token')])
 def test_bad_settings(copying, tmp_path, words, part):
     assert part in sentence(train.main, ['--dataset=copying', f'--out_dir={tmp_path}/run', '--device=cpu', *words])

@@ -226,6 +226,18 @@ def test_pictures_of_answers():
         assert ax.images[1].norm.vmax == panels[0].images[1].norm.vmax         # one scale
 
 
+@pytest.mark.parametrize('options', [{}, {'is_causal': True}, {'scale': 0.3}, {'attn_mask': torch.ones(5, 5).bool().tril(1)},
+                                     {'attn_mask': torch.arange(25.0).view(5, 5)}, {'enable_gqa': True}], ids=str)
+def test_attention_weights_of_any_call(options):
+    """Those that scaled_dot_product_attention sums the values by, as the recorder sees them."""
+    q, k, v = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    k, v = (k[:, :2], v[:, :2]) if 'enable_gqa' in options else (k, v)
+    with attention.Recorder() as recorder:
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
+    weights, = recorder.maps
+    assert weights @ v[0].repeat_interleave(4 // v.shape[1], 0).numpy() == pytest.approx(y[0].numpy(), abs=1e-5)
+
+
 # the command ------------------------------------------------------------------------------------------------------------------
 
 def test_pictures_are_of_the_given_text():
