@@ -148,6 +148,9 @@ class Trainer:
                        f'batch_size={cfg.batch_size}, tokens_per_step={cfg.tokens_per_step} and block_size={T}', machine.capacity())
         if cfg.checkpointing:
             shard.recompute(model)
+        if cfg.shard and machine.world == 1:
+            raise UserError('shard=True splits a model over several processes, and this is the only one: start them with '
+                            'torchrun --nproc_per_node=N, or leave it out')
         if cfg.shard:           # moves one block after the other to the device
             shard.split(model, machine.device, machine.world)
         self.cfg, self.model, self.data, self.machine = cfg, model.to(machine.device), data, machine

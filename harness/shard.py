@@ -30,9 +30,6 @@ def split(model, device, world):
     and so do their gradients and the state of an optimizer that is built after this."""
     from torch.distributed.device_mesh import init_device_mesh      # these modules take a second to import
     from torch.distributed.fsdp import fully_shard
-    if world == 1:
-        raise UserError('shard=True splits a model over several processes, but this is the only one: start them with torchrun '
-                        '--nproc_per_node=N, or leave it out')
     if scalars := [name for name, p in model.named_parameters() if not p.dim()]:
         raise UserError(f'shard=True: {scalars[0]} is a single number, which cannot be split: leave it out')
     marks, mesh = {name: vars(p) for name, p in model.named_parameters()}, init_device_mesh(device.type, (world,))

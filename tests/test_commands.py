@@ -57,6 +57,8 @@ TRAIN = '''
 --device=cuda:99                    cuda
 --device=cpu:7                      cpu:7
 --compile=perhaps                   compile='perhaps'
+--shard                             torchrun
+--shard --sample_interval=5         sample_interval=5
 --resume --out_dir=new              new/ckpt.pt
 --resume --out_dir=RUN --n_embd=32          n_embd
 --resume --out_dir=RUN --optimizer=lion     optimizer

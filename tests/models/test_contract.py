@@ -11,11 +11,12 @@ import re
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn as nn
-from conftest import ABOUT
+from conftest import ABOUT, sentence
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness import ROOT, checkpoint, optim
+from harness import ROOT, checkpoint, optim, shard
 from harness.arch import ANSWERS, build, complete, contract_names, load_arch
 
 ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
@@ -262,6 +263,35 @@ def test_other_number_formats_agree_with_float32(model, dtype, most):
     assert all(p.grad.dtype == p.dtype for p in model.parameters() if p.grad is not None)
     assert autocast or (logits.dtype == loss.dtype == kind and (not model.step or stepped.dtype == kind))
     assert difference(logits, expected) < most and difference(gradient(model), slope) < most
+
+
+@pytest.fixture(scope='module')
+def process_group():
+    """Of this process alone."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('how', ['checkpointing', 'shard'])
+def test_the_gradient_is_the_same(case, process_group, how):
+    """With checkpointing, and on shards; to the bit, under dropout."""
+    change = case[1] | ({'dropout': 0.2} if hasattr(load_arch(case[0]).Config, 'dropout') else {})
+    found = []
+    for apply in (lambda _: None, shard.recompute if how == 'checkpointing' else lambda m: shard.split(m, torch.device('cpu'), 1)):
+        model = perturb(tiny_model(case[0], change)).train()
+        if how == 'shard' and any(not p.dim() for p in model.parameters()):
+            assert 'single number' in sentence(apply, model)
+            return
+        apply(model)
+        marks = {kind: [name for name, _ in params] for kind, params in optim.groups(model).items()}
+        torch.manual_seed(0)
+        loss = model(*example_batch(model))[1]
+        loss.backward()
+        found.append((marks, loss, {name: shard.local(p.grad) for name, p in model.named_parameters()}))
+    (marks, loss, grads), (again, other, theirs) = found
+    assert marks == again and torch.equal(loss, other)
+    assert all(torch.equal(theirs[name], grad) if grad is not None else theirs[name] is None for name, grad in grads.items())
 
 
 @torch.no_grad()
