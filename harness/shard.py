@@ -11,7 +11,8 @@ from harness import UserError
 
 
 def blocks(module):
-    """The parts that a model repeats: the elements of its nn.ModuleLists that have modules of their own."""
+    """The parts that a model repeats: the elements of its nn.ModuleLists that have modules of their own.  A model uses their
+    parameters only by calling them."""
     for child in module.children():
         if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList) and any(child.children()):
             yield child
