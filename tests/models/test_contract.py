@@ -275,7 +275,7 @@ def process_group():
 
 @pytest.mark.parametrize('how', ['checkpointing', 'shard'])
 def test_the_gradient_is_the_same(case, process_group, how):
-    """With checkpointing, and on shards; to the bit, under dropout."""
+    """With checkpointing, to the bit, and on shards, under dropout."""
     change = case[1] | ({'dropout': 0.2} if hasattr(load_arch(case[0]).Config, 'dropout') else {})
     found, apply = [], shard.recompute if how == 'checkpointing' else lambda model: shard.split(model, torch.device('cpu'), 1)
     for changed in (False, True):
@@ -289,10 +289,10 @@ def test_the_gradient_is_the_same(case, process_group, how):
         torch.manual_seed(0)
         loss = model(*example_batch(model))[1]
         loss.backward()
-        found.append((marks, loss, {name: shard.local(p.grad) for name, p in model.named_parameters()}))
-    (marks, loss, grads), (again, other, theirs) = found
-    assert marks == again and torch.equal(loss, other)
-    assert all(torch.equal(theirs[name], grad) if grad is not None else theirs[name] is None for name, grad in grads.items())
+        found.append((marks, loss, {name: shard.local(p.grad) for name, p in model.named_parameters() if p.requires_grad}))
+    most = 1e-6 if how == 'shard' else 0        # the order in which gradients are added may differ
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1:], found[1][1:], atol=most, rtol=most, allow_subclasses=False)
 
 
 @torch.no_grad()
