@@ -144,8 +144,9 @@ class Trainer:
     def __init__(self, cfg, model, data, machine):
         T = model.config.block_size
         self.micro_steps, self.rows = split_batch(cfg, T, machine.world)
-        require_memory(optim.step_memory(cfg, model, self.micro_steps, self.rows, machine.world), f'a step with '
-                       f'batch_size={cfg.batch_size}, tokens_per_step={cfg.tokens_per_step} and block_size={T}', machine.capacity())
+        needed = optim.step_memory(cfg, model, self.micro_steps, self.rows, machine.world)
+        require_memory(needed, f'a step with batch_size={cfg.batch_size}, tokens_per_step={cfg.tokens_per_step} and '
+                       f'block_size={T}', machine.capacity())
         if cfg.checkpointing:
             shard.recompute(model)
         if cfg.shard and machine.world == 1:

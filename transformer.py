@@ -112,8 +112,8 @@ class DecoderBlock(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, source, mask, past=None):
-        """x: (B, T, C).  source: the encoded source (B, S, C), or its keys and values.  past: keys and values of the target before
-        x, or None.  Returns (B, T, C), and the keys and values up to x."""
+        """x: (B, T, C).  source: the encoded source (B, S, C), or its keys and values.  past: keys and values of the target
+        before x, or None.  Returns (B, T, C), and the keys and values up to x."""
         own = self.attn.keys_values(x)                                                      # (B, H, T, D) each
         if past is not None:
             own = tuple(torch.cat(pair, dim=2) for pair in zip(past, own, strict=True))

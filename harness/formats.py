@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 
 from harness import UserError, hub
+from harness.device import number_format
 
 
 class Int8Linear(nn.Module):
@@ -32,39 +33,44 @@ class Int8Linear(nn.Module):
             return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()
 
     def forward(self, x):
-        unit = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / self.STEPS
-        x = x / unit
-        high = x.round()
+        top = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).add_(1e-30)
+        x = x / top                                                                         # from -1 to 1
+        high = torch.fake_quantize_per_tensor_affine(x, 1 / self.STEPS, self.STEPS + 1, 1, 2 * self.STEPS + 1)
         y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            torch.stack([high, (x - high) * (2 * self.STEPS)]), 1.0, self.STEPS + 1, self.packed)
-        y = torch.add(y[0], y[1], alpha=0.5 / self.STEPS) * unit
-        return y if self.bias is None else y + self.bias
+            torch.stack([x, (x - high).mul_(2 * self.STEPS)]), 1 / self.STEPS, self.STEPS + 1, self.packed)
+        y = torch.add(y[0], y[1], alpha=0.5 / self.STEPS)
+        return y * top if self.bias is None else torch.addcmul(self.bias, y, top)
+
+
+def has_int8(device):
+    return device.type == 'cpu' and torch.backends.quantized.engine in ('x86', 'fbgemm')
 
 
 def cast(models, name, device):
     """Moves models to the device, in a format for generation.  Raises UserError if the device lacks it."""
-    if name == 'int8' and (device.type != 'cpu' or not {'x86', 'fbgemm'} & {torch.backends.quantized.engine}):
-        raise UserError(f'--dtype=int8 needs the matrix product of fbgemm, on an x86 CPU, and not device {device}: use float32')
-    if name == 'bfloat16' and device.type == 'cuda' and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError('--dtype=bfloat16: this GPU does not support it: use float32')
+    if name == 'int8' and not has_int8(device):
+        raise UserError(f'--dtype=int8 needs the matrix products of fbgemm, on an x86 CPU, which device {device} has not: use '
+                        f'float32')
+    if name == 'bfloat16' and device.type == 'cuda':
+        number_format(device, name)
     for model in models:
         model.to(device, torch.bfloat16 if name == 'bfloat16' else torch.float32)
-        for module in [*model.modules()]:
+        layers = [(module, child, layer) for module in model.modules() for child, layer in module.named_children()
+                  if type(layer) is nn.Linear]
+        for module, child, layer in layers:
             if name == 'int8':
-                for child, layer in module.named_children():
-                    if type(layer) is nn.Linear:
-                        setattr(module, child, Int8Linear(layer))
-            elif name == 'float32' and device.type == 'cpu' and type(module) is nn.Linear:
-                # one row times a matrix is faster if the matrix is stored by its columns
-                module.weight.data = module.weight.data.T.contiguous().T
+                setattr(module, child, Int8Linear(layer))
+            elif name == 'float32' and device.type == 'cpu':    # a row times a matrix is faster if its columns are contiguous
+                layer.weight.data = layer.weight.data.T.contiguous().T
 
 
 def choose(name, pretrained, device):
-    """(format, reason) of --dtype.  auto: of published weights, the stored one if it is faster here; of a run, float32."""
-    if name != 'auto':
-        return name, 'set by --dtype'
-    if pretrained and device.type == 'cpu' and torch.backends.quantized.engine in ('x86', 'fbgemm') and hub.is_quantised(pretrained):
-        return 'int8', 'the published weights are stored in at most 8 bits'
-    if pretrained and device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False) and hub.stored(pretrained) == 'bfloat16':
-        return 'bfloat16', 'the published weights are stored so'
-    return 'float32', 'the default'
+    """(format, reason) for --dtype.  auto: float32, except that published weights keep 8 bits on a CPU and bfloat16 on a GPU
+    that has it.  pretrained: their name, or None."""
+    if name == 'auto' and pretrained:
+        stored = hub.stored(pretrained)
+        if stored == 'int8' and has_int8(device):
+            return stored, 'the published weights have at most 8 bits'
+        if stored == 'bfloat16' and number_format(device)[0] == torch.bfloat16:
+            return stored, 'the published weights are stored so'
+    return ('float32', 'the default') if name == 'auto' else (name, 'set by --dtype')

@@ -248,7 +248,7 @@ def memory(model, name):
 
 
 def token_memory(model, checkpointing=False):
-    """The bytes of an output of each matrix for one token, in float32; with checkpointing, of the blocks in the largest alone."""
+    """The bytes of an output of each matrix for one token, in float32; with checkpointing, of one block only, the largest."""
     def outputs(module):
         return 4 * sum(getattr(m, 'out_features', 0) for m in module.modules())
     each = [outputs(block) for block in shard.blocks(model)] if checkpointing else [0]

@@ -29,7 +29,7 @@ def recompute(model):
 def split(model, device, world):
     """Splits the parameters over the ranks, by torch's FSDP2: a block is gathered when it is computed.  They become DTensors,
     and so do their gradients and the state of an optimizer that is built after this."""
-    from torch.distributed.device_mesh import init_device_mesh      # these modules take a second to import
+    from torch.distributed.device_mesh import init_device_mesh  # these modules take a second to import
     from torch.distributed.fsdp import fully_shard
     if scalars := [name for name, p in model.named_parameters() if not p.dim()]:
         raise UserError(f'shard=True: {scalars[0]} is a single number, which cannot be split: leave it out')

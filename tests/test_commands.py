@@ -119,7 +119,7 @@ RUN --fill=[MASK]                   --fill
 RUN --eval --benchmark              --benchmark
 --pretrained=gpt2 --eval            --eval
 RUN --reapply=0                     --reapply=0
-RUN --dtype=int8                    --dtype
+RUN --dtype=int4                    --dtype
 RUN --out=grid.png                  --out=grid.png
 RUN --automaton                     --start
 RUN --automaton --start=a           --automaton
