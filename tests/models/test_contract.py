@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 import multiprocessing
+import os
 import re
 
 import pytest
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from harness import ROOT, checkpoint, optim, shard
 from harness.arch import ANSWERS, build, complete, contract_names, load_arch
 
+DEVICE = os.environ.get('CONTRACT_DEVICE', 'cpu')        # of bench.py gpu
 ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
 KINDS = [{'kind': 'classify', 'outputs': 4}, {'kind': 'bits', 'outputs': 3}, {'kind': 'regress', 'outputs': 1}]
 VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}],
@@ -61,7 +63,7 @@ CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch,
 def tiny_model(name, change):
     arch = load_arch(name)
     torch.manual_seed(0)
-    return complete(arch.Model(dataclasses.replace(arch.Config.tiny(), **change))).eval()
+    return complete(arch.Model(dataclasses.replace(arch.Config.tiny(), **change))).eval().to(DEVICE)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: '-'.join([case[0], *map(str, case[1].values())]))
@@ -83,6 +85,11 @@ def text_model(model):
 
 
 def example_batch(model, batch=6):
+    """examples(), where the model is."""
+    return tuple(t.to(next(model.parameters()).device) for t in examples(model, batch))
+
+
+def examples(model, batch):
     """x and y as the model's data set gives them: tokens, with those of its memory in front, or the examples of a task."""
     c, generator = model.config, torch.Generator().manual_seed(1)
     integers = functools.partial(torch.randint, generator=generator)
@@ -116,7 +123,7 @@ def perturb(model, scale=0.1):
     generator = torch.Generator().manual_seed(2)
     for p in model.parameters():
         if p.requires_grad:
-            p.data += scale * torch.randn(p.shape, generator=generator)
+            p.data += scale * torch.randn(p.shape, generator=generator).to(p.device)
     return model
 
 
@@ -253,7 +260,7 @@ def test_other_number_formats_agree_with_float32(model, dtype, most):
     if not autocast:
         x, y = (v.to(kind) if v.is_floating_point() else v for v in (x, y))
         model.to(kind)
-    with torch.autocast('cpu', dtype=kind, enabled=autocast):
+    with torch.autocast(DEVICE, dtype=kind, enabled=autocast):
         logits, loss = model(x, y)
         if model.step:
             tokens = read_by_step(model, x, y)
