@@ -14,10 +14,10 @@ a record.
 scan: Mamba's scan, forward and backward, against the plain loop.
 links: a layer of piecewise polynomials, forward and backward, against a plain gather of the weights in use; and the memory.
 generate: the time to the first token, tokens per second with step() and without, and whether a token costs more as the text
-grows; with untrained weights (sample.py --benchmark does the same with a trained run).  Then the number formats of sample.py, in
-turn, for one text and for eight.
-memory: what a training step of each config takes, counted on tensors without numbers: for the weights, gradients and optimizer, and
-per window of a micro-step, with and without checkpointing; and the least on each of --ranks GPUs with --shard.
+grows; with untrained weights (sample.py --benchmark does the same with a trained run).  Then the number formats of sample.py,
+in turn, for one text and for eight.
+memory: what a training step of each config takes, counted on tensors without numbers: weights, gradients and AdamW's state, and
+each window of a micro-step in bfloat16, with and without checkpointing; and on each of --ranks GPUs with --shard.
 gpu: all that waits for a machine with CUDA (extras/gpu.py), in under 20 minutes; repeated, it measures what its record lacks.
 """
 
@@ -46,7 +46,7 @@ from harness.files import atomic
 from harness.generate import benchmark, describe
 from harness.log import markdown
 from race import tables
-from race.entrants import split_words
+from race.entrants import count_flops, split_words
 from train import TrainConfig, Trainer
 
 
@@ -148,16 +148,18 @@ def bench_generate(args):
 def compare_formats(model, rounds):
     """(headers, rows): the steps of a model in the formats of sample.py, for one text and for eight, in turn."""
     where, steps = next(model.parameters()).device, {}
+
+    def step(model, token, state):
+        state[0] = model.step(token, state[0])[1]
+        if where.type == 'cuda':
+            torch.cuda.synchronize()
     for name in ('as trained', 'float32', *(['int8'] if formats.has_int8(where) else ['bfloat16'])):
         made = copy.deepcopy(model)
         if name != 'as trained':
             formats.cast([made], name, where)
         for B in (1, 8):
-            def step(model=made, token=torch.zeros(B, 1, dtype=torch.long, device=where), state=[made.init_state(B)]):   # noqa: B006
-                state[0] = model.step(token, state[0])[1]
-                if where.type == 'cuda':
-                    torch.cuda.synchronize()
-            steps[name, B] = step
+            token = torch.zeros(B, 1, dtype=torch.long, device=where)
+            steps[name, B] = functools.partial(step, made, token, [made.init_state(B)])
     rates = {key: key[1] / statistics.median(t) for key, t in zip(steps, in_turn([*steps.values()], rounds), strict=True)}
     return ['format', 'texts', 'tokens/s', 'ratio'], [[name, str(B), f'{rate:,.1f}', f'{rate / rates["as trained", 1]:.2f}']
                                                      for (name, B), rate in rates.items()]
@@ -169,7 +171,7 @@ def bench_memory(args):
 
     def peak_of(s, rows, checkpointing):
         with FakeTensorMode():
-            model = s.arch.Model(s.arch.Config(**{'vocab_size': 50304} | s.model))
+            model = s.arch.Model(s.arch.Config(**{'vocab_size': 65} | s.model))
             if checkpointing:
                 shard.recompute(model)
             optimizer, T = torch.optim.AdamW(model.parameters(), fused=True), model.config.block_size
@@ -188,7 +190,7 @@ def bench_memory(args):
             return model, sum(v['Total'] for v in tracker.get_tracker_snapshot('peak').values())
     rows = []
     for text in args.configs:
-        s, words = load(text, args.settings)
+        s, _ = load(text, args.settings)
         if s.arch.Model.modality not in ('text', 'masked text'):
             raise UserError(f'{s.name}: {s.arch.name}.py reads no text: choose a language model')
         for checkpointing in (False, True):
@@ -197,16 +199,18 @@ def bench_memory(args):
             inside = [sum(p.numel() for p in block.parameters()) for block in shard.blocks(model)]
             # a rank holds its part of weights, gradients and two averages, and gathers two blocks and what is outside of them
             held, gathered = 16 * N / args.ranks, 8 * (N - sum(inside) + 2 * max(inside, default=0))
-            flops = gpu_flops(s) if not checkpointing else rows[-1][-1]
             rows.append([s.name, 'yes' if checkpointing else 'no', f'{N:,}', *(f'{v / 2 ** 30:,.2f}' for v in (
-                16 * N, window, 16 * N + window, held + gathered + window)), flops])
+                16 * N, window, 16 * N + window, held + gathered + window)), f'{flops_per_token(s) / 1e9:.3g}'])
     print(markdown(['config', 'checkpointing', 'parameters', 'states, GiB', 'a window, GiB', 'one GPU, GiB',
                     f'each of {args.ranks}, GiB', 'GFLOPs a token'], rows))
 
 
-def gpu_flops(s):
-    from extras.gpu import flops_per_token
-    return f'{flops_per_token(s, {"vocab_size": 50304} | s.model) / 1e9:,.2f}'
+def flops_per_token(s):
+    """The FLOPs of forward and backward of a text model, without those of computing a block twice."""
+    with FakeTensorMode():
+        model = s.arch.Model(s.arch.Config(**{'vocab_size': 65} | s.model))
+        x = torch.zeros(1, model.memory + model.config.block_size, dtype=torch.long)
+        return count_flops(lambda: model(x, x[:, -model.config.block_size:])[1].backward()) / model.config.block_size
 
 
 def bench_gpu(args):

@@ -28,7 +28,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
 import bench
@@ -36,7 +35,6 @@ from harness import ROOT, UserError, checkpoint, describe_exception, device, sha
 from harness.arch import build, load_arch
 from harness.files import atomic
 from race import processes
-from race.entrants import count_flops
 from train import Trainer
 
 # dense bfloat16 TFLOP/s of the data sheets; NVIDIA's of tensor cores without sparsity
@@ -45,15 +43,15 @@ SMALL = '--block_size=256 --batch_size=64 --tokens_per_step=0'
 LARGE = '--vocab_size=50257 --batch_size=8 --tokens_per_step=0 --dropout=0'
 ROWS = {        # of about the parameters of GPT at nanoGPT's recipe, and at 124 M
     'GPT, recipe': f'config/shakespeare_gpt_gpu.py {SMALL}',
-    'Llama, recipe': f'config/shakespeare_llama.py {SMALL} --n_layer=6 --n_head=6 --n_embd=384',
+    'Llama, recipe': f'config/shakespeare_llama.py {SMALL} --n_layer=6 --n_head=6 --n_kv_head=6 --n_embd=384 --n_hidden=1024',
     'PACING, recipe': f'config/shakespeare_pacing.py {SMALL} --n_layer=9 --n_embd=384 --columns=16',
-    'WaveGPT, recipe': f'config/shakespeare_wavegpt_causal.py {SMALL} --n_layer=6 --n_head=6 --n_embd=384',
+    'WaveGPT, recipe': f'config/shakespeare_wavegpt_causal.py {SMALL} --n_layer=3 --n_head=6 --n_embd=384',
     'BERT, recipe': f'config/shakespeare_bert.py {SMALL} --n_layer=6 --n_head=6 --n_embd=384',
     'Mamba, recipe': f'config/shakespeare_mamba.py {SMALL} --n_layer=11 --n_embd=384',
     'high-order, recipe': f'config/shakespeare_high_order_transformer.py {SMALL} --n_layer=3 --n_head=6 --n_embd=384',
     'GPT, 124 M': f'config/gpt2_124M.py {LARGE}',
-    'Llama, 124 M': f'config/shakespeare_llama.py {LARGE} --block_size=1024 --n_layer=12 --n_head=12 --n_embd=768'.replace(
-        ' --dropout=0', ''),
+    'Llama, 124 M': f'config/shakespeare_llama.py {LARGE} --block_size=1024 --n_layer=12 --n_head=12 --n_kv_head=12 '
+                     '--n_embd=768 --n_hidden=2048'.replace(' --dropout=0', ''),
     'PACING, 124 M': f'config/pacing_124M.py {LARGE}',
     'WaveGPT, 124 M': f'config/owt_wavegpt.py {LARGE}',
     'BERT, 124 M': f'config/shakespeare_bert.py {LARGE} --block_size=1024 --n_layer=12 --n_head=12 --n_embd=768',
@@ -145,15 +143,6 @@ def ranks(plan):
     yield 'gradients', run
 
 
-def flops_per_token(s, model_settings):
-    """Of forward and backward, counted on tensors without numbers."""
-    with FakeTensorMode():
-        model = s.arch.Model(s.arch.Config(**model_settings))
-        x = torch.zeros(1, model.memory + model.config.block_size, dtype=torch.long)
-        y = x[:, -model.config.block_size:]
-        return count_flops(lambda: model(x, y)[1].backward()) / model.config.block_size
-
-
 def measure(plan, text, compiled):
     s, _ = bench.load(text, [f'--device={plan.device}'])
     machine = device.setup(s.train.device, s.train.dtype, compiled)
@@ -169,7 +158,7 @@ def measure(plan, text, compiled):
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    rate, flops = trainer.tokens / statistics.median(times[3:]), flops_per_token(s, settings)
+    rate, flops = trainer.tokens / statistics.median(times[3:]), bench.flops_per_token(s)
     name = torch.cuda.get_device_name() if cuda else ''
     peak = next((p for key, p in PEAKS.items() if key in name), None) if machine.dtype == torch.bfloat16 else None
     return {'parameters': sum(p.numel() for p in trainer.model.parameters()), 'tokens_per_second': rate,
@@ -206,7 +195,7 @@ def run(plan, stages, path, command):
                 began = time.perf_counter()
                 try:
                     result = measured()
-                except Exception as e:          # the others are measured all the same
+                except (Exception, UserError) as e:         # the others are measured all the same
                     text = str(e) if isinstance(e, UserError) else describe_exception(e, __file__)
                     result = {'error': text.splitlines()[0][:300]}
                     failed.append(f'{stage}, {name}')

@@ -85,8 +85,8 @@ class Ensemble(nn.Module):
 def judge(ensemble, names, contents, count, dtype='float32', cast=None):
     """A table of the losses of runs and of their mixture, on `count` windows of the validation text of the first run.
 
-    names, contents: of the runs, their checkpoints.  cast: turns the models from float32 into dtype, whose losses follow.  Raises
-    UserError if that text is not available."""
+    names, contents: of the runs, their checkpoints.  cast: turns the models from float32 into dtype, whose losses follow.
+    Raises UserError if that text is not available."""
     fingerprints = [c['data']['fingerprint'] for c in contents]
     name, text = contents[0]['loop']['dataset'], data.data_of(contents[0])
     if text is None:

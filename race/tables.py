@@ -126,11 +126,11 @@ def gpu(record):
         plain, fast = (found.get(stage, {}).get(name, {}) for stage in ('speed', 'compiled'))
         best = max((r for r in (plain, fast) if 'mfu' in r), key=lambda r: r['tokens_per_second'], default={})
         rates = [f'{r["tokens_per_second"]:,.0f}' if 'mfu' in r else 'failed' if r else '' for r in (plain, fast)]
-        rows.append([name, f'{best.get("parameters", 0):,}', f'{best.get("windows", 0)} x {best.get("block_size", 0):,}', *rates,
-                     f'{best.get("tflops", 0):.1f}', f'{best["mfu"]:.1%}' if best.get('mfu') else '',
-                     f'{best.get("memory", 0):,.0f}'])
-    lines = [f'- {stage}, {name}: ' + ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in result.items()
-                                               if k != 'took')
+        size = [f'{best["parameters"]:,}', f'{best["windows"]} x {best["block_size"]:,}'] if best else ['', '']
+        cost = [f'{best["tflops"]:.1f}', f'{best["mfu"] or 0:.1%}', f'{best["memory"]:,.0f}'] if best else [''] * 3
+        rows.append([name, *size, *rates, *cost])
+    lines = [f'- {stage}, {name}: ' + ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}'
+                                                for k, v in result.items() if k != 'took')
              for stage, results in found.items() if stage not in ('speed', 'compiled') for name, result in results.items()]
     headers = ['config', 'parameters', 'step', 'tokens/s', 'compiled', 'TFLOP/s', 'MFU', 'MiB']
     return '\n\n'.join([*([markdown(headers, rows)] if rows else []), *(['\n'.join(lines)] if lines else [])])

@@ -204,6 +204,10 @@ generate CONFIG --depth=1                   'depth'
 generate CONFIG --arch=transformer          transformer.py
 generate CONFIG --arch=bert                 bert.py
 scan --tokens=3                             --tokens=3
+memory CONFIG --ranks=0                     --ranks=0
+memory CONFIG --arch=transformer            transformer.py
+gpu                                         CUDA
+gpu --only=speed,fly                        'fly'
 links CONFIG                                CONFIG
 '''
 
