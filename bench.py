@@ -166,27 +166,20 @@ def compare_formats(model, rounds):
 
 
 def bench_memory(args):
-    """See the docstring of this file.  Both counts are of the peak of a second step, in bfloat16 with AdamW's state."""
     from torch.distributed._tools.mem_tracker import MemTracker
 
     def peak_of(s, rows, checkpointing):
+        """(model, the most bytes of a forward and a backward pass)."""
         with FakeTensorMode():
             model = s.arch.Model(s.arch.Config(**{'vocab_size': 65} | s.model))
             if checkpointing:
                 shard.recompute(model)
-            optimizer, T = torch.optim.AdamW(model.parameters(), fused=True), model.config.block_size
-            x = torch.zeros(rows, model.memory + T, dtype=torch.long)
-            tracker = MemTracker()
-            tracker.track_external(model, optimizer)
+            x, tracker = torch.zeros(rows, model.memory + model.config.block_size, dtype=torch.long), MemTracker()
+            tracker.track_external(model)
             with tracker:
-                for step in range(2):
-                    if step:
-                        tracker.reset_mod_stats()
-                    with torch.autocast('cpu', torch.bfloat16):
-                        loss = model(x, x[:, -T:])[1]
-                    loss.backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
+                with torch.autocast('cpu', torch.bfloat16):
+                    loss = model(x, x[:, -model.config.block_size:])[1]
+                loss.backward()
             return model, sum(v['Total'] for v in tracker.get_tracker_snapshot('peak').values())
     rows = []
     for text in args.configs:

@@ -1,6 +1,7 @@
 """Models larger than one device: parameters that are split over the ranks, and blocks that are computed twice."""
 
 import functools
+import warnings
 
 import torch.distributed as dist
 import torch.nn as nn
@@ -31,8 +32,11 @@ def split(model, device, world):
     and so do their gradients and the state of an optimizer that is built after this."""
     from torch.distributed.device_mesh import init_device_mesh  # these modules take a second to import
     from torch.distributed.fsdp import fully_shard
-    if scalars := [name for name, p in model.named_parameters() if not p.dim()]:
-        raise UserError(f'shard=True: {scalars[0]} is a single number, which cannot be split: leave it out')
+    single = [f'{name} is a single number' for name, p in model.named_parameters() if not p.dim()]
+    for reason in single + [f'{name} would differ between them' for name, _ in model.named_buffers() if 'running_' in name]:
+        raise UserError(f'shard=True cannot split this model over processes, because {reason}: leave it out')
+    # a warning about operations in place on an output, which is only a loss and logits here
+    warnings.filterwarnings('ignore', 'FSDP2-wrapped module')
     marks, mesh = {name: vars(p) for name, p in model.named_parameters()}, init_device_mesh(device.type, (world,))
     for module in (*blocks(model), model):
         fully_shard(module, mesh=mesh)

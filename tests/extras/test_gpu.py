@@ -39,10 +39,10 @@ def test_all_stages(dataset, tmp_path, monkeypatch):
         assert row['tflops'] > 0 and row['mfu'] is None and row['parameters'] > 1000 and row['block_size'] == 16
     shown = tables.short(record)
     assert '| GPT ' in shown and '- resume, weights: steps [4, 4], largest difference 0' in shown and record['machine'] in shown
-    for stage in gpu.STAGES.keys() - {'formats'}:
-        monkeypatch.setitem(gpu.STAGES, stage, lambda plan: [('GPT', pytest.fail), ('tests', pytest.fail)][:0])
-    found['formats'] = {}
-    assert 'float16' in sentence(run, ['formats'])
+    tried = []
+    monkeypatch.setattr(gpu, 'losses', lambda plan, *words: {'tried': tried.append(words)})
+    run()
+    assert len(tried) == 1 and '--dtype=float16' in tried[0]
     path.write_text('[]')
     assert 'gpu_x.json is no record' in sentence(run)
 

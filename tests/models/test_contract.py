@@ -287,8 +287,8 @@ def test_the_gradient_is_the_same(case, process_group, how):
     found, apply = [], shard.recompute if how == 'checkpointing' else lambda model: shard.split(model, torch.device('cpu'), 1)
     for changed in (False, True):
         model = perturb(tiny_model(case[0], change)).train()
-        if changed and how == 'shard' and any(not p.dim() for p in model.parameters()):
-            assert 'single number' in sentence(apply, model)
+        if changed and how == 'shard' and case[0] in ('clip', 'convnet') and case[1].get('network') != 'tutorial':
+            assert 'cannot split this model' in sentence(apply, model)
             return
         if changed:
             apply(model)
