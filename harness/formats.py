@@ -8,6 +8,8 @@ import torch.nn as nn
 from harness import UserError, hub
 from harness.device import number_format
 
+LEAST = 2 ** 18        # weights of a matrix: a smaller one is as fast in float32
+
 
 class Int8Linear(nn.Module):
     """nn.Linear with weights of 8 bits and a scale per output, by fbgemm's matrix product of integers.
@@ -33,13 +35,13 @@ class Int8Linear(nn.Module):
             return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()
 
     def forward(self, x):
-        top = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).add_(1e-30)
-        x = x / top                                                                         # from -1 to 1
-        high = torch.fake_quantize_per_tensor_affine(x, 1 / self.STEPS, self.STEPS + 1, 1, 2 * self.STEPS + 1)
+        unit = x.abs().amax(-1, keepdim=True).div_(self.STEPS).clamp_(min=1e-30)
+        x = x / unit                                                                        # from -63 to 63
+        high = x.round()
         y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            torch.stack([x, (x - high).mul_(2 * self.STEPS)]), 1 / self.STEPS, self.STEPS + 1, self.packed)
+            torch.stack([high, (x - high).mul_(2 * self.STEPS)]), 1.0, self.STEPS + 1, self.packed)
         y = torch.add(y[0], y[1], alpha=0.5 / self.STEPS)
-        return y * top if self.bias is None else torch.addcmul(self.bias, y, top)
+        return y * unit if self.bias is None else torch.addcmul(self.bias, y, unit)
 
 
 def has_int8(device):
@@ -58,9 +60,9 @@ def cast(models, name, device):
         layers = [(module, child, layer) for module in model.modules() for child, layer in module.named_children()
                   if type(layer) is nn.Linear]
         for module, child, layer in layers:
-            if name == 'int8':
+            if name == 'int8' and layer.weight.numel() >= LEAST:
                 setattr(module, child, Int8Linear(layer))
-            elif name == 'float32' and device.type == 'cpu':    # a row times a matrix is faster if its columns are contiguous
+            elif name != 'bfloat16' and device.type == 'cpu':   # a row times a matrix is faster if its columns are contiguous
                 layer.weight.data = layer.weight.data.T.contiguous().T
 
 
