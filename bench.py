@@ -6,6 +6,8 @@ Speed, as ratios of medians that are measured in turn in one process, because ma
     python bench.py links [--rounds=5]
     python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
     python bench.py windows config/shakespeare_gpt.py ... [--seconds=5] [--out=FILE.json] [--name=value ...]
+    python bench.py memory config/gpt2_124M.py ... [--ranks=8] [--name=value ...]
+    python bench.py gpu [--only=speed,recipe] [--out=results/gpu_NAME.json]
 
 train: whole training steps (forward, backward, clipping, optimizer) of each config, compared with the first one, on random
 tokens, or on the data set of a config that reads no text.  A config in quotes may have its own settings; --out=FILE.json writes
@@ -13,18 +15,24 @@ a record.
 scan: Mamba's scan, forward and backward, against the plain loop.
 links: a layer of piecewise polynomials, forward and backward, against a plain gather of the weights in use; and the memory.
 generate: the time to the first token, tokens per second with step() and without, and whether a token costs more as the text
-grows; with untrained weights (sample.py --benchmark does the same with a trained run).
+grows; with untrained weights (sample.py --benchmark does the same with a trained run).  Then the number formats of sample.py,
+in turn, for one text and for eight.
 windows: what a token costs, in time and memory, by window: one window forward, one forward and backward, and one more token
 after a full window.  A window that would take more than --seconds, or half of the memory, as the shorter ones grow, is left
 out.  python -m race.page draws the record.
+memory: what a training step of each config takes, counted on tensors without numbers: weights, gradients and AdamW's state, and
+each window of a micro-step in bfloat16, with and without checkpointing; and on each of --ranks GPUs with --shard.
+gpu: all that waits for a machine with CUDA (extras/gpu.py), in under 20 minutes; repeated, it measures what its record lacks.
 """
 
 import contextlib
+import copy
 import datetime
 import functools
 import itertools
 import json
 import os
+import re
 import shlex
 import statistics
 import time
@@ -32,43 +40,48 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import trange
 
-from harness import Arguments, UserError, command, config, device, machine_memory, runs
+from harness import Arguments, UserError, command, config, device, formats, machine_memory, runs, shard
 from harness.arch import build
 from harness.data import open_data
 from harness.files import atomic
 from harness.generate import benchmark, describe
 from harness.log import markdown
 from race import page, tables
-from race.entrants import split_words
+from race.entrants import count_flops, split_words
 from race.processes import commit
 from train import TrainConfig, Trainer
 
 
 def arguments(argv):
-    """The options of one of the five commands; .settings: --name=value of all configs."""
+    """The options of one of the commands; .settings: --name=value of all configs."""
     parser = Arguments(description=__doc__)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='train | scan | links | generate | windows')
+    commands = parser.add_subparsers(dest='command', required=True,
+                                     metavar='train | scan | links | generate | windows | memory | gpu')
     options = {'train': ('rounds', 50), 'scan': ('rounds', 3), 'links': ('rounds', 5), 'generate': ('tokens', 250),
-               'windows': ('seconds', 5)}
+               'windows': ('seconds', 5), 'memory': ('ranks', 8)}
     for name, (option, default) in options.items():
         sub = commands.add_parser(name)
         sub.add_argument(f'--{option}', type=int, default=default, help=f'default {default}')
-        if name in ('train', 'generate', 'windows'):
+        if name in ('train', 'generate', 'windows', 'memory'):
             sub.add_argument('configs', nargs='*', help='config files; in quotes, with settings of their own behind them')
         if name in ('train', 'windows'):
             sub.add_argument('--out', help='a record of the result, such as results/speed.json')
+    sub = commands.add_parser('gpu')
+    sub.add_argument('--only', help='stages of extras/gpu.py, with commas between them')
+    sub.add_argument('--out', help='the record (default: results/gpu_NAME.json, by the name of the GPU)')
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command in ('scan', 'links'):
-        raise UserError(f'bench.py {args.command} has no option {rest[0]}: it only has --rounds')
+    if rest and args.command in ('scan', 'links', 'gpu'):
+        raise UserError(f'bench.py {args.command} has no option {rest[0]}: see --help')
     args.settings = [w for w in rest if w.startswith('--')]
     if late := [w for w in rest if not w.startswith('--')]:         # configs behind a setting
         args.configs += late
     if getattr(args, 'configs', None) == []:
         raise UserError(f'name at least one config: python bench.py {args.command} config/shakespeare_gpt.py')
-    option = options[args.command][0]
-    if getattr(args, option) < 1:
+    option = options.get(args.command, [''])[0]
+    if option and getattr(args, option) < 1:
         raise UserError(f'--{option}={getattr(args, option)} must be at least 1')
     if getattr(args, 'out', None) and (Path(args.out).is_dir() or not Path(args.out).absolute().parent.is_dir()):
         raise UserError(f'--out={args.out} cannot be written: name a file in a folder that exists')
@@ -135,6 +148,86 @@ def bench_generate(args):
         model = build(s.arch, {'vocab_size': 65} | s.model).eval()
         model.to(device.pick_device(s.train.device, 0, 1))
         print(f'{s.name}: {describe(benchmark(model, torch.zeros(1, 1, dtype=torch.long), args.tokens))}', flush=True)
+        if model.step:
+            print(markdown(*compare_formats(model, args.tokens)))
+
+
+@torch.no_grad()
+def compare_formats(model, rounds):
+    """(headers, rows): the steps of a model in the formats of sample.py, for one text and for eight, in turn."""
+    where, steps = next(model.parameters()).device, {}
+
+    def step(model, token, state):
+        state[0] = model.step(token, state[0])[1]
+        if where.type == 'cuda':
+            torch.cuda.synchronize()
+    for name in ('as trained', 'float32', *(['int8'] if formats.has_int8(where) else ['bfloat16'])):
+        made = copy.deepcopy(model)
+        if name != 'as trained':
+            formats.cast([made], name, where)
+        for B in (1, 8):
+            token = torch.zeros(B, 1, dtype=torch.long, device=where)
+            steps[name, B] = functools.partial(step, made, token, [made.init_state(B)])
+    rates = {key: key[1] / statistics.median(t) for key, t in zip(steps, in_turn([*steps.values()], rounds), strict=True)}
+    return ['format', 'texts', 'tokens/s', 'ratio'], [[name, str(B), f'{rate:,.1f}', f'{rate / rates["as trained", 1]:.2f}']
+                                                     for (name, B), rate in rates.items()]
+
+
+def bench_memory(args):
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    def peak_of(s, rows, checkpointing):
+        """(model, the most bytes of a forward and a backward pass)."""
+        with FakeTensorMode():
+            model = s.arch.Model(s.arch.Config(**{'vocab_size': 65} | s.model))
+            if checkpointing:
+                shard.recompute(model)
+            x, tracker = torch.zeros(rows, model.memory + model.config.block_size, dtype=torch.long), MemTracker()
+            tracker.track_external(model)
+            with tracker:
+                with torch.autocast('cpu', torch.bfloat16):
+                    loss = model(x, x[:, -model.config.block_size:])[1]
+                loss.backward()
+            return model, sum(v['Total'] for v in tracker.get_tracker_snapshot('peak').values())
+    rows = []
+    for text in args.configs:
+        s, _ = load(text, args.settings)
+        if s.arch.Model.modality not in ('text', 'masked text'):
+            raise UserError(f'{s.name}: {s.arch.name}.py reads no text: choose a language model')
+        for checkpointing in (False, True):
+            (model, one), (_, two) = (peak_of(s, n, checkpointing) for n in (1, 2))
+            N, window = sum(p.numel() for p in model.parameters()), two - one
+            inside = [sum(p.numel() for p in block.parameters()) for block in shard.blocks(model)]
+            # a rank holds its part of weights, gradients and two averages, and gathers two blocks and what is outside of them
+            held, gathered = 16 * N / args.ranks, 8 * (N - sum(inside) + 2 * max(inside, default=0))
+            rows.append([s.name, 'yes' if checkpointing else 'no', f'{N:,}', *(f'{v / 2 ** 30:,.2f}' for v in (
+                16 * N, window, 16 * N + window, held + gathered + window)), f'{flops_per_token(s) / 1e9:.3g}'])
+    print(markdown(['config', 'checkpointing', 'parameters', 'states, GiB', 'a window, GiB', 'one GPU, GiB',
+                    f'each of {args.ranks}, GiB', 'GFLOPs a token'], rows))
+
+
+def flops_per_token(s):
+    """The FLOPs of forward and backward of a text model, without those of computing a block twice."""
+    with FakeTensorMode():
+        model = s.arch.Model(s.arch.Config(**{'vocab_size': 65} | s.model))
+        x = torch.zeros(1, model.memory + model.config.block_size, dtype=torch.long)
+        return count_flops(lambda: model(x, x[:, -model.config.block_size:])[1].backward()) / model.config.block_size
+
+
+def bench_gpu(args):
+    from extras import gpu
+    stages = args.only.split(',') if args.only else list(gpu.STAGES)
+    if wrong := [name for name in stages if name not in gpu.STAGES]:
+        raise UserError(f"--only={args.only}: unknown stage '{wrong[0]}': choose from {', '.join(gpu.STAGES)}")
+    if not torch.cuda.is_available():
+        raise UserError('bench.py gpu measures on a GPU, but torch finds none with CUDA here: run it on a machine that has one')
+    name = re.sub(r'\W+', '_', torch.cuda.get_device_name().lower())
+    path = Path(args.out or f'results/gpu_{name}.json')
+    try:
+        gpu.run(gpu.Plan(), stages, path, f'python bench.py gpu --out={path}')
+    finally:
+        if path.exists():
+            print(tables.gpu(json.loads(path.read_text())))
 
 
 WINDOWS = 64, 256, 1024, 4096, 16384
@@ -305,8 +398,8 @@ def in_turn(functions, rounds, calls=1):
 
 def main(argv):
     args = arguments(argv)
-    {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate,
-     'windows': bench_windows}[args.command](args)
+    {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate, 'windows': bench_windows,
+     'memory': bench_memory, 'gpu': bench_gpu}[args.command](args)
 
 
 if __name__ == '__main__':

@@ -37,12 +37,13 @@ import contextlib
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils import _pytree as pytree
 
-from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, hub, optim, require_memory
+from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, formats, hub, optim, require_memory
 from harness.arch import ANSWERS, architectures, complete, load_arch
 from harness.captions import encode_captions, encode_image, published_images
 from harness.drawings import draw, rank, save
@@ -71,7 +72,8 @@ def arguments(argv):
     add('--top_p', type=float, default=1.0, help='sample from the most likely tokens whose probabilities sum to this')
     add('--seed', type=int, default=1337)
     add('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
-    add('--dtype', default='float32', choices=['float32', 'bfloat16'], help='of the weights; a token costs reading all of them')
+    add('--dtype', default='auto', choices=['auto', 'float32', 'bfloat16', 'int8'], help='of the weights: each '
+        'token costs reading all of them (auto: float32, but published weights as they are stored if that is faster)')
     add('--eval_windows', type=int, default=1024, help='validation windows of --eval (0: all that fit side by side)')
     add('--beams', type=int, default=1, help='width of the beam search of a model of pairs (1: greedy)')
     add('--reapply', type=int, default=10, help='passes of --automaton')
@@ -253,7 +255,12 @@ def main(argv):
                             f'sides, such as that of config/shakespeare_bert.py or config/shakespeare_automaton.py')
     if any(m.leaks for m in models):
         print(LEAKS, file=sys.stderr)
-    ensemble = Ensemble(models, args.weights or [1] * len(models)).to(where, getattr(torch, args.dtype))
+    dtype, why = formats.choose(args.dtype, args.pretrained, where)
+    if dtype != 'float32':
+        print(f'numbers: {dtype} ({why})', file=sys.stderr)
+    cast, ensemble = partial(formats.cast, models, dtype, where), Ensemble(models, args.weights or [1] * len(models)).to(where)
+    if not args.eval:
+        cast()
     model = ensemble if len(models) > 1 else models[0]
     n_vocab = min(tokenizer.n_vocab, model.config.vocab_size)
     if args.fill is not None:
@@ -265,13 +272,13 @@ def main(argv):
         require_memory((5000 + each) * args.num_samples * len(args.start or [None]), f'--num_samples={args.num_samples}')
     starts = [prompt(start, tokenizer) for start in args.start or [None] for _ in range(args.num_samples)]
     if args.eval:
-        print(judge(ensemble, names, contents, args.eval_windows))
+        print(judge(ensemble, names, contents, args.eval_windows, dtype, cast))
         return
     if args.out is not None and tokenizer.length is None:
         raise UserError(f'--out={args.out} is for pictures, and {names[0]} writes text to the terminal: leave it out')
     count, options = args.max_new_tokens or tokenizer.length or 300, (args.temperature, args.top_k, args.top_p, n_vocab)
     if args.benchmark:
-        print(describe(benchmark(model, torch.tensor([starts[0]]), count, n_vocab)))
+        print(f'{dtype}: {describe(benchmark(model, torch.tensor(starts[:args.num_samples]), count, n_vocab))}')
         return
     if args.automaton:
         for i, start in enumerate(starts):

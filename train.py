@@ -39,6 +39,7 @@ from harness import (
     optim,
     require_memory,
     runs,
+    shard,
 )
 from harness.data import open_data
 from harness.files import atomic
@@ -95,6 +96,8 @@ class TrainConfig:
     device: str = 'auto'                    # auto, cpu, mps, cuda or cuda:N
     dtype: str = 'auto'                     # of matrix products: auto, float32, bfloat16 or float16
     compile: bool | str = 'auto'            # torch.compile: True, False, or auto (on CUDA only)
+    shard: bool = False                     # split weights, gradients and optimizer over the ranks (FSDP2), instead of copies
+    checkpointing: bool = False             # keep only the inputs of the blocks, and compute the rest again: less memory
     seed: int = 1337                        # of the weights, the batches and dropout
 
     def __post_init__(self):
@@ -115,6 +118,7 @@ class TrainConfig:
             ('memory_dropout', 0 <= self.memory_dropout <= 1, 'a fraction of the steps, from 0 to 1'),
             ('cooldown', 0 < self.cooldown <= 1, 'a fraction of the run, above 0 and at most 1'),
             ('factor', 0 < self.factor < 1, 'above 0 and below 1'),
+            ('sample_interval', not (self.shard and self.sample_interval), '0 with shard: a sample needs the whole model'),
         ]:
             if not ok:
                 raise UserError(f'{name}={getattr(self, name)!r} must be {expected}')
@@ -144,15 +148,24 @@ class Trainer:
     def __init__(self, cfg, model, data, machine):
         T = model.config.block_size
         self.micro_steps, self.rows = split_batch(cfg, T, machine.world)
-        require_memory(optim.step_memory(cfg, model, self.micro_steps, self.rows), f'a step with batch_size={cfg.batch_size}, '
-                       f'tokens_per_step={cfg.tokens_per_step} and block_size={T}', machine.capacity())
+        needed = optim.step_memory(cfg, model, self.micro_steps, self.rows, machine.world)
+        require_memory(needed, f'a step with batch_size={cfg.batch_size}, tokens_per_step={cfg.tokens_per_step} and '
+                       f'block_size={T}', machine.capacity())
+        if cfg.checkpointing:
+            shard.recompute(model)
+        if cfg.shard and machine.world == 1:
+            raise UserError('shard=True splits a model over several processes, and this is the only one: start them with '
+                            'torchrun --nproc_per_node=N, or leave it out')
+        if cfg.shard:           # moves one block after the other to the device
+            shard.split(model, machine.device, machine.world)
         self.cfg, self.model, self.data, self.machine = cfg, model.to(machine.device), data, machine
+        self.copies = machine.world > 1 and not cfg.shard
         self.examples = self.micro_steps * self.rows * machine.world
         self.tokens = self.examples * T
         # `model` holds the weights and is saved; `fast` is compiled; `net` also averages gradients over the ranks
         self.fast = torch.compile(model) if machine.compile else model
-        self.net = self.fast if machine.world == 1 else DistributedDataParallel(
-            self.fast, device_ids=[machine.device] if machine.device.type == 'cuda' else None)
+        self.net = DistributedDataParallel(self.fast, device_ids=[machine.device] if machine.device.type == 'cuda' else None
+                                           ) if self.copies else self.fast
         self.optimizers = optim.build(model, cfg.optimizer, cfg.learning_rate, (cfg.beta1, cfg.beta2), cfg.weight_decay)
         self.scaler = machine.scaler()
 
@@ -190,8 +203,8 @@ class Trainer:
         batch, mean_loss = self.batch(step), 0.0
         torch.manual_seed((self.cfg.seed << 31) + (step << 10) + self.machine.rank)      # for dropout
         for i in range(self.micro_steps):
-            last = i == self.micro_steps - 1    # gradients are averaged over the ranks once per step
-            with contextlib.nullcontext() if last or self.machine.world == 1 else self.net.no_sync():
+            last = i == self.micro_steps - 1    # copies average their gradients once per step; shards have no room to wait
+            with contextlib.nullcontext() if last or not self.copies else self.net.no_sync():
                 with self.machine.autocast():
                     loss = self.net(*(t[i] for t in batch))[1]
                 self.scaler.scale(loss / self.micro_steps).backward()
@@ -205,10 +218,10 @@ class Trainer:
             self.scaler.step(o)
             o.zero_grad(set_to_none=True)
         self.scaler.update()
-        return mean_loss, norm
+        return mean_loss, norm.full_tensor() if self.cfg.shard else norm
 
     def state_dict(self):
-        return {'optimizers': [o.state_dict() for o in self.optimizers], 'scaler': self.scaler.state_dict()}
+        return {'optimizers': [shard.whole(o.state_dict()) for o in self.optimizers], 'scaler': self.scaler.state_dict()}
 
     def load_state_dict(self, state, path):
         optim.restore(self.optimizers, state['optimizers'], path, state['step'])
@@ -233,11 +246,12 @@ def evaluate(model, data, indices, batch_size, machine, split='val'):
     model.eval()
     parts, mine = [], indices[machine.rank::machine.world]
     beat = Heartbeat(machine.is_main)
-    for i in range(0, len(mine), batch_size):
-        batch = [t.to(machine.device) for t in data.batch(split, mine[i:i + batch_size], model)]
+    for i in range(0, -(-len(indices) // machine.world), batch_size):   # as often on every rank: sharded weights are gathered
+        part = mine[i:i + batch_size]
+        batch = [t.to(machine.device) for t in data.batch(split, part if len(part) else indices[:1], model)]
         with machine.autocast():
             output, _ = model(*batch)
-        parts.append(data.score(output, *batch))
+        parts += [data.score(output, *batch)] * (len(part) > 0)
         beat(f'evaluated {min(i + batch_size, len(mine)):,} of {len(mine):,} {data.unit}')
     model.train()
     return data.total(machine.gather(parts))
@@ -287,10 +301,11 @@ class Run:
         return max(spent / limit for spent, limit in limits if limit)
 
     def save(self, name, **more):
+        weights = shard.whole(self.trainer.model.state_dict())
         if self.machine.is_main:
             self.folder.check()
             try:
-                checkpoint.save(self.folder.path / name, {**self.about, 'model': self.trainer.model.state_dict(), **more,
+                checkpoint.save(self.folder.path / name, {**self.about, 'model': weights, **more,
                                                           **dataclasses.asdict(self.progress)})
             except checkpoint.NotFinite:        # although the loss was
                 self.diverged('train_loss', math.nan, self.progress.step)
@@ -413,10 +428,13 @@ def finish(run, stopped, title, argv):
         print(f'stopped at step {p.step} and saved; to resume: {launcher} {again} --resume')
         return
     print(f'{p.step} steps, {p.tokens:,} tokens, {p.seconds:.0f} s; best val {p.best:.4f}; written to {run.folder.path}/')
+    alone = dataclasses.replace(run.machine, world=1)       # the other ranks are done
+    if run.cfg.shard:                                       # the whole model may not fit into the device
+        model, _ = checkpoint.load_model(run.folder.path / 'ckpt.pt')
+        alone = dataclasses.replace(alone, device=torch.device('cpu'), dtype=torch.float32)
     if (indices := data.test_indices()) is not None:
         content = checkpoint.load(run.folder.path / 'best.pt')
         checkpoint.load_weights(model, content, run.folder.path / 'best.pt')
-        alone = dataclasses.replace(run.machine, world=1)       # the other ranks are done
 
         def judge(part):
             found = evaluate(model, data, part, run.cfg.batch_size, alone, 'test')
@@ -447,7 +465,7 @@ def describe(arch, model, trainer, data, cfg):
         if applies:
             print(warning)
     if cfg.dry_run:
-        print(optim.describe(model, cfg.optimizer, trainer.tokens))
+        print(optim.describe(model, cfg.optimizer, trainer.tokens, world if cfg.shard else 1))
 
 
 def train(settings, machine, folder, argv):
@@ -480,10 +498,11 @@ def train(settings, machine, folder, argv):
              'data': {k: data.meta.get(k) for k in ('fingerprint', 'source', 'tokenizer')} |
              {k: data.meta[k] for k in ('standard', 'shape') if k in data.meta}}        # shape: of images
     run = Run(trainer, folder, indices, about, None, runs.Progress(), optim.Plateau(cfg))
+    columns = [*data.columns, *model.metrics()]         # on all ranks, which may hold parts of a weight
     if cfg.resume:
         run.resume(content)
     if machine.is_main:
-        run.log = folder.open(cfg, about, content.get('step'), [*data.columns, *model.metrics()])
+        run.log = folder.open(cfg, about, content.get('step'), columns)
     del content                                         # frees a second copy of the weights
     signals = catch_signals()
     try:

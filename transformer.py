@@ -112,12 +112,13 @@ class DecoderBlock(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, source, mask, past=None):
-        """x: (B, T, C).  source: keys and values of the encoded source.  past: keys and values of the target before x, or None.
-        Returns (B, T, C), and the keys and values up to x."""
+        """x: (B, T, C).  source: the encoded source (B, S, C), or its keys and values.  past: keys and values of the target
+        before x, or None.  Returns (B, T, C), and the keys and values up to x."""
         own = self.attn.keys_values(x)                                                      # (B, H, T, D) each
         if past is not None:
             own = tuple(torch.cat(pair, dim=2) for pair in zip(past, own, strict=True))
         x = self.ln_1(x + self.drop(self.attn(x, own, is_causal=past is None)))
+        source = self.cross.keys_values(source) if isinstance(source, torch.Tensor) else source
         x = self.ln_2(x + self.drop(self.cross(x, source, mask)))
         return self.ln_3(x + self.drop(self.ff(x))), own
 
@@ -176,7 +177,7 @@ class Model(nn.Module):
             x = torch.cat([x, torch.where(y < 0, end, y)[:, :-1]], dim=1)                   # (B, T)
         t = self.embed(self.target, x)
         for block in self.decoder:
-            t, _ = block(t, block.cross.keys_values(h), mask)                               # (B, T, C)
+            t, _ = block(t, h, mask)                                                        # (B, T, C)
         logits = self.lm_head(t)                                                            # (B, T, V)
         if y is None:
             return logits, None

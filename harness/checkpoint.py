@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness import UserError, config, hub, schema
+from harness import UserError, config, hub, schema, shard
 from harness.arch import build, load_arch
 from harness.files import atomic
 from harness.tokenizer import Tokenizer
@@ -104,8 +104,9 @@ def load_model(path):
 
 
 def load_weights(model, content, path):
+    own = model.state_dict()
     try:
-        model.load_state_dict(content['model'])
+        model.load_state_dict({name: shard.part(w, own.get(name)) for name, w in content['model'].items()})
     except RuntimeError as e:
         lines = [s.strip() for s in str(e).splitlines()[1:]]
         raise UserError(f"{path} holds another model (arch '{content['arch']}'): "

@@ -7,6 +7,7 @@ K members   B batch   T tokens   S positions at which all members predict   V vo
 """
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -81,10 +82,11 @@ class Ensemble(nn.Module):
         return total / len(starts)
 
 
-def judge(ensemble, names, contents, count):
+def judge(ensemble, names, contents, count, dtype='float32', cast=None):
     """A table of the losses of runs and of their mixture, on `count` windows of the validation text of the first run.
 
-    names, contents: of the runs, their checkpoints.  Raises UserError if that text is not available."""
+    names, contents: of the runs, their checkpoints.  cast: turns the models from float32 into dtype, whose losses follow.
+    Raises UserError if that text is not available."""
     fingerprints = [c['data']['fingerprint'] for c in contents]
     name, text = contents[0]['loop']['dataset'], data.data_of(contents[0])
     if text is None:
@@ -95,7 +97,8 @@ def judge(ensemble, names, contents, count):
                         f'--eval_only')
     T = ensemble.config.block_size
     starts = text.val_indices(count, T)
-    losses = ensemble.losses(text, starts, min(c['loop']['batch_size'] for c in contents)).tolist()
+    measure = partial(ensemble.losses, text, starts, min(c['loop']['batch_size'] for c in contents))
+    losses = measure().tolist()
     weights = [f'{w:.3g}' for w in ensemble.log_weights.exp().tolist()]
     titles = ['val_loss', 'val_loss_full'][:1 if text.whole else 2]         # the last token of a picture is a corner
     rows = [[*row, *(f'{v:.4f}' for v in found[:len(titles)]), f'{found[len(titles) - 1] / math.log(2):.4f}']
@@ -105,6 +108,11 @@ def judge(ensemble, names, contents, count):
              f'per token, on {len(starts):,} windows of {T} tokens of data/{name}; val_loss: all positions at which '
              f'{"every run" if len(names) > 1 else "the run"} predicts' +
              '; val_loss_full: the token after each full window' * (not text.whole)]
+    if dtype != 'float32':
+        cast()
+        lines.append(f'in {dtype}, from float32: ' + '; '.join(
+            f'{title} {new:.4f} ({new - old:+.5f})' for title, new, old in zip(titles, measure()[-1].tolist(), losses[-1],
+                                                                              strict=False)))
     if fingerprints[0].endswith('-leaking'):
         lines.append(f'{names[0]} was trained with leaking_split, on its validation text too: no loss here is evidence')
     return '\n'.join(lines + [f'{name} may have been trained on the validation text of {names[0]}'

@@ -114,11 +114,11 @@ def automaton(model, ids, passes, temperature=0, top_k=0, top_p=1.0, n_vocab=Non
 # speed ----------------------------------------------------------------------------------------------------------------------
 
 def benchmark(model, prompt, count, n_vocab=None, most=200):
-    """Times greedy generation from prompt (1, T).  Returns a dict:
+    """Times greedy generation from prompt (B, T).  Returns a dict:
 
-    'first': seconds to the first token.  'rate': tokens/s after it.  'growth': the cost of the last 1,000 tokens over that of
-    the first 1,000 (None below 2,000 tokens).  'recompute': tokens/s over at most `most` tokens without the model's step()
-    (None if it has none)."""
+    'texts': B.  'first': seconds to the first token.  'rate': tokens/s of all texts after it.  'growth': the cost of the last
+    1,000 tokens over that of the first 1,000 (None below 2,000 tokens).  'recompute': tokens/s over at most `most` tokens
+    without the model's step() (None if it has none)."""
     def timed(count, **options):
         start, times = time.perf_counter(), []
         for _ in generate(model, prompt, count, temperature=0, n_vocab=n_vocab, **options):
@@ -127,18 +127,21 @@ def benchmark(model, prompt, count, n_vocab=None, most=200):
         return times
     timed(2)        # warm-up
     first, *times = timed(count)
-    result = {'first': first, 'rate': len(times) / sum(times) if times else 1 / first, 'growth': None, 'recompute': None}
+    B = len(prompt)
+    result = {'texts': B, 'first': first, 'rate': B * len(times) / sum(times) if times else B / first, 'growth': None,
+              'recompute': None}
     if len(times) >= 2000:
         result['growth'] = statistics.median(times[-1000:]) / statistics.median(times[:1000])
     if model.step:
         times = timed(min(count, most), recompute=True)
-        result['recompute'] = len(times) / sum(times)
+        result['recompute'] = B * len(times) / sum(times)
     return result
 
 
 def describe(result):
     """The result of benchmark() in a line."""
-    line = f'first token after {result["first"] * 1e3:.1f} ms, then {result["rate"]:,.0f} tokens/s'
+    line = f'first token after {result["first"] * 1e3:.1f} ms, then {result["rate"]:,.1f} tokens/s'
+    line += f' of {result["texts"]} texts' * (result['texts'] > 1)
     if result['recompute']:
         line += f'; {result["recompute"]:,.0f} tokens/s without step() (x {result["rate"] / result["recompute"]:.1f})'
     if result['growth']:

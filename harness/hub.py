@@ -64,6 +64,19 @@ def model_type(name):
     return parse(described).get('model_type') if described.is_file() else None
 
 
+def stored(name):
+    """The format of the weights of a model name, as its files say: 'int8' if no matrix of a GGUF file has more bits."""
+    path = local(name)
+    if path.suffix == '.gguf':
+        wide = any(len(t.shape) > 1 and t.tensor_type.name in ('F64', 'F32', 'F16', 'BF16') for t in gguf.read(path)[1])
+        return 'float32' if wide else 'int8'
+    if not path.exists() and name.count('/') != 1:
+        return 'float32'
+    file = finder(name)('config.json')
+    described = parse(file) if file.is_file() else {}
+    return described.get('dtype') or described.get('torch_dtype') or 'float32'
+
+
 def finder(name):
     """A function from the name of a file to its path, which may not exist.  name: of a model in a package or on the
     hub (owner/model), a local folder, or a local file with weights (FORMATS), which other files may lie beside.  Raises

@@ -22,7 +22,7 @@ import torch
 import torch.nn as nn
 from torch.nn.modules.conv import _ConvNd
 
-from harness import UserError, device
+from harness import UserError, device, shard
 
 # numbers that an optimizer stores per parameter: of the group matrix, of the other groups
 STATES = {'adamw': (2, 2), 'muon': (1, 2), 'lion': (1, 1), 'sgd': (1, 1), 'sparse_lion': (1, 1)}
@@ -93,7 +93,11 @@ def restore(optimizers, states, path, step=1):
     try:
         for o, state in zip(optimizers, states, strict=True):
             own = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
-            o.load_state_dict(state)
+            params = [p for group in o.param_groups for p in group['params']]
+            names = [i for group in state['param_groups'] for i in group['params']]
+            parts = {i: {k: shard.part(t, p) for k, t in state['state'][i].items()}
+                     for i, p in zip(names, params, strict=True) if i in state['state']}
+            o.load_state_dict(state | {'state': parts})
             for group, values in zip(o.param_groups, own, strict=True):
                 group.update(values)
             for p in (p for group in o.param_groups for p in group['params'] if step):
@@ -256,20 +260,24 @@ def memory(model, name):
     return sum(p.numel() * p.element_size() for p in model.parameters()), 4 * sum(trained.values()), 4 * state
 
 
-def token_memory(model):
-    """The bytes of an output of each matrix for one token, in float32."""
-    return 4 * sum(getattr(m, 'out_features', 0) for m in model.modules())
+def token_memory(model, checkpointing=False):
+    """The bytes of an output of each matrix for one token, in float32; with checkpointing, of one block only, the largest."""
+    def outputs(module):
+        return 4 * sum(getattr(m, 'out_features', 0) for m in module.modules())
+    each = [outputs(block) for block in shard.blocks(model)] if checkpointing else [0]
+    return outputs(model) - sum(each) + max(each, default=0)
 
 
-def step_memory(cfg, model, micro_steps, rows):
+def step_memory(cfg, model, micro_steps, rows, world=1):
     """The bytes that a training step takes at least: weights, gradients and optimizer; the batch as int64, in four copies; and
     an output of each matrix for each token of a micro-step."""
     T = model.config.block_size
-    return sum(memory(model, cfg.optimizer)) + 32 * micro_steps * rows * (model.memory + T) + rows * T * token_memory(model)
+    return (sum(memory(model, cfg.optimizer)) / (world if cfg.shard else 1) + 32 * micro_steps * rows * (model.memory + T) +
+            rows * T * token_memory(model, cfg.checkpointing))
 
 
-def describe(model, name, tokens_per_step):
-    """The table that --dry_run prints."""
+def describe(model, name, tokens_per_step, parts=1):
+    """The table that --dry_run prints.  parts: into which the memory is split."""
     table = groups(model)
     sizes = {kind: sum(p.numel() for _, p in params) for kind, params in table.items()}
     lines = [f'{"group":8}{"optimizer":>12}{"decayed":>9}{"tensors":>9}{"parameters":>14}']
@@ -283,7 +291,7 @@ def describe(model, name, tokens_per_step):
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     lines += [f'{total:,} trained parameters' + (f', {frozen:,} frozen' if frozen else ''),
               'memory: parameters {:,.1f} MiB, gradients {:,.1f} MiB, optimizer {:,.1f} MiB'.format(
-                  *(n / 2 ** 20 for n in memory(model, name))),
+                  *(n / parts / 2 ** 20 for n in memory(model, name))) + f' on each of {parts} ranks' * (parts > 1),
               f'{tokens_per_step:,} tokens per step']
     return '\n'.join(lines)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from harness import ROOT, UserError, checkpoint, config, data, tokenizer
+from harness import ROOT, UserError, checkpoint, config, data, shard, tokenizer
 from harness.arch import build, build_config, complete
 from harness.files import atomic
 from harness.log import Log
@@ -191,8 +191,8 @@ def changed(was, cfg):
 def not_finite(e, tensors):
     """Whether one of these tensors, or one in the functions that were running when e was raised, holds nan or infinity."""
     running = [v for frame, _ in traceback.walk_tb(e.__traceback__) for v in frame.f_locals.values()]
-    floats = [v for v in (*running, *tensors) if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.is_meta]
-    return any((v.isnan() | (v == math.inf)).any() for v in floats)         # -inf may be a mask
+    tensors = [v for v in map(shard.local, (*running, *tensors)) if isinstance(v, torch.Tensor) and not v.is_meta]
+    return any((v.isnan() | (v == math.inf)).any() for v in tensors if v.is_floating_point())      # -inf may be a mask
 
 
 def lock(folder, option):

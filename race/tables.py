@@ -169,6 +169,23 @@ def costs(record):
         yield ['config', 'pass', *(f'{w:,}' for w in windows), 'growth'], rows
 
 
+def gpu(record):
+    """The table of a record of bench.py gpu, and the results of its other stages, in Markdown."""
+    found, rows = record['gpu'], []
+    for name in {**found.get('speed', {}), **found.get('compiled', {})}:
+        plain, fast = (found.get(stage, {}).get(name, {}) for stage in ('speed', 'compiled'))
+        best = max((r for r in (plain, fast) if 'mfu' in r), key=lambda r: r['tokens_per_second'], default={})
+        rates = [f'{r["tokens_per_second"]:,.0f}' if 'mfu' in r else 'failed' if r else '' for r in (plain, fast)]
+        size = [f'{best["parameters"]:,}', f'{best["windows"]} x {best["block_size"]:,}'] if best else ['', '']
+        cost = [f'{best["tflops"]:.1f}', f'{best["mfu"] or 0:.1%}', f'{best["memory"]:,.0f}'] if best else [''] * 3
+        rows.append([name, *size, *rates, *cost])
+    lines = [f'- {stage}, {name}: ' + ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}'
+                                                for k, v in result.items() if k != 'took')
+             for stage, results in found.items() if stage not in ('speed', 'compiled') for name, result in results.items()]
+    headers = ['config', 'parameters', 'step', 'tokens/s', 'compiled', 'TFLOP/s', 'MFU', 'MiB']
+    return '\n\n'.join([*([markdown(headers, rows)] if rows else []), *(['\n'.join(lines)] if lines else [])])
+
+
 def trials(record):
     """(headers, rows) of a sweep, best first.  If it tried every pair of values of two settings: a row per value of the first
     and a column per value of the second."""
@@ -244,6 +261,8 @@ def short(record):
     if 'costs' in record:
         return '\n\n'.join(f'{unit} per token:\n\n{markdown(*table)}' for unit, table in zip(
             ('Microseconds', 'KiB'), costs(record), strict=True)) + f'\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
+    if 'gpu' in record:
+        return f'{gpu(record)}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'trials' in record:
         return f'{markdown(*trials(record))}\n\n<sub>one seed; {about(record)}</sub>\n'
     second = second_metric(record)

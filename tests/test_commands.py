@@ -57,6 +57,8 @@ TRAIN = '''
 --device=cuda:99                    cuda
 --device=cpu:7                      cpu:7
 --compile=perhaps                   compile='perhaps'
+--shard                             torchrun
+--shard --sample_interval=5         sample_interval=5
 --resume --out_dir=new              new/ckpt.pt
 --resume --out_dir=RUN --n_embd=32          n_embd
 --resume --out_dir=RUN --optimizer=lion     optimizer
@@ -117,7 +119,7 @@ RUN --fill=[MASK]                   --fill
 RUN --eval --benchmark              --benchmark
 --pretrained=gpt2 --eval            --eval
 RUN --reapply=0                     --reapply=0
-RUN --dtype=int8                    --dtype
+RUN --dtype=int4                    --dtype
 RUN --out=grid.png                  --out=grid.png
 RUN --automaton                     --start
 RUN --automaton --start=a           --automaton
@@ -214,6 +216,10 @@ windows CONFIG --seconds=0                  --seconds=0
 windows CONFIG --arch=transformer           transformer.py
 windows CONFIG --out=none/x.json            none/x.json
 scan --tokens=3                             --tokens=3
+memory CONFIG --ranks=0                     --ranks=0
+memory CONFIG --arch=transformer            transformer.py
+gpu                                         CUDA
+gpu --only=speed,fly                        'fly'
 links CONFIG                                CONFIG
 '''
 

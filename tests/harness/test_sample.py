@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 from functools import partial
@@ -20,7 +21,7 @@ import sample
 import train
 import wavenet
 from extras import export
-from harness import ROOT, checkpoint, data, device
+from harness import ROOT, checkpoint, data, device, formats
 from harness.arch import complete
 from harness.ensemble import Ensemble
 from harness.generate import automaton, benchmark, describe, generate, reapply, sample_token
@@ -112,7 +113,43 @@ def test_sample(run, tmp_path, monkeypatch):
     assert parts == [more(f'--start={s}', f'--seed={5 + i}') for i, s in enumerate(['abc', 'abc', 'a bad', 'a bad'])]
     assert [len(part) for part in parts] == [44, 44, 46, 46] and len(set(parts)) == 4
     assert len(printed(f'{run}/best.pt', '--temperature=0', '--max_new_tokens=5')) == 1 + 5 + 1
-    assert 'tokens/s' in printed(run, '--benchmark', '--max_new_tokens=10', '--dtype=bfloat16')
+    for dtype in ('float32', 'bfloat16', 'int8'):
+        shown = printed(run, '--benchmark', '--max_new_tokens=10', '--num_samples=3', f'--dtype={dtype}')
+        assert shown.startswith(f'{dtype}: ') and 'tokens/s of 3 texts' in shown
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('arch, change', STEPPING.values(), ids=STEPPING)
+def test_int8_weights(arch, change, monkeypatch):
+    """The logits move by the rounding of the weights alone, also those of a row of zeros; a row does not depend on others."""
+    layer, x = torch.nn.Linear(24, 40), torch.randn(3, 5, 24) * torch.tensor([1, 0, 100])[:, None, None]
+    rounded = formats.Int8Linear(layer)
+    assert ((rounded.weight - layer.weight).abs().amax(1) <= layer.weight.abs().amax(1) / 127 / 1.99).all()
+    exact = torch.nn.functional.linear(x, rounded.weight, layer.bias)
+    assert ((rounded(x) - exact).abs().amax((1, 2)) <= 1e-3 * exact.abs().amax((1, 2))).all()
+    assert torch.equal(rounded(x[2:]), rounded(x)[2:])
+    model, x = random_model(arch, **change), torch.randint(17, (2, 12))
+    whole = model.step(x, model.init_state(2))[0]
+    monkeypatch.setattr(formats, 'LEAST', 0)
+    formats.cast([model], 'int8', torch.device('cpu'))
+    stepped, state = model.step(x[:, :5], model.init_state(2))
+    for n in range(5, 12):
+        stepped, state = model.step(x[:, n:n + 1], state)
+    assert 1e-5 < (stepped - whole).abs().max() / whole.abs().max() < 0.05
+    assert not any(type(m) is torch.nn.Linear for m in model.modules())
+
+
+def test_the_format_is_the_stored_one_where_that_is_faster(tmp_path, monkeypatch):
+    cpu, cuda = torch.device('cpu'), torch.device('cuda')
+    (tmp_path / 'config.json').write_text('{"torch_dtype": "bfloat16"}')
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: True)
+    assert [formats.choose('auto', *where)[0] for where in ((None, cuda), (str(tmp_path), cpu), (str(tmp_path), cuda))] == [
+        'float32', 'float32', 'bfloat16']
+    assert 'int8' in sentence(formats.cast, [], 'int8', cuda)
+    monkeypatch.setattr(formats.hub, 'stored', lambda name: 'int8')
+    assert formats.choose('auto', 'x', cpu)[0] == 'int8' and formats.choose('float32', 'x', cpu)[0] == 'float32'
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: False)
+    assert formats.choose('auto', 'x', cuda)[0] == 'float32' and 'bfloat16' in sentence(formats.cast, [], 'bfloat16', cuda)
 
 
 def test_a_closed_pipe_ends_sample_silently(run):
@@ -212,6 +249,9 @@ def test_eval(runs, dataset, tmp_path, monkeypatch):
         assert [float(v) for v in cells[run][2:]] == pytest.approx([full, full / math.log(2)], abs=1e-4)
     assert float(cells[B][1]) == pytest.approx(expected['val_loss'], abs=1e-4)       # A is scored at the positions of B
     assert list(table(A)[0]) == ['run', A]
+    (loss, change), (_, full) = re.findall(r'([\d.]+) \(([+-][\d.]+)\)', table(A, '--dtype=bfloat16')[1])
+    assert 0 < abs(float(change)) < 0.02 and 0 < abs(float(full)) < 0.02
+    assert float(loss) - float(change) == pytest.approx(float(table(A)[0][A][1]), abs=2e-4)
     other, leaking = changed(B, 'b.pt', fingerprint='0' * 16), changed(A, 'a.pt', fingerprint=f'{text.fingerprint}-leaking')
     note = table(A, B, other)[1]
     assert f'{other} may have been trained on the validation text of {A}' in note and note.count('may have been') == 1

@@ -208,10 +208,39 @@ def test_two_processes_take_the_steps_of_one(dataset, task_data, tmp_path, optim
     agree = torch.cat([torch.isclose(value, two['model'][key], atol=1e-5, rtol=1e-4).flatten()
                        for key, value in one['model'].items()])
     assert agree.all() if optimizer[0] == 'sgd' else agree.float().mean() > 0.995
-    for a, b in zip(rows(tmp_path / 'one'), rows(tmp_path / 'two'), strict=True):
+    alike(tmp_path / 'one', tmp_path / 'two', 1e-4)
+
+
+def alike(one, two, rel):
+    """Two runs have logged the same."""
+    for a, b in zip(rows(one), rows(two), strict=True):
         assert a['step'] == b['step'] and a['tokens'] == b['tokens']
         for key in ('train_loss', 'val_loss', 'val_loss_full', 'accuracy', 'grad_norm', 'lr'):
-            assert a.get(key, -1) == pytest.approx(b.get(key, -1), rel=1e-4), key
+            assert a.get(key, -1) == pytest.approx(b.get(key, -1), rel=rel), key
+
+
+@pytest.mark.parametrize('optimizer, more', [
+    ('sparse_lion', ['--bias=False', '--dropout=0.2']), ('muon', ['--arch=llama']), ('sgd', TASK)], ids=lambda v: v[-6:])
+def test_shards_take_the_steps_of_copies(dataset, task_data, tmp_path, optimizer, more):
+    """With checkpointing, on validation windows of which one rank has fewer; then on one process, and before, with muon."""
+    words = [f'--optimizer={optimizer}', '--log_interval=1', '--tokens_per_step=128', '--learning_rate=1e-3', '--batch_size=2',
+             '--schedule=constant', '--eval_windows=5', '--max_iters=6', *more]
+    dataset = task_data('classify') if '--arch=fpt' in words else dataset
+    runs = tmp_path / 'copies', tmp_path / 'shards'
+    if began := ['--resume'] * (optimizer == 'muon'):
+        for run in runs:
+            go(dataset, run, *words, '--max_iters=2')
+    for run, more in zip(runs, ([], ['--shard', '--checkpointing']), strict=True):
+        codes, output = two_ranks(dataset, run, *words, *began, *more)
+        assert codes == [0, 0], output
+    for _ in range(2):
+        one, two = (checkpoint.load(run / 'ckpt.pt') for run in runs)
+        for a, b in ((one['model'], two['model']), *((a['state'], b['state']) for a, b in
+                                                     zip(one['optimizers'], two['optimizers'], strict=True))):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        alike(*runs, 1e-6)
+        for run in runs:
+            go(dataset, run, *words, '--resume', '--max_iters=8')
 
 
 def test_a_lost_rank_ends_the_other(dataset, tmp_path):

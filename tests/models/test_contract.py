@@ -7,17 +7,20 @@ import importlib
 import inspect
 import math
 import multiprocessing
+import os
 import re
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn as nn
-from conftest import ABOUT
+from conftest import ABOUT, sentence
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness import ROOT, checkpoint, optim
+from harness import ROOT, checkpoint, optim, shard
 from harness.arch import ANSWERS, build, complete, contract_names, load_arch
 
+DEVICE = os.environ.get('CONTRACT_DEVICE', 'cpu')        # of bench.py gpu
 ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
 KINDS = [{'kind': 'classify', 'outputs': 4}, {'kind': 'bits', 'outputs': 3}, {'kind': 'regress', 'outputs': 1}]
 VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}, {'short_conv': 4}],
@@ -61,7 +64,7 @@ CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch,
 def tiny_model(name, change):
     arch = load_arch(name)
     torch.manual_seed(0)
-    return complete(arch.Model(dataclasses.replace(arch.Config.tiny(), **change))).eval()
+    return complete(arch.Model(dataclasses.replace(arch.Config.tiny(), **change))).eval().to(DEVICE)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: '-'.join([case[0], *map(str, case[1].values())]))
@@ -83,6 +86,11 @@ def text_model(model):
 
 
 def example_batch(model, batch=6):
+    """examples(), where the model is."""
+    return tuple(t.to(next(model.parameters()).device) for t in examples(model, batch))
+
+
+def examples(model, batch):
     """x and y as the model's data set gives them: tokens, with those of its memory in front, or the examples of a task."""
     c, generator = model.config, torch.Generator().manual_seed(1)
     integers = functools.partial(torch.randint, generator=generator)
@@ -116,7 +124,7 @@ def perturb(model, scale=0.1):
     generator = torch.Generator().manual_seed(2)
     for p in model.parameters():
         if p.requires_grad:
-            p.data += scale * torch.randn(p.shape, generator=generator)
+            p.data += scale * torch.randn(p.shape, generator=generator).to(p.device)
     return model
 
 
@@ -253,7 +261,7 @@ def test_other_number_formats_agree_with_float32(model, dtype, most):
     if not autocast:
         x, y = (v.to(kind) if v.is_floating_point() else v for v in (x, y))
         model.to(kind)
-    with torch.autocast('cpu', dtype=kind, enabled=autocast):
+    with torch.autocast(DEVICE, dtype=kind, enabled=autocast):
         logits, loss = model(x, y)
         if model.step:
             tokens = read_by_step(model, x, y)
@@ -263,6 +271,36 @@ def test_other_number_formats_agree_with_float32(model, dtype, most):
     assert all(p.grad.dtype == p.dtype for p in model.parameters() if p.grad is not None)
     assert autocast or (logits.dtype == loss.dtype == kind and (not model.step or stepped.dtype == kind))
     assert difference(logits, expected) < most and difference(gradient(model), slope) < most
+
+
+@pytest.fixture(scope='module')
+def process_group():
+    """Of this process alone."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('how', ['checkpointing', 'shard'])
+def test_the_gradient_is_the_same(case, process_group, how):
+    """With checkpointing, to the bit, and on shards, under dropout."""
+    change = case[1] | ({'dropout': 0.2} if hasattr(load_arch(case[0]).Config, 'dropout') else {})
+    found, apply = [], shard.recompute if how == 'checkpointing' else lambda model: shard.split(model, torch.device('cpu'), 1)
+    for changed in (False, True):
+        model = perturb(tiny_model(case[0], change)).train()
+        if changed and how == 'shard' and case[0] in ('clip', 'convnet') and case[1].get('network') != 'tutorial':
+            assert 'cannot split this model' in sentence(apply, model)
+            return
+        if changed:
+            apply(model)
+        marks = {kind: [name for name, _ in params] for kind, params in optim.groups(model).items()}
+        torch.manual_seed(0)
+        loss = model(*example_batch(model))[1]
+        loss.backward()
+        found.append((marks, loss, {name: shard.local(p.grad) for name, p in model.named_parameters() if p.requires_grad}))
+    most = 1e-6 if how == 'shard' else 0        # the order in which gradients are added may differ
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1:], found[1][1:], atol=most, rtol=most, allow_subclasses=False)
 
 
 @torch.no_grad()

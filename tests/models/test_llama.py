@@ -108,10 +108,12 @@ def packed(tmp_path_factory):
     return folder / 'tiny.gguf', model
 
 
-def test_a_gguf_has_the_weights_that_gguf_dequantises(packed):
+def test_a_gguf_has_the_weights_that_gguf_dequantises(packed, tmp_path):
     ours = llama.Model.from_pretrained(str(packed[0]))
     assert ours.config.rope_layout == 'interleaved' and ours.config.block_size == 48 and not ours.config.tied
     assert same(ours, packed[1])
+    write_gguf(tmp_path / 'x.gguf', packed[1].state_dict(), ['Q8_0', 'Q4_1'])
+    assert [hub.stored(str(path)) for path in (packed[0], tmp_path / 'x.gguf')] == ['float32', 'int8']
 
 
 def test_the_tokenizer_of_a_gguf_and_a_sample(packed, capsys, tmp_path):
