@@ -134,9 +134,13 @@ class Muon(torch.optim.Muon):
                 grads, buffers = [p.grad for p in params], [self.state[p]['momentum_buffer'] for p in params]
                 torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])
                 updates = torch._foreach_lerp(grads, buffers, group['momentum'])            # Nesterov's momentum
-                updates = orthogonalize(torch.stack(updates), group['ns_coefficients'], group['ns_steps'], group['eps'])
+                matrices = torch.stack(updates)
+                if shard.is_sharded(matrices):      # gathered once, and not for each product
+                    matrices = matrices.full_tensor()
+                matrices = orthogonalize(matrices, group['ns_coefficients'], group['ns_steps'], group['eps'])
+                updates = [shard.part(x.to(p.dtype), p) for x, p in zip(matrices, params, strict=True)]
                 torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
-                torch._foreach_add_(params, list(updates.to(params[0].dtype)), alpha=-group['lr'] * 0.2 * max(shape) ** 0.5)
+                torch._foreach_add_(params, updates, alpha=-group['lr'] * 0.2 * max(shape) ** 0.5)
         return loss
 
 
