@@ -93,6 +93,8 @@ def test_nearest_colour():
     assert np.array_equal(palette.nearest(pixels_, colours), distance.argmin(1))
     grey = SPEC | {'colours': [[v] * 3 for v in (0, 100, 200)], 'width': 2, 'height': 1}
     assert palette.tokens(np.array([[[[255, 0, 0], [0, 255, 0]]]], np.uint8), grey).tolist() == [[1, 1]]    # 76 and 150
+    greys, primaries = grey | {'colours': [[v] * 3 for v in range(256)]}, 255 * np.eye(3, dtype=np.uint8)
+    assert palette.tokens(primaries[None, None], greys).tolist() == [[76, 150, 29]]
     assert palette.tokens(np.array([[[[30], [190]]]], np.uint8), grey).tolist() == [[0, 2]]
 
 
