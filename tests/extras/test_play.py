@@ -574,8 +574,8 @@ def test_draw_in_a_browser(open_part, tmp_path):
 def test_watch_in_a_browser(open_part, site):
     """Curves of all runs, a sample of the checkpoint, and a row that is new."""
     page = open_part('watch')
-    page.locator('#watched .text').first.wait_for()
-    assert 'a sample of step 6' in page.locator('#watched .card').first.inner_text()
+    page.locator('#watched .card').first.get_by_text('a sample of step 6').wait_for()      # samples arrive in any order
+    page.locator('#loss polyline').nth(13).wait_for(state='attached')
     assert page.locator('#loss polyline').count() == 14                 # of seven runs; one is gone
     path = Path(site.runs[0].name) / 'metrics.csv'
     text = path.read_text()
