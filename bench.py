@@ -119,7 +119,7 @@ def bench_train(args):
             data = open_data(s.train.dataset, modality=s.arch.Model.modality, patch=s.train.patch)
             model = runs.new_model(s, data)
         trainer = Trainer(s.train, model, data, machine)
-        trainer.choose_format()
+        machine.choose_format(s.train.dtype, 'auto', model, lambda trainer=trainer: [t[0] for t in trainer.batch(0)])
 
         def step(trainer=trainer, machine=machine):
             trainer.step(0, 0.0)        # at a learning rate of 0 nothing diverges
@@ -173,6 +173,9 @@ def compare_formats(model, rounds):
                                                      for (name, B), rate in rates.items()]
 
 
+MANY = 64       # windows
+
+
 def bench_memory(args):
     from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -195,8 +198,9 @@ def bench_memory(args):
         if s.arch.Model.modality not in ('text', 'masked text'):
             raise UserError(f'{s.name}: {s.arch.name}.py reads no text: choose a language model')
         for checkpointing in (False, True):
-            (model, one), (_, two) = (peak_of(s, n, checkpointing) for n in (1, 2))
-            N, window = sum(p.numel() for p in model.parameters()), two - one
+            # of so many windows that the most is needed while they are read, and not when all gradients are there
+            (model, few), (_, many) = (peak_of(s, n, checkpointing) for n in (MANY, 2 * MANY))
+            N, window = sum(p.numel() for p in model.parameters()), (many - few) / MANY
             inside = [sum(p.numel() for p in block.parameters()) for block in shard.blocks(model)]
             # a rank holds its part of weights, gradients and two averages, and gathers two blocks and what is outside of them
             held, gathered = 16 * N / args.ranks, 8 * (N - sum(inside) + 2 * max(inside, default=0))

@@ -52,7 +52,6 @@ from pathlib import Path
 
 import torch
 
-import model as gpt
 from harness import BIDIRECTIONAL, Arguments, UserError, checkpoint, command, data, device
 from harness.arch import ANSWERS, load_arch
 from harness.captions import encode_image
@@ -83,7 +82,7 @@ def text_views(model, tokenizer, ids, text=None):
     """{name: function that yields (name, figure)} for a language model.  ids: the text to draw.  text: its TextData, or None:
     influence is then measured on `ids`, and there is no context.png."""
     from views import behaviour
-    from views.attention import attention
+    from views.attention import attention, attention_maps
     from views.links import links
     where, T, bidirectional = next(model.parameters()).device, model.config.block_size, model.bidirectional
     x, labels = window_of(model, tokenizer, ids)
@@ -116,11 +115,10 @@ def text_views(model, tokenizer, ids, text=None):
     views = {'influence': influence, 'context': context, 'surprise': surprise}
     if text is None or bidirectional:       # bidirectional: a position does not say how much context there is
         del views['context']
-    parts = {gpt.SelfAttention: {'attention': partial(attention, model, x, labels)},
-             PiecewisePolynomial: dict.fromkeys(('links', 'segments', 'refinement'), edge_functions)}
-    for part, own in parts.items():
-        if any(isinstance(m, part) for m in model.modules()):
-            views |= own
+    if attention_maps(model, x):
+        views['attention'] = partial(attention, model, x, labels)
+    if any(isinstance(m, PiecewisePolynomial) for m in model.modules()):
+        views |= dict.fromkeys(('links', 'segments', 'refinement'), edge_functions)
     return views
 
 

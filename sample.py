@@ -255,7 +255,7 @@ def main(argv):
                             f'sides, such as that of config/shakespeare_bert.py or config/shakespeare_automaton.py')
     if any(m.leaks for m in models):
         print(LEAKS, file=sys.stderr)
-    dtype, why = formats.choose(args.dtype, args.pretrained, where)
+    dtype, why = formats.choose(args.dtype, models, args.pretrained, where)
     if dtype != 'float32':
         print(f'numbers: {dtype} ({why})', file=sys.stderr)
     cast, ensemble = partial(formats.cast, models, dtype, where), Ensemble(models, args.weights or [1] * len(models)).to(where)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from harness import LEAKS, Arguments, UserError, command, config, device, runs, schema
 from harness.files import atomic
-from race.entrants import add_budget, read, read_budget, split_words
+from race.entrants import add_budget, number_format, read, read_budget, split_words
 from race.page import write_record
 from race.processes import commit, interrupt_on_signals, progress_bar, read_rows, spent, train
 from race.tables import fitted
@@ -207,7 +207,8 @@ def run(number, values, first, budget, out, progress):
         result['failed'] = str(refused)
     else:
         limits = e.settings.train.max_iters, e.settings.train.max_seconds
-        reason = train([*e.words, '--sample_tokens=0'], folder, lambda rows: progress(limits, rows))
+        fixed = {'sample_tokens': 0, **number_format(e.settings.train)}
+        reason = train([*e.words, *(f'--{k}={v}' for k, v in fixed.items())], folder, lambda rows: progress(limits, rows))
         last = (read_rows(folder) or [{}])[-1]
         if not reason and (spent(*limits, last) < 1 or 'val_loss' not in last):
             raise UserError(f'trial {number} was stopped at step {last.get("step", 0)}: the same command resumes it')

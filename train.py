@@ -12,11 +12,9 @@ Train any architecture, on one device or many:
 """
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
-import operator
 import shlex
 import time
 from collections import Counter
@@ -178,26 +176,6 @@ class Trainer:
             tensors = [t.pin_memory() for t in tensors]
         return [t.to(self.machine.device, non_blocking=True).unflatten(0, (self.micro_steps, self.rows)) for t in tensors]
 
-    def choose_format(self, was='auto'):
-        """dtype='auto' on a CPU with instructions for bfloat16: takes the faster of the two formats, as measured for this model
-        and batch, and sets cfg.dtype to it.  was: the format of the run that is resumed, which keeps it."""
-        m = self.machine
-        if self.cfg.dtype != 'auto' or m.device.type != 'cpu' or not device.has_bfloat16():
-            return
-        if was not in ('float32', 'bfloat16'):
-            seconds = []
-            for dtype in (torch.float32, torch.bfloat16):
-                m.dtype = dtype
-                seconds.append(pass_seconds(self.model, [t[0] for t in self.batch(0)], m))
-            ratio = operator.truediv(*m.all_reduce(seconds, 'max'))
-            was = 'bfloat16' if ratio > 1.1 else 'float32'
-            m.why = f'measured: bfloat16 has {ratio:.2f} x the speed of float32 for this model and batch'
-        else:
-            m.why = 'of the run that is resumed'
-        self.cfg.dtype, m.dtype = was, getattr(torch, was)
-        if m.is_main:
-            print(m)
-
     def step(self, step, lr):
         """One optimizer step at learning rate lr.  Returns (mean loss on this rank, gradient norm), still on the device."""
         batch, mean_loss = self.batch(step), 0.0
@@ -226,18 +204,6 @@ class Trainer:
     def load_state_dict(self, state, path):
         optim.restore(self.optimizers, state['optimizers'], path, state['step'])
         self.scaler.load_state_dict(state['scaler'])
-
-
-def pass_seconds(model, batch, machine):
-    """The least time of a forward and backward pass, of three, in machine.dtype.  The model stays as it is."""
-    model, times = copy.deepcopy(model), []
-    for _ in range(3):
-        began = time.perf_counter()
-        with machine.autocast():
-            loss = model(*batch)[1]
-        loss.backward()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 @torch.no_grad()
@@ -487,7 +453,8 @@ def train(settings, machine, folder, argv):
         describe(settings.arch.name, model, trainer, data, cfg)
     if cfg.dry_run:
         return
-    trainer.choose_format(content.get('loop', {}).get('dtype', 'auto'))
+    cfg.dtype = machine.choose_format(cfg.dtype, content.get('loop', {}).get('dtype', 'auto'), model,
+                                      lambda: [t[0] for t in trainer.batch(0)])
     if cfg.eval_only:
         metrics = evaluate(trainer.fast, data, indices, cfg.batch_size, machine)
         if machine.is_main:

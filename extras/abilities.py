@@ -13,6 +13,7 @@ One run of each: differences of a few points are noise.
 """
 
 import datetime
+import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -48,6 +49,14 @@ def arguments(argv):
     args = parser.parse_args(argv)
     if min(args.steps, args.examples) < 1:
         raise UserError(f'--steps={args.steps} and --examples={args.examples} must be at least 1')
+    try:
+        rates = [float(rate) for rate in args.rates.split(',')]
+    except ValueError:
+        rates = [0]
+    if min(rates) <= 0 or len(set(rates)) < len(rates):
+        raise UserError(f'--rates={args.rates} must be different numbers above 0, with commas between them')
+    if importlib.util.find_spec('optuna') is None:
+        raise UserError('extras.abilities needs optuna, which is not installed: pip install optuna')
     args.rivals = {text: text for text in args.configs} or RIVALS
     for text in args.rivals.values():
         if set_twice := [w for w in split_words(text)[1:] if w.lstrip('-').partition('=')[0] in OURS]:

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import UserError
-from harness.files import read_image
-from harness.images import ImageData, patches, standardise
+from harness.images import ImageData, patches, read_pixels, standardise
 from harness.pairs import PairData
 from harness.tokenizer import Tokenizer
 
@@ -36,10 +35,7 @@ def encode_captions(texts, tokenizer, model):
 def encode_image(path, content):
     """An image file, or its bytes, as a model reads it: (patches (1, S, D), pixels (H, W, C) uint8).  It is scaled to the size
     of the images of the training split, its middle cut out.  content: a checkpoint.  Raises UserError."""
-    H, W, C = content['data']['shape']
-    image = read_image(path, (W, H), 'the file')
-    if C == 1:
-        image = image.mean(2, keepdims=True).round().astype(np.uint8)
+    image = read_pixels(path, content['data']['shape'])
     return patches(standardise(image[None], content['data']['standard']), content['loop']['patch']), image
 
 

@@ -57,21 +57,28 @@ def cast(models, name, device):
         number_format(device, name)
     for model in models:
         model.to(device, torch.bfloat16 if name == 'bfloat16' else torch.float32)
-        layers = [(module, child, layer) for module in model.modules() for child, layer in module.named_children()
-                  if type(layer) is nn.Linear]
-        for module, child, layer in layers:
-            if name == 'int8' and layer.weight.numel() >= LEAST:
-                setattr(module, child, Int8Linear(layer))
-            elif name != 'bfloat16' and device.type == 'cpu':   # a row times a matrix is faster if its columns are contiguous
-                layer.weight.data = layer.weight.data.T.contiguous().T
+        for module, child, layer in large([model]) if name == 'int8' else ():
+            setattr(module, child, Int8Linear(layer))
+        for layer in model.modules():
+            if type(layer) is nn.Linear and name != 'bfloat16' and device.type == 'cpu':
+                layer.weight.data = layer.weight.data.T.contiguous().T      # a row times a matrix is faster by columns
 
 
-def choose(name, pretrained, device):
+def large(models):
+    """The matrices of models that int8 changes: (module, name of the layer in it, layer)."""
+    return [(module, name, layer) for model in models for module in model.modules() for name, layer in module.named_children()
+            if type(layer) is nn.Linear and layer.weight.numel() >= LEAST]
+
+
+def choose(name, models, pretrained, device):
     """(format, reason) for --dtype.  auto: float32, except that published weights keep 8 bits on a CPU and bfloat16 on a GPU
-    that has it.  pretrained: their name, or None."""
+    that has it.  pretrained: their name, or None.  Raises UserError for an int8 that would change nothing."""
+    if name == 'int8' and not large(models):
+        raise UserError(f'--dtype=int8 changes matrices of at least {LEAST:,} weights, smaller ones being as fast in float32, '
+                        f'and here is none: leave it out')
     if name == 'auto' and pretrained:
         stored = hub.stored(pretrained)
-        if stored == 'int8' and has_int8(device):
+        if stored == 'int8' and has_int8(device) and large(models):
             return stored, 'the published weights have at most 8 bits'
         if stored == 'bfloat16' and number_format(device)[0] == torch.bfloat16:
             return stored, 'the published weights are stored so'

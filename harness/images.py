@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import SPLITS, UserError
+from harness.files import read_image
 from harness.pairs import open_rows
 from harness.tasks import TaskData, check
 from harness.tokenizer import Tokenizer
@@ -37,6 +38,13 @@ def augment(x, how, keys):
             image = image[:, ::-1]
         new[max(0, down):H + down, max(0, right):W + right] = image[max(0, -down):H - down, max(0, -right):W - right]
     return out
+
+
+def read_pixels(source, shape):
+    """An image file, or its bytes, as (H, W, C) uint8 of this shape: scaled, its middle cut out.  Raises UserError."""
+    H, W, C = shape
+    image = read_image(source, (W, H), 'the file')
+    return image.mean(2, keepdims=True).round().astype(np.uint8) if C == 1 else image
 
 
 def standardise(x, standard):

@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from harness import BIDIRECTIONAL, UserError, config, data, runs
+from harness import BIDIRECTIONAL, UserError, config, data, device, runs
 from harness.arch import ANSWERS
 from train import TrainConfig, Trainer, evaluate, split_batch
 
@@ -284,6 +284,13 @@ def affordable(e, cost, budget):
             min(MOST_JUDGEMENT, max(LEAST_JUDGEMENT, int(JUDGEMENT * windows) // 100 * 100)))
 
 
+def number_format(cfg):
+    """{'dtype': ...} for a run whose dtype is auto.  train.py may measure which format is faster; the runs of a race or sweep
+    have one, whatever the load of the machine is when they begin."""
+    found, _ = device.number_format(device.pick_device(cfg.device, 0, 1))
+    return {'dtype': str(found).removeprefix('torch.')} if cfg.dtype == 'auto' else {}
+
+
 def plan(e, cost, budget, curve_windows, windows):
     """How an entrant is trained, as plain data.  Raises UserError if the budget is too small for one evaluation.
 
@@ -304,8 +311,8 @@ def plan(e, cost, budget, curve_windows, windows):
     test = e.data.test_indices()
     judged = len(e.data.val_indices(windows, T) if test is None else test)
     total = STARTUP + seconds + ((steps // interval + 1) * count + judged) * cost.evaluation
-    return {'flags': {**flags, 'eval_interval': interval, 'sample_tokens': 0}, 'flops_per_step': cost.flops,
-            'run_seconds': total}
+    flags |= {**number_format(cfg), 'eval_interval': interval, 'sample_tokens': 0}
+    return {'flags': flags, 'flops_per_step': cost.flops, 'run_seconds': total}
 
 
 def convolution_backward_flops(dy, x, w, *args, out_shape=None):

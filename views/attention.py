@@ -42,10 +42,11 @@ def weights(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
 
 @torch.no_grad()
 def attention_maps(model, x):
-    """The attention weights of every layer for the first example of x: arrays (H, T, T), a row for each query."""
+    """The attention weights of every layer for the first example of x: arrays (H, T, T), a row for each query; [] without
+    attention.  T: that of x, or more or fewer if the model adds tokens or has a memory."""
     with Recorder() as recorder:
         model(x)
-    return recorder.maps
+    return [m for m in recorder.maps if m.shape[1] == m.shape[2]]
 
 
 def attention(model, x, labels=None):

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import model as gpt
 from harness import palette
 from harness.generate import continuations
-from views.attention import attention
+from views.attention import attention, attention_maps
 from views.behaviour import draw_influence, influence, progress, span
 
 SHOWN, SAMPLES = 6, 5       # pictures in a figure; completions of each
@@ -58,8 +57,9 @@ def views(model, data):
     found = {'completions': completions, 'surprise': surprise, 'pixels': pixels, 'influence': moved}
     if model.bidirectional:
         del found['completions']
-    if any(isinstance(m, gpt.SelfAttention) for m in model.modules()):
-        found['attention'] = partial(attention, model, data.windows('val', starts(1), data.size)[0].to(device))
+    one = data.windows('val', starts(1), data.size)[0].to(device)
+    if attention_maps(model, one):
+        found['attention'] = partial(attention, model, one)
     return found
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from matplotlib.colors import PowerNorm
 
-import model as gpt
 from harness import palette
 from views.attention import attention, attention_maps
 from views.behaviour import progress
@@ -71,7 +70,7 @@ def views(model, task):
         return task.examples('val', indices[:1])[0].to(next(model.parameters()).device)
     by_kind = {'classify': confusion, 'bits': bits, 'regress': numbers}[task.kind]
     found = {'trained': lambda: [('trained', draw_trained(model))], by_kind.__name__: by_kind, 'wrong': wrong}
-    if any(isinstance(m, gpt.SelfAttention) for m in model.modules()):
+    if attention_maps(model, first()):
         found['attention'] = lambda: attention(model, first())
         if task.draw.get('as') == 'image':
             found['gaze'] = lambda: [('gaze', draw_gaze(model, first(), task, indices[0]))]

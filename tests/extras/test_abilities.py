@@ -44,7 +44,8 @@ def test_rivals_by_tasks(prepare, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('words, part', [
     (['--steps=0'], '--steps=0'), (['config/shakespeare_gpt.py --block_size=64'], '--block_size=64'),
-    (['--tasks=absent'], 'absent'), (['--rates=0.1'], 'learning_rate')])
+    (['--tasks=absent'], 'absent'), (['--rates=0.1'], 'learning_rate'), (['--rates=0,1'], '--rates=0,1'),
+    (['--rates=1,1'], 'different')])
 def test_bad_words(words, part, prepare, tmp_path):
     prepare('parity.py', '--length=16', '--examples=20')
     assert part in sentence(abilities.main, ['--tasks=parity', f'--out={tmp_path}', *words])

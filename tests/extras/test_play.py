@@ -35,7 +35,7 @@ from views import attention
 
 uvicorn = pytest.importorskip('uvicorn', reason='extras/play.py needs starlette and uvicorn: pip install starlette uvicorn')
 pytest.importorskip('starlette', reason='extras/play.py needs starlette and uvicorn: pip install starlette uvicorn')
-from extras import play
+from extras import play, play_parts
 
 ARCHS = 'gpt', 'pacing', 'mamba'                # the first runs of the page, in this order
 TASK, BROKEN, GONE, UNKNOWN, HOSTILE = 3, 4, 5, 6, 7
@@ -79,7 +79,7 @@ def runs(dataset, digits, tmp_path_factory):
 def served(runs):
     """A server of the page in a thread: .runs, .port, .app, and .post(part, settings) -> the lines of the answer."""
     listener = play.listen(0)
-    site = SimpleNamespace(runs=[play.Run(path, torch.device('cpu')) for path in runs], port=listener.getsockname()[1])
+    site = SimpleNamespace(runs=[play_parts.Run(path, torch.device('cpu')) for path in runs], port=listener.getsockname()[1])
     server = play.server(site.runs, listener)
     thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
     thread.start()
@@ -275,7 +275,7 @@ def test_the_page_is_alone(site):
 
 def test_a_checkpoint_that_changes_is_read_again(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / 'run')
-    run, path = play.Run(tmp_path / 'run', torch.device('cpu')), tmp_path / 'run' / 'best.pt'
+    run, path = play_parts.Run(tmp_path / 'run', torch.device('cpu')), tmp_path / 'run' / 'best.pt'
     assert run.about()['step'] == 6 and run.load() is run.load()
     content = torch.load(path, weights_only=True)
     torch.save(content | {'step': 7}, path)
@@ -331,15 +331,15 @@ def loaded(name, **change):
 def test_any_architecture_has_its_parts(name, change):
     """Those that its contract allows, for texts below and above its window."""
     run = loaded(name, **change)
-    parts = play.use_of(run)['parts']
+    parts = play_parts.use_of(run)['parts']
     assert parts == {'text': ['write', 'see'], 'masked text': ['see'], 'pairs': ['write']}[run.model.modality]
     longest = run.model.config.source_size if run.model.modality == 'pairs' else 40
     for text in ('ab', ('abc. ' * 20)[:longest]):
         if 'write' in parts:
-            found = [*play.write(run, request_of(text=text, count=3))]
+            found = [*play_parts.write(run, request_of(text=text, count=3))]
             assert len([item for item in found if item.get('text')]) <= (3 if 'see' in parts else run.model.config.block_size)
         if 'see' in parts:
-            found = [*play.see(run, request_of(text=text))]
+            found = [*play_parts.see(run, request_of(text=text))]
             assert [item['read'] for item in found if 'read' in item] == [*text]
             place = next(item for item in found if 'first' in item)
             influence = [item['influence'] for item in found if 'influence' in item]
@@ -354,10 +354,10 @@ def test_any_architecture_has_its_parts(name, change):
 def test_pictures_of_pixels_are_completed(given):
     run = loaded('model', vocab_size=3, block_size=16)
     run.tokenizer = Tokenizer({'kind': 'palette', 'colours': [[0, 0, 0], [250, 250, 250]], 'width': 4, 'height': 4})
-    assert play.use_of(run)['parts'] == ['draw']
-    found = [*play.complete(run, request_of(image=image() if given else ''))]
+    assert play_parts.use_of(run)['parts'] == ['draw']
+    found = [*play_parts.complete(run, request_of(image=image() if given else ''))]
     made = [np.array(Image.open(io.BytesIO(base64.b64decode(src.split(',')[1])))) for src in found[-1]['images']]
-    assert len(made) == play.COMPLETED and all(one.shape == (4, 4, 3) and set(one.ravel()) <= {0, 250} for one in made)
+    assert len(made) == play_parts.COMPLETED and all(one.shape == (4, 4, 3) and set(one.ravel()) <= {0, 250} for one in made)
     assert sum('progress' in item for item in found) == (8 if given else 16)
     if given:       # the upper half is that of the image
         assert all((one[:2, :2] == 250).all() and not one[:2, 2:].any() for one in made)
@@ -365,8 +365,8 @@ def test_pictures_of_pixels_are_completed(given):
 
 def test_published_weights_have_no_curves(monkeypatch):
     run, calls = loaded('model'), []
-    monkeypatch.setattr(play, 'load_pretrained', lambda *words: (calls.append(words), ([run.model], run.tokenizer))[1])
-    published = play.Run('gpt2', torch.device('cpu'), pretrained=True)
+    monkeypatch.setattr(play_parts, 'load_pretrained', lambda *words: (calls.append(words), ([run.model], run.tokenizer))[1])
+    published = play_parts.Run('gpt2', torch.device('cpu'), pretrained=True)
     about = [published.about() for _ in range(2)][1]
     assert (about['parts'], about['arch'], about['step']) == (['write', 'see'], 'model', None) and calls == [('gpt2', None)]
 
@@ -393,7 +393,7 @@ def image_runs(module_root):  # noqa: F811
     for arch, *more in (('dvae', '--codes=9'), ('dalle', f'--vae={module_root / "dvae"}'), ('clip',), ('transformer',)):
         words = image_words(arch, module_root / arch, '--max_iters=2', *more)
         train.main([w for w in words if 'n_head' not in w or arch != 'dvae'])
-        found[arch] = play.Run(module_root / arch, torch.device('cpu'))
+        found[arch] = play_parts.Run(module_root / arch, torch.device('cpu'))
     return found
 
 
@@ -403,7 +403,8 @@ def test_images_and_captions(image_runs, arch, reads):
     run = image_runs[arch]
     assert (run.about()['parts'], run.about()['reads']) == (['draw', 'watch'], reads)
     with torch.no_grad():
-        found = [*play.respond('draw', run, request_of(image=image(50, 40), captions='a red circle\n\na blue square', seed=3))]
+        asked = request_of(image=image(50, 40), captions='a red circle\n\na blue square', seed=3)
+        found = [*play.respond('draw', run, asked)]
     assert not [item for item in found if 'error' in item]
     merged = {key: value for item in found for key, value in item.items()}
     if arch == 'clip':
@@ -411,7 +412,7 @@ def test_images_and_captions(image_runs, arch, reads):
     elif arch == 'transformer':
         assert isinstance(merged['caption'], str)
     else:
-        assert len(merged['images']) == {'dvae': 1, 'dalle': play.IMAGES}[arch]
+        assert len(merged['images']) == {'dvae': 1, 'dalle': play_parts.IMAGES}[arch]
         assert Image.open(io.BytesIO(base64.b64decode(merged['images'][0].split(',')[1]))).size == (32, 32)
     if arch == 'dalle':
         assert merged['progress'] == 1
@@ -423,21 +424,21 @@ def test_images_and_captions(image_runs, arch, reads):
 def test_curves(runs, tmp_path):
     """From metrics.csv as it grows; a row that is not whole is left out, and a damaged file is named."""
     shutil.copytree(runs[0], tmp_path / 'run')
-    run, path = play.Run(tmp_path / 'run', torch.device('cpu')), tmp_path / 'run' / 'metrics.csv'
-    found = play.watch(run)
+    run, path = play_parts.Run(tmp_path / 'run', torch.device('cpu')), tmp_path / 'run' / 'metrics.csv'
+    found = play_parts.watch(run)
     assert [row[0] for row in found['rows']] == [0, 2, 3, 4, 6] and found['spent'] == 1 and found['left'] is None
     assert found['best'] == pytest.approx(min(row[4] for row in found['rows'] if row[4] is not None))
     text = path.read_text()
     path.write_text(text[:text.rindex('\n6,')] + '\n6,1')
-    halfway = play.watch(run)
+    halfway = play_parts.watch(run)
     assert [row[0] for row in halfway['rows']] == [0, 2, 3, 4] and halfway['spent'] == pytest.approx(4 / 6)
     assert halfway['left'] == pytest.approx(halfway['last']['seconds'] / 2)
     path.write_text(text + 'x\n')
-    assert 'metrics.csv is damaged' in play.watch(run)['error']
+    assert 'metrics.csv is damaged' in play_parts.watch(run)['error']
     path.write_text(text.splitlines()[0] + '\n' + ''.join(f'{i},{i},{i},,,,nan\n' for i in range(5000)))
-    assert len(play.watch(run)['rows']) == play.POINTS
+    assert len(play_parts.watch(run)['rows']) == play_parts.POINTS
     path.unlink()
-    assert 'metrics.csv' in play.watch(run)['error']
+    assert 'metrics.csv' in play_parts.watch(run)['error']
 
 
 def test_a_port_in_use_and_a_package_that_is_missing(monkeypatch):

@@ -113,6 +113,7 @@ def test_sample(run, tmp_path, monkeypatch):
     assert parts == [more(f'--start={s}', f'--seed={5 + i}') for i, s in enumerate(['abc', 'abc', 'a bad', 'a bad'])]
     assert [len(part) for part in parts] == [44, 44, 46, 46] and len(set(parts)) == 4
     assert len(printed(f'{run}/best.pt', '--temperature=0', '--max_new_tokens=5')) == 1 + 5 + 1
+    monkeypatch.setattr(formats, 'LEAST', 100)
     for dtype in ('float32', 'bfloat16', 'int8'):
         shown = printed(run, '--benchmark', '--max_new_tokens=10', '--num_samples=3', f'--dtype={dtype}')
         assert shown.startswith(f'{dtype}: ') and 'tokens/s of 3 texts' in shown
@@ -143,13 +144,16 @@ def test_the_format_is_the_stored_one_where_that_is_faster(tmp_path, monkeypatch
     cpu, cuda = torch.device('cpu'), torch.device('cuda')
     (tmp_path / 'config.json').write_text('{"torch_dtype": "bfloat16"}')
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: True)
-    assert [formats.choose('auto', *where)[0] for where in ((None, cuda), (str(tmp_path), cpu), (str(tmp_path), cuda))] == [
+    assert [formats.choose('auto', [], *where)[0] for where in ((None, cuda), (str(tmp_path), cpu), (str(tmp_path), cuda))] == [
         'float32', 'float32', 'bfloat16']
     assert 'int8' in sentence(formats.cast, [], 'int8', cuda)
     monkeypatch.setattr(formats.hub, 'stored', lambda name: 'int8')
-    assert formats.choose('auto', 'x', cpu)[0] == 'int8' and formats.choose('float32', 'x', cpu)[0] == 'float32'
+    large, small = ([torch.nn.Sequential(torch.nn.Linear(512, n))] for n in (512, 511))
+    assert [formats.choose(name, models, 'x', cpu)[0] for name, models in (
+        ('auto', large), ('auto', small), ('float32', large), ('int8', large))] == ['int8', 'float32', 'float32', 'int8']
+    assert '262,144 weights' in sentence(formats.choose, 'int8', small, None, cpu)
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: False)
-    assert formats.choose('auto', 'x', cuda)[0] == 'float32' and 'bfloat16' in sentence(formats.cast, [], 'bfloat16', cuda)
+    assert formats.choose('auto', [], 'x', cuda)[0] == 'float32' and 'bfloat16' in sentence(formats.cast, [], 'bfloat16', cuda)
 
 
 def test_a_closed_pipe_ends_sample_silently(run):

@@ -420,7 +420,7 @@ def test_dtype_auto_on_a_cpu_is_measured_and_kept(dataset, tmp_path, monkeypatch
         assert len(batch[0]) == 4 and model.training
         return 1 / speed if machine.dtype == torch.bfloat16 else 1.0
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: found)
-    monkeypatch.setattr(train, 'pass_seconds', seconds)
+    monkeypatch.setattr(device, 'pass_seconds', seconds)
     formats, autocast = set(), device.Machine.autocast
     monkeypatch.setattr(device.Machine, 'autocast', lambda self: formats.add(self.dtype) or autocast(self))
     ckpt = go(dataset, tmp_path, '--dtype=auto', '--max_iters=2')
@@ -433,7 +433,7 @@ def test_dtype_auto_on_a_cpu_is_measured_and_kept(dataset, tmp_path, monkeypatch
 def test_the_time_of_a_pass_leaves_no_trace():
     model = importlib.import_module('model').Model(importlib.import_module('model').Config.tiny())
     before, batch = {k: v.clone() for k, v in model.state_dict().items()}, torch.randint(17, (2, 3, 16))
-    assert train.pass_seconds(model, batch, device.setup('cpu', 'bfloat16', False)) > 0
+    assert device.pass_seconds(model, batch, device.setup('cpu', 'bfloat16', False)) > 0
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

@@ -92,12 +92,14 @@ def test_widths_that_match_are_kept_and_impossible_ones_refused(race_configs):
 COST = Cost(flops=1e6, seconds=0.05, evaluation=0.005)
 
 
-def test_a_budget_becomes_steps(race_configs):
+def test_a_budget_becomes_steps(race_configs, monkeypatch):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'amx_bf16': True})          # no run measures formats by itself
     e, = enter(race_configs / 'gpt.py')[0]
     cheap = dataclasses.replace(COST, evaluation=1e-9)
     for budget in (('steps', 100), ('tokens', 6400), ('tokens', 6463), ('flops', 1e8)):
         planned = entrants.plan(e, cheap, budget, 1000, 500)
-        assert planned['flags'] == {'max_seconds': 0, 'max_iters': 100, 'eval_interval': 5, 'sample_tokens': 0}
+        assert planned['flags'] == {'max_seconds': 0, 'max_iters': 100, 'eval_interval': 5, 'sample_tokens': 0,
+                                    'dtype': 'float32'}
         assert planned['flops_per_step'] == 1e6 and planned['run_seconds'] == pytest.approx(entrants.STARTUP + 5, abs=0.1)
     assert entrants.plan(e, cheap, ('steps', 59), 1000, 500)['flags']['eval_interval'] == 3         # 2 would be 29 evaluations
     flags = entrants.plan(e, cheap, ('seconds', 30), 1000, 500)['flags']

@@ -253,6 +253,7 @@ def test_pictures_are_of_the_given_text():
 
 RUNS = {        # settings of a run, what is drawn of it, and the pictures
     'gpt': ('--n_head=2', [], ['influence', 'context', 'surprise', 'attention']),
+    'llama': ('--arch=llama --n_head=2', ['--only=attention'], ['attention']),
     'bert': ('--arch=bert --n_head=2', ['--only=attention,influence'], ['attention', 'influence']),
     'pacing': ('--arch=pacing --columns=4', ['--only=kernels,picture'], ['picture', 'kernels']),
     'centered': ('--arch=highorder --features=5 --centered', ['--only=segments.png,influence'], ['segments', 'influence'])}
