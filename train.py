@@ -154,9 +154,11 @@ class Trainer:
         if cfg.shard and machine.world == 1:
             raise UserError('shard=True splits a model over several processes, and this is the only one: start them with '
                             'torchrun --nproc_per_node=N, or leave it out')
-        if cfg.shard:           # moves one block after the other to the device
+        if cfg.shard:           # moves one block after the other to the device; to() would lose the marks on parameters
             shard.split(model, machine.device, machine.world)
-        self.cfg, self.model, self.data, self.machine = cfg, model.to(machine.device), data, machine
+        else:
+            model.to(machine.device)
+        self.cfg, self.model, self.data, self.machine = cfg, model, data, machine
         self.copies = machine.world > 1 and not cfg.shard
         self.examples = self.micro_steps * self.rows * machine.world
         self.tokens = self.examples * T

@@ -203,6 +203,14 @@ def trials(record):
     return [*names, 'val_loss'], [[*map(shown, key), value] for key, value in found.items()]
 
 
+def drawn(record):
+    """(headers, rows) of a record of extras.drawn: of each part and number of shapes, the share of true images."""
+    shares = {'true': 'true', 'reranked': 'reranked', 'floor': 'captions of others', 'rebuilt': 'rebuilt'}
+    used = [k for k in shares if k in record['groups'][0]]
+    return ['captions', 'shapes', *(shares[k] for k in used)], [
+        [g['part'], str(g['shapes']), *(f'{g[k]:.1%}' for k in used)] for g in record['groups']]
+
+
 def abilities(record):
     """(headers, rows) of a record of extras.abilities: for each rival and task the accuracy at the longest examples of training
     and at those of twice the length."""
@@ -258,6 +266,9 @@ def short(record):
     if 'abilities' in record:
         return (f'{markdown(*abilities(record))}\n\n<sub>{record["steps"]:,} steps of {record["examples"]} examples, one seed, '
                 f'the best of the rates {record["rates"]}; {record["date"]}; {record["machine"]}</sub>\n')
+    if 'groups' in record:
+        return (f'{markdown(*drawn(record))}\n\n<sub>{record["samples"]} images of each caption, temperature '
+                f'{record["temperature"]}, after {record["step"]:,} steps; {record["date"]}; {record["machine"]}</sub>\n')
     if 'costs' in record:
         return '\n\n'.join(f'{unit} per token:\n\n{markdown(*table)}' for unit, table in zip(
             ('Microseconds', 'KiB'), costs(record), strict=True)) + f'\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'

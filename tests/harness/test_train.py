@@ -220,7 +220,8 @@ def alike(one, two, rel):
 
 
 @pytest.mark.parametrize('optimizer, more', [
-    ('sparse_lion', ['--bias=False', '--dropout=0.2']), ('muon', ['--arch=llama']), ('sgd', TASK)], ids=lambda v: v[-6:])
+    ('sparse_lion', ['--bias=False', '--dropout=0.2']), ('muon', ['--arch=llama']), ('sgd', TASK),
+    ('muon', ['--arch=highorder', '--network=transformer'])], ids=lambda v: v[-1])      # which has marks on its parameters
 def test_shards_take_the_steps_of_copies(dataset, task_data, tmp_path, optimizer, more):
     """With checkpointing, on validation windows of which one rank has fewer; then on one process, and before, with muon."""
     words = [f'--optimizer={optimizer}', '--log_interval=1', '--tokens_per_step=128', '--learning_rate=1e-3', '--batch_size=2',

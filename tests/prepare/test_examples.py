@@ -1,6 +1,7 @@
 """Small tasks as texts with answers: each script against brute force, what is scored, and every text model on them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,7 +131,9 @@ def test_what_is_scored(copying):
     assert found == pytest.approx({'val_loss': (2 * wrong + 22 * right) / 24, 'val_loss_full': (wrong + 5 * right) / 6,
                                    'accuracy': 22 / 24, 'accuracy_full': 5 / 6}, abs=1e-5)
 
-    model = complete(gpt.Model(gpt.Config.tiny()))
+    model, starts = complete(gpt.Model(gpt.Config.tiny())), copying.starts('train')[:6]
+    (_, every), (_, one) = (copying.train_batch(starts, model, SimpleNamespace(last_only=v), 0) for v in (False, True))
+    assert torch.equal(one.amax(1), every[range(6), last_answer(every)]) and ((one >= 0).sum(1) == 1).all()
     model.predicts = 'last'
     x2, y2 = copying.batch('test', copying.parts['4'][:6], model)
     for row, moved, answers, last in zip(x, x2, y2, y, strict=True):
