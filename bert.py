@@ -68,7 +68,7 @@ class MLP(nn.Module):
         self.gelu = config.gelu
         self.c_fc = nn.Linear(config.n_embd, config.n_hidden)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = gpt.Dropout(config.dropout)
 
     def forward(self, x):
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.gelu)))
@@ -116,7 +116,7 @@ class Model(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.types = nn.Embedding(config.n_types, config.n_embd)
         self.ln = nn.LayerNorm(config.n_embd, eps=config.eps)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = gpt.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.head = Head(config) if head else None
         for name, p in self.named_parameters():

@@ -77,7 +77,7 @@ class Tower(nn.Module):
         shape.gelu = config.gelu
         self.wpe = nn.Embedding(size, n_embd)
         self.ln_pre = nn.Identity() if causal else nn.LayerNorm(n_embd, config.eps)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = gpt.Dropout(config.dropout)
         self.h = nn.ModuleList([gpt.Block(shape) for _ in range(n_layer)])
         for block in self.h:
             block.attn.causal, block.mlp = causal, MLP(shape)

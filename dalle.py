@@ -23,6 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import dvae
+from model import Dropout, fast_attention
 
 ATTENTION = ('full', 'row', 'column', 'conv')
 
@@ -91,7 +92,7 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.c_attn, self.attn_proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
         self.c_fc, self.mlp_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         mask = attention_mask(kind, config.block_size, config.source_size, config.kernel)
         self.register_buffer('mask', mask, persistent=False)                                # (L, L), L = T + S
 
@@ -103,8 +104,7 @@ class Block(nn.Module):
             keys, values = cache
             keys[:, :, past:end], values[:, :, past:end] = k, v
             k, v = keys[:, :, :end], values[:, :, :end]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[past:end, :end],
-                                           dropout_p=self.dropout if self.training else 0.0)
+        y = fast_attention(q, k, v, mask=self.mask[past:end, :end], dropout=self.dropout if self.training else 0.0)
         x = x + self.drop(self.attn_proj(y.transpose(1, 2).flatten(2)))
         return x + self.drop(self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)))))
 
@@ -123,7 +123,7 @@ class Model(nn.Module):
         self.image = nn.Embedding(c.codes, C)                   # of images
         self.position = nn.Embedding(1 + c.block_size, C)       # of the token that begins, and of captions
         self.row, self.column = nn.Embedding(side, C), nn.Embedding(side, C)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
         self.h = nn.ModuleList([Block(c, c.kinds()[i % len(c.kinds())]) for i in range(c.n_layer)])
         self.ln_f = nn.LayerNorm(C)
         self.text_head, self.image_head = nn.Linear(C, c.vocab_size, bias=False), nn.Linear(C, c.codes, bias=False)

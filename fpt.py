@@ -163,7 +163,7 @@ class Model(nn.Module):
                              'the example; choose readout=last')
         self.input = nn.Embedding(config.vocab_size, C) if config.vocab_size else nn.Linear(config.features, C)
         self.cls = trunk.cls if front else None
-        self.drop, self.h = nn.Dropout(), getattr(trunk, layout.blocks)
+        self.drop, self.h = gpt.Dropout(), getattr(trunk, layout.blocks)
         self.ln, self.ln_f = (getattr(trunk, name) if name else nn.Identity() for name in (layout.embedding_norm, layout.norm))
         self.output = nn.Linear(C, config.outputs)
         self.trunk_config = trunk.config

@@ -167,7 +167,7 @@ class Hidden(nn.Sequential):
 
     def __init__(self, c, layer=layer):
         hidden = [layer(c, c.n_embd, c.n_embd) for _ in range(c.n_layer - 1)]
-        super().__init__(*hidden, nn.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
+        super().__init__(*hidden, gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
 
 
 def windows(tokens, before, after=0):
@@ -209,7 +209,7 @@ class Conv(nn.Module):
         self.reach, self.stride = c.features, c.stride()
         self.first = Characters(c, self.stride, c.n_embd)
         self.rest = nn.Sequential(*(convolution(c, self.stride, self.stride ** i) for i in range(1, c.n_layer)),
-                                  nn.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
+                                  gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
 
     def forward(self, tokens):
         return self.rest(self.first(windows(tokens, self.stride - 1)))
@@ -235,7 +235,7 @@ class DualConvolution(nn.Module):
         self.wte = nn.Embedding(c.vocab_size, c.n_embd)
         widths = [2 * c.n_embd, *[c.n_embd] * (c.n_layer + 1)]
         self.join = nn.Sequential(*(layer(c, a, b) for a, b in itertools.pairwise(widths)))
-        self.last = nn.Sequential(nn.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
+        self.last = nn.Sequential(gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
 
     def forward(self, tokens):
         h, back = self.wte(tokens), 1                                               # (B, T, C)

@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import ShortConv, check_short_conv
+from model import ShortConv, check_short_conv, fast_attention
 
 
 @dataclass
@@ -123,7 +123,7 @@ class SelfAttention(nn.Module):
         S, mask = k.shape[2], None
         if T > 1 and min(T, self.config.block_size) < S:    # query i is at S - T + i and sees the block_size keys up to there
             mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T).triu(S - T - self.config.block_size + 1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=True)
+        y = fast_attention(q, k, v, mask is None and T > 1, mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))                                    # (B, H, T, D) -> (B, T, C)
 
 

@@ -4,7 +4,7 @@ GPT-2: the baseline that every rival is measured against.
 - Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": from_pretrained() gives the published logits,
   to_hub() writes the same format
 - pre-norm, learned positions, output layer tied to the token embedding
-- attention is defined in plain code (attention) and computed by torch's fused scaled_dot_product_attention
+- attention is defined in plain code (attention) and computed by the fastest way (fast_attention)
 - step() keeps a key-value cache, and re-reads half a window when the cache is full
 - with short_conv=4, a causal convolution over 4 tokens stands in front of attention: the control for rivals that have one
 
@@ -55,18 +55,52 @@ def check_short_conv(width):
         raise ValueError(f'short_conv={width} must be 0 (none) or at least 2 tokens')
 
 
-def attention(q, k, v, causal):
+def attention(q, k, v, causal=False, mask=None, dropout=0.0):
     """softmax(Q K^T / sqrt(D)) V   (Vaswani et al. 2017, equation 1)
 
     q: (B, H, T, D).  k, v: (B, H, S, D), S >= T: the queries are at the last T of the S positions.  Returns (B, H, T, D).
-    causal: a query sees the keys up to its own position.  SelfAttention uses torch's fused kernel, which gives the same result
-    without storing the (T, S) weights."""
+    causal: a query sees the keys up to its own position.  mask: True where it sees a key, of a shape that broadcasts to
+    (B, H, T, S).  dropout: the fraction of the weights that become 0."""
     T, S = q.shape[-2], k.shape[-2]
-    scores = q @ k.mT / math.sqrt(q.shape[-1])                                              # (B, H, T, S)
+    scores = q / math.sqrt(q.shape[-1]) @ k.mT                                              # (B, H, T, S)
     if causal:
-        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
-        scores = scores.masked_fill(future, -math.inf)
-    return scores.softmax(-1) @ v
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if mask is not None:
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)
+    return drop(scores.softmax(-1), dropout) @ v
+
+
+def fast_attention(q, k, v, causal=False, mask=None, dropout=0.0):
+    """The same result in less time, without storing the (T, S) weights of all examples: torch's fused kernel, of which k and v
+    may have fewer heads than q.
+
+    When a CPU trains with short windows, the fused kernel is slower than the formula: its backward pass in bfloat16 takes up
+    to 3 times as long, and with dropout it is not fused (torch 2.13).  There the formula is applied to a few examples at a
+    time."""
+    (B, H, T, _), S = q.shape, k.shape[2]
+    if q.device.type == 'cpu' and q.requires_grad and S <= 512 and (dropout or q.dtype == torch.bfloat16):
+        k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+        rows = max(1, 2 ** 22 // (H * T * S))           # examples whose weights stay in the cache
+        masks = mask.split(rows) if mask is not None and mask.dim() == 4 and len(mask) == B else [mask] * B
+        parts = zip(q.split(rows), k.split(rows), v.split(rows), masks)     # noqa: B905  (masks may be longer)
+        return torch.cat([attention(q, k, v, causal, mask, dropout) for q, k, v, mask in parts])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal,
+                                          enable_gqa=k.shape[1] < H)
+
+
+def drop(x, p):
+    """F.dropout(x, p).  On a CPU torch computes a random float for each value; 16 random bits take a fifth of the time."""
+    if x.device.type != 'cpu' or not 0 < p < 1 or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None)
+    bits = words.view(torch.int16)[:x.numel()].view(x.shape)
+    return x * (bits >= round(2 ** 16 * p) - 2 ** 15).to(x.dtype).mul_(1 / (1 - p))
+
+
+class Dropout(nn.Dropout):
+
+    def forward(self, x):
+        return drop(x, self.p) if self.training else x
 
 
 class SelfAttention(nn.Module):
@@ -77,7 +111,7 @@ class SelfAttention(nn.Module):
         self.n_head, self.dropout = config.n_head, config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x, cache=None, past=0):
         """x: (B, T, C).  cache: begins with keys and values, each (B, H, block_size, D), of which the first `past` are filled;
@@ -91,8 +125,7 @@ class SelfAttention(nn.Module):
             k, v = keys[:, :, :past + T], values[:, :, :past + T]                           # (B, H, past + T, D)
             if past and T > 1:      # is_causal assumes that queries and keys begin at the same position
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and past == 0 and T > 1,
-                                           dropout_p=self.dropout if self.training else 0.0)
+        y = fast_attention(q, k, v, self.causal and past == 0 and T > 1, mask, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)                                              # (B, H, T, D) -> (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -126,7 +159,7 @@ class MLP(nn.Module):
         self.gelu = config.gelu
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
         x = F.gelu(self.c_fc(x), approximate=self.gelu)                                     # (B, T, 4C)
@@ -161,7 +194,7 @@ class Model(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, config.eps, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

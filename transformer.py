@@ -19,6 +19,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from model import Dropout, fast_attention
+
 
 @dataclass
 class Config:                   # base of the paper: 6, 8, 512, dropout 0.1, smoothing 0.1
@@ -73,8 +75,7 @@ class Attention(nn.Module):
 
     def forward(self, x, keys_values, mask=None, is_causal=False):
         """x: (B, T, C).  mask: (B, 1, 1, S), True where a key may be seen.  Returns (B, T, C)."""
-        y = F.scaled_dot_product_attention(self.heads(self.query(x)), *keys_values, attn_mask=mask, is_causal=is_causal,
-                                           dropout_p=self.dropout if self.training else 0.0)
+        y = fast_attention(self.heads(self.query(x)), *keys_values, is_causal, mask, self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def weights(self, x, memory, mask=None):
@@ -96,7 +97,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attn, self.ff = Attention(config), FeedForward(config)
         self.ln_1, self.ln_2 = (nn.LayerNorm(config.n_embd) for _ in range(2))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x, mask):
         x = self.ln_1(x + self.drop(self.attn(x, self.attn.keys_values(x), mask)))
@@ -109,7 +110,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.attn, self.cross, self.ff = Attention(config), Attention(config), FeedForward(config)
         self.ln_1, self.ln_2, self.ln_3 = (nn.LayerNorm(config.n_embd) for _ in range(3))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x, source, mask, past=None):
         """x: (B, T, C).  source: the encoded source (B, S, C), or its keys and values.  past: keys and values of the target
@@ -133,7 +134,7 @@ class Model(nn.Module):
         C, V = config.n_embd, config.vocab_size
         self.source = nn.Linear(config.features, C) if config.features else nn.Embedding(V, C)
         self.target = nn.Embedding(V, C)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.encoder = nn.ModuleList([EncoderBlock(config) for _ in range(config.n_layer)])
         self.decoder = nn.ModuleList([DecoderBlock(config) for _ in range(config.n_layer)])
         self.lm_head = nn.Linear(C, V, bias=False)

@@ -103,7 +103,7 @@ class Model(nn.Module):
         self.input = nn.Linear(config.features, C)
         self.cls = nn.Parameter(torch.zeros(1, 1, C)) if front else None
         self.wpe = nn.Embedding(config.block_size + front, C)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = gpt.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(C, config.eps, bias=config.bias)
         self.output = nn.Linear(C, config.outputs)

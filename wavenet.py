@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import Block, check_gelu
+from model import Block, Dropout, check_gelu
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Model(nn.Module):
         C = config.n_embd
         self.wte = nn.Embedding(config.vocab_size, C)
         self.wpe = nn.Embedding(config.block_size, C)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.wavenet = (CausalWaveNet if config.reads == 'causal' else JoiningWaveNet)(config)
         self.ln_decoder = nn.LayerNorm(C, config.eps, bias=config.bias)     # also gives decoder and WaveNet comparable scales

@@ -138,7 +138,7 @@ class Muon(torch.optim.Muon):
                 if shard.is_sharded(matrices):      # gathered once, and not for each product
                     matrices = matrices.full_tensor()
                 matrices = orthogonalize(matrices, group['ns_coefficients'], group['ns_steps'], group['eps'])
-                updates = [shard.part(x.to(p.dtype), p) for x, p in zip(matrices, params, strict=True)]
+                updates = [shard.part(x, p) for x, p in zip(matrices.to(params[0].dtype), params, strict=True)]
                 torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
                 torch._foreach_add_(params, updates, alpha=-group['lr'] * 0.2 * max(shape) ** 0.5)
         return loss
@@ -150,25 +150,26 @@ def orthogonalize(x, coefficients, steps, eps):
     a, b, c = coefficients
     if x.device.type == 'cuda' or (x.device.type == 'cpu' and device.has_bfloat16()):
         x = x.bfloat16()
+    def product(p, q):          # from the shorter side of the matrices, so that nothing is transposed in memory
+        return p @ q if wide else q @ p
+
     wide = x.shape[1] <= x.shape[2]
-    x = x if wide else x.mT                                                         # (N, A, B), A <= B
+    short, long = sorted(x.shape[1:])
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
-    if 2 * x.shape[1] > x.shape[2] or x.dtype == torch.bfloat16:
-        for _ in range(steps):
-            gram = x @ x.mT                                                         # (N, A, A)
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    else:
-        # The same iteration in fewer operations: with P = a + b G + c G G, the step x -> P x takes G = x x^T to P G P, so only
-        # the first and the last product have B columns.  It needs float32: P multiplies an error of G by up to a * a per step.
-        gram, product = x @ x.mT, None                                              # (N, A, A)
-        for step in range(steps):
-            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    gram, total = product(x, x.mT), None                                            # (N, S, S), S the shorter side
+    for step in range(steps):
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        if 2 * short > long or x.dtype == torch.bfloat16:
+            x = torch.baddbmm(x, *(p, x) if wide else (x, p), beta=a)
+            gram = product(x, x.mT) if step + 1 < steps else None
+        else:
+            # The same iteration in fewer operations: with P = a + b G + c G G, the step x -> P x takes G = x x^T to P G P, so
+            # only the first and the last product have the longer side.  It needs float32: P multiplies an error of G by up to
+            # a * a per step.
             p.diagonal(dim1=1, dim2=2).add_(a)
-            product = p if product is None else p @ product
-            if step + 1 < steps:
-                gram = p @ gram @ p
-        x = product @ x
-    return x if wide else x.mT
+            total = p if total is None else p @ total
+            gram = p @ gram @ p if step + 1 < steps else None
+    return x if total is None else product(total, x)
 
 
 class Lion(torch.optim.Optimizer):

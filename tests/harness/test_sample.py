@@ -254,7 +254,7 @@ def test_eval(runs, dataset, tmp_path, monkeypatch):
     assert float(cells[B][1]) == pytest.approx(expected['val_loss'], abs=1e-4)       # A is scored at the positions of B
     assert list(table(A)[0]) == ['run', A]
     (loss, change), (_, full) = re.findall(r'([\d.]+) \(([+-][\d.]+)\)', table(A, '--dtype=bfloat16')[1])
-    assert 0 < abs(float(change)) < 0.02 and 0 < abs(float(full)) < 0.02
+    assert abs(float(change)) < 0.02 and 0 < abs(float(full)) < 0.02      # the mean may cancel
     assert float(loss) - float(change) == pytest.approx(float(table(A)[0][A][1]), abs=2e-4)
     other, leaking = changed(B, 'b.pt', fingerprint='0' * 16), changed(A, 'a.pt', fingerprint=f'{text.fingerprint}-leaking')
     note = table(A, B, other)[1]

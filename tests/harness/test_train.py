@@ -227,6 +227,8 @@ def test_shards_take_the_steps_of_copies(dataset, task_data, tmp_path, optimizer
     words = [f'--optimizer={optimizer}', '--log_interval=1', '--tokens_per_step=128', '--learning_rate=1e-3', '--batch_size=2',
              '--schedule=constant', '--eval_windows=5', '--max_iters=6', *more]
     dataset = task_data('classify') if '--arch=fpt' in words else dataset
+    # where Muon's products are of bfloat16, a sum in another order is at times rounded to another value, 1/256 of a step away
+    close = 1e-3 if optimizer == 'muon' and device.has_bfloat16() else 1e-6
     runs = tmp_path / 'copies', tmp_path / 'shards'
     if began := ['--resume'] * (optimizer == 'muon'):
         for run in runs:
@@ -238,8 +240,8 @@ def test_shards_take_the_steps_of_copies(dataset, task_data, tmp_path, optimizer
         one, two = (checkpoint.load(run / 'ckpt.pt') for run in runs)
         for a, b in ((one['model'], two['model']), *((a['state'], b['state']) for a, b in
                                                      zip(one['optimizers'], two['optimizers'], strict=True))):
-            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
-        alike(*runs, 1e-6)
+            torch.testing.assert_close(a, b, atol=close, rtol=close)
+        alike(*runs, close)
         for run in runs:
             go(dataset, run, *words, '--resume', '--max_iters=8')
 

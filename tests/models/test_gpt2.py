@@ -41,6 +41,42 @@ def test_attention_is_the_fused_one(causal, past):
         torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x) for y in (found, expected)))
 
 
+@pytest.mark.parametrize('heads, options', [(4, {'causal': True}), (2, {'causal': True}), (4, {})])
+@pytest.mark.parametrize('masked', [0, 1, 9])
+def test_attention_of_a_few_examples_at_a_time_is_the_fused_one(heads, options, masked):
+    """In bfloat16, which trains by the formula on a CPU: as precise as the fused kernel, with shared heads and with masks."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(9, n, 256, 8, dtype=torch.bfloat16, requires_grad=True) for n in (4, heads, heads))
+    if masked:
+        options = {'mask': torch.rand(masked, 1, 256, 256) < 0.7}
+        options['mask'][..., 0] = True
+    found = gpt.fast_attention(q, k, v, **options)
+    assert 'Cat' in type(found.grad_fn).__name__
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *exact, attn_mask=options.get('mask'), is_causal=options.get('causal', False), enable_gqa=True)
+    torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.02)
+    weight = torch.randn_like(expected)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for x, y in zip((q, k, v), exact, strict=True):
+        assert (x.grad - y.grad).norm() < 0.02 * y.grad.norm()
+
+
+def test_dropout_scales_what_it_keeps():
+    """The fraction of zeros, the factor of the rest, the same mask in the gradient, and none in evaluation."""
+    torch.manual_seed(0)
+    layer, x = gpt.Dropout(0.2), torch.ones(1001, 999, requires_grad=True)
+    y = layer(x)
+    assert abs((y == 0).float().mean() - 0.2) < 2e-3
+    assert abs((y.view(-1)[1:] * y.view(-1)[:-1]).mean() - 1) < 5e-3        # neighbours are independent
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1.25))
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+    assert layer.eval()(x) is x
+    assert [gpt.drop(x, p).sum().item() for p in (0.0, 1.0)] == [x.numel(), 0.0]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('short_conv', [0, 4])
 def test_a_full_cache_reads_the_last_half_again(short_conv):
