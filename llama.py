@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import ShortConv, check_short_conv, fast_attention
+from model import Dropout, ShortConv, check_short_conv, fast_attention
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Config:                       # SmolLM2 135M: 8192, 49152, 30, 9, 3, 576, 
     qk_norm: bool = False           # RMSNorm of each query and key, as in Qwen3
     tied: bool = True               # the output layer is the token embedding
     eps: float = 1e-5               # epsilon of RMSNorm
+    dropout: float = 0.0            # on embeddings and residual branches; the published models were trained without
     short_conv: int = 0             # tokens that a causal convolution in front of attention sees (0: none), see model.ShortConv
 
     @classmethod
@@ -161,13 +162,14 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.n_embd, config.eps)
         self.mlp = MLP(config)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x, rotation, cache=None, past=0):
         h = self.input_layernorm(x)
         if self.short_conv is not None:
             h = self.short_conv(h, cache and cache[2], past)
-        x = x + self.self_attn(h, rotation, cache, past)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.dropout(self.self_attn(h, rotation, cache, past))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Model(nn.Module):
@@ -178,6 +180,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.norm = nn.RMSNorm(config.n_embd, config.eps)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -191,7 +194,7 @@ class Model(nn.Module):
 
     def trunk(self, h, caches=None, past=0):
         """h: (B, T, C), embedded tokens at positions past .. past + T - 1.  Returns (B, T, C)."""
-        turn = rotation(self.config, h, past)
+        turn, h = rotation(self.config, h, past), self.dropout(h)
         for i, block in enumerate(self.layers):
             h = block(h, turn, caches and caches[i], past)
         return self.norm(h)
