@@ -7,10 +7,10 @@ n_layer, n_head, n_embd = 6, 6, 384     # 10.7 M parameters, as in nanoGPT's rec
 n_hidden = 1024
 block_size = 256
 short_conv = 4
-dropout = 0.1
+dropout = 0.2
 
 batch_size = 16                         # 4,096 tokens a step
-max_iters = 1200                        # 4.9 M tokens, five epochs
+max_iters = 2000                        # 8.2 M tokens, eight epochs
 learning_rate = 4e-3
 min_lr = 0.0
 eval_interval = 100_000                 # the text of validation is read at the end, all of it
