@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from harness import UserError, shard
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4       # of glibc's malloc.h
+LEAST_SECONDS = 0.01        # of a forward and backward pass in float32, below which bfloat16 is not worth a choice by chance
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Machine:
 
     def choose_format(self, name, was, model, batch):
         """Sets dtype for a run, and returns its name.  auto, on a CPU with instructions for bfloat16, is the faster of the two
-        formats, as measured for this model and batch.
+        formats, as measured for this model and batch; float32, if a pass is so short that the measurement is noise.
 
         name: the setting.  was: the format of the run that is resumed, which keeps it.  batch: a function that draws one."""
         if name != 'auto' or self.device.type != 'cpu' or not has_bfloat16():
@@ -70,8 +71,10 @@ class Machine:
             for self.dtype in (torch.float32, torch.bfloat16):
                 seconds.append(pass_seconds(model, batch(), self))
             float32, bfloat16 = self.all_reduce(seconds, 'max')
-            was = 'bfloat16' if float32 > 1.1 * bfloat16 else 'float32'
+            was = 'bfloat16' if float32 > max(1.1 * bfloat16, LEAST_SECONDS) else 'float32'
             self.why = f'measured: bfloat16 has {float32 / bfloat16:.2f} x the speed of float32 for this model and batch'
+            if float32 <= LEAST_SECONDS:
+                self.why = f'a pass of {1000 * float32:.1f} ms is too short to compare bfloat16'
         self.dtype = getattr(torch, was)
         if self.is_main:
             print(self)

@@ -416,12 +416,13 @@ def test_number_formats(monkeypatch):
 @pytest.mark.parametrize('found, speed, chosen, reason', [
     ({'avx2': True}, 3, 'float32', 'this CPU has no instructions for bfloat16'),
     ({'amx_bf16': True}, 1.8, 'bfloat16', 'bfloat16 has 1.80 x the speed of float32'),
-    ({'avx512_bf16': True}, 1.05, 'float32', 'bfloat16 has 1.05 x the speed of float32')])
+    ({'avx512_bf16': True}, 1.05, 'float32', 'bfloat16 has 1.05 x the speed of float32'),
+    ({'amx_bf16': True}, 2.999, 'float32', 'a pass of 1.0 ms is too short')])
 def test_dtype_auto_on_a_cpu_is_measured_and_kept(dataset, tmp_path, monkeypatch, capsys, found, speed, chosen, reason):
     """... also when it is resumed on a CPU, or at a load, where the other format is faster."""
     def seconds(model, batch, machine):
         assert len(batch[0]) == 4 and model.training
-        return 1 / speed if machine.dtype == torch.bfloat16 else 1.0
+        return (1 / speed if machine.dtype == torch.bfloat16 else 1.0) / (1000 if speed == 2.999 else 1)
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: found)
     monkeypatch.setattr(device, 'pass_seconds', seconds)
     formats, autocast = set(), device.Machine.autocast
