@@ -225,7 +225,7 @@ def alike(one, two, rel):
 def test_shards_take_the_steps_of_copies(dataset, task_data, tmp_path, optimizer, more):
     """With checkpointing, on validation windows of which one rank has fewer; then on one process, and before, with muon."""
     words = [f'--optimizer={optimizer}', '--log_interval=1', '--tokens_per_step=128', '--learning_rate=1e-3', '--batch_size=2',
-             '--schedule=constant', '--eval_windows=5', '--max_iters=6', *more]
+             '--schedule=constant', '--eval_windows=5', '--max_iters=6', '--dtype=float32', *more]
     dataset = task_data('classify') if '--arch=fpt' in words else dataset
     # where Muon's products are of bfloat16, a sum in another order is at times rounded to another value, 1/256 of a step away
     close = 1e-3 if optimizer == 'muon' and device.has_bfloat16() else 1e-6
