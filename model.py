@@ -89,7 +89,7 @@ def fast_attention(q, k, v, causal=False, mask=None, dropout=0.0):
 
 
 def drop(x, p):
-    """F.dropout(x, p).  On a CPU torch computes a random float for each value; 16 random bits take a fifth of the time."""
+    """F.dropout(x, p).  On a CPU torch draws its random numbers slowly; 16 random bits a value take a quarter of the time."""
     if x.device.type != 'cpu' or not 0 < p < 1 or torch.compiler.is_compiling():
         return F.dropout(x, p)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None)

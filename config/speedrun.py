@@ -13,5 +13,5 @@ batch_size = 16                         # 4,096 tokens a step
 max_iters = 2000                        # 8.2 M tokens, eight epochs
 learning_rate = 4e-3
 min_lr = 0.0
-eval_interval = 100_000                 # the text of validation is read at the end, all of it
+eval_interval = 100_000                 # the validation text is read at the end, all of it
 eval_windows = 0

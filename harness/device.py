@@ -160,7 +160,7 @@ def setup(device='auto', dtype='auto', compile='auto'):
 
 def keep_memory():
     """Keeps the memory of tensors that are freed for the next ones.  By default glibc returns that of large tensors to the
-    system, and up to a quarter of a training step is spent on clearing its pages again."""
+    system, and much of a training step is spent on clearing its pages again."""
     if sys.platform == 'linux':
         with contextlib.suppress(OSError, AttributeError):      # of another C library
             mallopt = ctypes.CDLL(None).mallopt

@@ -150,10 +150,11 @@ def orthogonalize(x, coefficients, steps, eps):
     a, b, c = coefficients
     if x.device.type == 'cuda' or (x.device.type == 'cpu' and device.has_bfloat16()):
         x = x.bfloat16()
-    def product(p, q):          # from the shorter side of the matrices, so that nothing is transposed in memory
+    wide = x.shape[1] <= x.shape[2]
+
+    def product(p, q):          # of tall matrices the other way round, so that nothing is transposed in memory
         return p @ q if wide else q @ p
 
-    wide = x.shape[1] <= x.shape[2]
     short, long = sorted(x.shape[1:])
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
     gram, total = product(x, x.mT), None                                            # (N, S, S), S the shorter side

@@ -41,26 +41,37 @@ def test_attention_is_the_fused_one(causal, past):
         torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x) for y in (found, expected)))
 
 
-@pytest.mark.parametrize('heads, options', [(4, {'causal': True}), (2, {'causal': True}), (4, {})])
-@pytest.mark.parametrize('masked', [0, 1, 9])
-def test_attention_of_a_few_examples_at_a_time_is_the_fused_one(heads, options, masked):
-    """In bfloat16, which trains by the formula on a CPU: as precise as the fused kernel, with shared heads and with masks."""
+@pytest.mark.parametrize('heads', [4, 2])
+@pytest.mark.parametrize('seen', ['all', 'earlier', 1, 20])
+def test_attention_of_a_few_examples_at_a_time_is_the_fused_one(heads, seen):
+    """In bfloat16, which trains by the formula on a CPU, of 16 and 4 examples: with shared heads, and with a mask for all or
+    for each."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(9, n, 256, 8, dtype=torch.bfloat16, requires_grad=True) for n in (4, heads, heads))
-    if masked:
-        options = {'mask': torch.rand(masked, 1, 256, 256) < 0.7}
-        options['mask'][..., 0] = True
-    found = gpt.fast_attention(q, k, v, **options)
-    assert 'Cat' in type(found.grad_fn).__name__
+    q, k, v = (torch.randn(20, n, 256, 8, dtype=torch.bfloat16, requires_grad=True) for n in (4, heads, heads))
+    mask = None
+    if isinstance(seen, int):
+        mask = torch.rand(seen, 1, 256, 256) < 0.7
+        mask[..., 0] = True
+    found = gpt.fast_attention(q, k, v, seen == 'earlier', mask)
+    assert 'Cat' in type(found.grad_fn).__name__        # it is the formula, in pieces
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        *exact, attn_mask=options.get('mask'), is_causal=options.get('causal', False), enable_gqa=True)
+    expected = torch.nn.functional.scaled_dot_product_attention(*exact, attn_mask=mask, is_causal=seen == 'earlier',
+                                                                enable_gqa=True)
     torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.02)
     weight = torch.randn_like(expected)
     (found * weight).sum().backward()
     (expected * weight).sum().backward()
     for x, y in zip((q, k, v), exact, strict=True):
         assert (x.grad - y.grad).norm() < 0.02 * y.grad.norm()
+
+
+def test_dropout_of_attention_weights():
+    """The weights of a query sum to 1 without it; with it, on average."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(8, 2, 64, 8, requires_grad=True), torch.randn(8, 2, 64, 8), torch.ones(8, 2, 64, 8)
+    sums = gpt.fast_attention(q, k, v, dropout=0.3)
+    assert abs(sums.mean() - 1) < 0.02 and sums.std() > 0.05
+    torch.testing.assert_close(gpt.fast_attention(q, k, v), v)
 
 
 def test_dropout_scales_what_it_keeps():
