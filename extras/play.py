@@ -43,6 +43,9 @@ def parse(body, runs):
     except (ValueError, RecursionError):
         raise UserError('the request is not JSON: reload the page') from None
     found = found if isinstance(found, dict) else {}
+    for name, (kind, _, least, most) in SETTINGS.items():       # the words of the page, not of its code
+        if kind in ('count', 'number') and type(v := found.get(name)) in (int, float) and not least <= v <= most:
+            raise UserError(f'{name}={v:,} must be {least:,} to {most:,}')
     schema.check(found, {'runs': 'counts', 'ids?': 'counts'} | {f'{name}?': kind for name, (kind, *_) in SETTINGS.items()},
                  'the request', 'reload the page')
     if unknown := found.keys() - SETTINGS.keys() - {'runs', 'ids'}:
@@ -51,11 +54,9 @@ def parse(body, runs):
     if not numbers or len(set(numbers)) < len(numbers) or max(numbers) >= len(runs):
         raise UserError(f'the runs {numbers!r:.40} must be different numbers from 0 to {len(runs) - 1}, at least one')
     values = {name: default if found.get(name) is None else found[name] for name, (_, default, *_) in SETTINGS.items()}
-    for name, (kind, _, least, most) in SETTINGS.items():
-        size = len(values[name]) if kind == 'text' else values[name]
-        if not least <= size <= most:
-            raise UserError(f'{name} has {size:,} characters: at most {most:,} are read' if kind == 'text' else
-                            f'{name}={values[name]:g} must be {least:g} to {most:g}')
+    for name, (kind, *_, most) in SETTINGS.items():
+        if kind == 'text' and len(values[name]) > most:
+            raise UserError(f'{name} has {len(values[name]):,} characters: at most {most:,} are read')
     ids = found.get('ids') or []
     if len(ids) > SETTINGS['count'][3]:
         raise UserError(f'the text has {len(ids):,} tokens after its start: at most {SETTINGS["count"][3]:,} are read')

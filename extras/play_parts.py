@@ -131,7 +131,7 @@ def reported(found):
     except UserError as e:
         found['error'] = str(e)
     except OSError as e:
-        found['error'] = f'{e.filename or "a file"} cannot be read ({e.strerror})'
+        found['error'] = f'{e.filename or "a file"} cannot be read ({e.strerror}): train this run, or choose another'
     except Exception as e:      # of an architecture: the other runs go on
         traceback.print_exc()
         found['error'] = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
@@ -139,7 +139,7 @@ def reported(found):
 
 def use_of(loaded):
     """{'parts': the parts of the page for a run, 'note': what a reader must know, and for Draw 'reads',
-    'instant', whether an answer takes one pass, and 'colour'}."""
+    and 'instant', whether an answer takes one pass}."""
     model, tokenizer, modality = loaded.model, loaded.tokenizer, loaded.model.modality
     shape = shape_of(loaded)
     if modality == 'text' and tokenizer.length is None:
@@ -150,7 +150,7 @@ def use_of(loaded):
         return {'parts': ['write'], 'note': 'it reads the text as a source, and writes its target'}
     if shape and modality in DRAWN:
         reads, note, _ = DRAWN[modality]
-        return {'parts': ['draw'], 'reads': reads, 'note': note, 'instant': modality in ANSWERS, 'colour': shape[2] == 3}
+        return {'parts': ['draw'], 'reads': reads, 'note': note, 'instant': modality in ONE_PASS}
     if modality in ANSWERS and loaded.dataset is None:
         return {'parts': [], 'note': f'data/{loaded.content["loop"]["dataset"]} is missing or is not the data of this run: '
                                      f'prepare it to see answers'}
@@ -388,6 +388,7 @@ DRAWN = {
     'patches': ('image', 'it rebuilds the picture from tokens', rebuild),
     'drawings': ('caption', f'it draws {IMAGES} pictures of the first caption', draw),
     'text': ('image', f'it completes the upper half of the picture {COMPLETED} times', complete)}
+ONE_PASS = *ANSWERS, 'captions', 'patches'
 PARTS = {'write': write, 'see': see, 'draw': lambda loaded, request: DRAWN[loaded.model.modality][2](loaded, request)}
 
 

@@ -227,14 +227,16 @@ def test_requests_at_once_are_bounded(site, monkeypatch):
     (400, 'runs', 'write', {'runs': ['../../etc/passwd']}, {}), (400, 'runs', 'write', {'runs': [-1]}, {}),
     (400, '0 to 7', 'write', {'runs': [8]}, {}), (400, 'different', 'write', {'runs': [0, 0]}, {}),
     (400, 'at least one', 'write', {'runs': []}, {}), (400, "'path'", 'write', {'runs': [0], 'path': '/etc'}, {}),
-    (400, 'count=1e+09', 'write', {'runs': [0], 'count': 10 ** 9}, {}),
+    (400, 'count=1,000,000,000 must be 1 to 2,000', 'write', {'runs': [0], 'count': 10 ** 9}, {}),
     (400, 'count=0', 'write', {'runs': [0], 'count': 0}, {}),
+    (400, 'top_k=-1 must be 0 to 1,000,000', 'write', {'runs': [0], 'top_k': -1}, {}),
+    (400, 'temperature=nan must be', 'write', '{"runs": [0], "temperature": NaN}', {}),
     (400, 'count', 'write', {'runs': [0], 'count': 1.5}, {}),
     (400, 'temperature', 'write', {'runs': [0], 'temperature': 'x'}, {}),
     (400, 'temperature=11', 'write', {'runs': [0], 'temperature': 11}, {}),
-    (400, 'temperature', 'write', '{"runs": [0], "temperature": NaN}', {}),
     (400, 'top_p=0', 'write', {'runs': [0], 'top_p': 0}, {}),
-    (400, 'seed', 'write', {'runs': [0], 'seed': 2 ** 64}, {}), (400, '3,000', 'write', {'runs': [0], 'ids': [0] * 3000}, {}),
+    (400, '4,294,967,295', 'write', {'runs': [0], 'seed': 10 ** 400}, {}),
+    (400, '3,000', 'write', {'runs': [0], 'ids': [0] * 3000}, {}),
     (200, 'token 11 is not one of the 11', 'write', {'runs': [0], 'ids': [11]}, {}),
     (200, "no token for 'é'", 'write', {'runs': [0], 'text': 'é'}, {}),
     (200, 'no part', 'write', {'runs': [TASK], 'text': 'a'}, {}), (200, 'truncated', 'write', {'runs': [BROKEN]}, {}),
@@ -397,11 +399,13 @@ def image_runs(module_root):  # noqa: F811
     return found
 
 
-@pytest.mark.parametrize('arch, reads', [('dvae', 'image'), ('dalle', 'caption'), ('clip', 'image and captions'),
-                                         ('transformer', 'image')])
-def test_images_and_captions(image_runs, arch, reads):
+@pytest.mark.parametrize('arch, reads, instant', [
+    ('dvae', 'image', True), ('dalle', 'caption', False), ('clip', 'image and captions', True),
+    ('transformer', 'image', False)])
+def test_images_and_captions(image_runs, arch, reads, instant):
     run = image_runs[arch]
-    assert (run.about()['parts'], run.about()['reads']) == (['draw', 'watch'], reads)
+    about = run.about()
+    assert (about['parts'], about['reads'], about['instant']) == (['draw', 'watch'], reads, instant)
     with torch.no_grad():
         asked = request_of(image=image(50, 40), captions='a red circle\n\na blue square', seed=3)
         found = [*play.respond('draw', run, asked)]
@@ -535,6 +539,30 @@ def test_write_in_a_browser(open_part, site):
     assert 'count=0' in page.locator('#message').inner_text()
 
 
+def test_a_run_that_goes_and_comes_back_in_a_browser(open_part, site):
+    """The page says so, and the other runs go on."""
+    folder, cards = Path(site.runs[0].name), '#written .card'
+    away = folder.rename(folder.with_name('away'))
+    page = open_part('write')
+    assert page.locator(cards).count() == 3 and 'No such file' in page.locator('.chip').first.inner_text()
+    away.rename(folder)
+    page.locator('nav button[data-part=write]').click()
+    page.locator(cards).nth(3).wait_for()
+    page.fill('#count', '3')
+    page.click('#go')
+    for i in range(4):
+        page.locator(cards).nth(i).locator('.t').nth(2).wait_for()
+    idle(page)
+    folder.rename(away)
+    page.click('#go')
+    page.locator(cards).first.get_by_text('No such file').wait_for()
+    idle(page)
+    assert page.locator(cards).nth(1).locator('.t').count() == 3
+    page.locator('nav button[data-part=write]').click()
+    page.wait_for_function("() => document.querySelectorAll('#written .card').length === 3")
+    away.rename(folder)
+
+
 def test_see_in_a_browser(open_part):
     page = open_part('see')
     page.fill('#text', 'abc d. gh ab')
@@ -556,7 +584,7 @@ def test_see_in_a_browser(open_part):
     assert page.locator('#seen .card:nth-child(1) select').count() == 2
 
 
-def test_draw_in_a_browser(open_part, tmp_path):
+def test_draw_in_a_browser(open_part):
     page = open_part('draw')
     box = page.locator('#pad').bounding_box()
     page.mouse.move(box['x'] + 40, box['y'] + 40)
@@ -566,8 +594,19 @@ def test_draw_in_a_browser(open_part, tmp_path):
     page.locator('#asked .answer').nth(3).wait_for()
     assert sorted(page.locator('#asked .answer span:first-child').all_inner_texts()) == sorted(['<b>one</b>', *'234'])
     assert page.locator('#asked .seen line').count() == 2               # the edges of four patches
-    (tmp_path / 'none.png').write_text('It is no image.')
-    page.set_input_files('#file', tmp_path / 'none.png')
+    page.click('#clear')                                                # and what was said of the picture
+    assert page.locator('#asked .answer').count() == 0
+    drop = """(at, [content, name]) => {
+        const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0)), data = new DataTransfer();
+        data.items.add(new File([bytes], name, {type: 'image/png'}));
+        return ['dragover', 'drop'].map(type => at.dispatchEvent(
+            new DragEvent(type, {dataTransfer: data, bubbles: true, cancelable: true})));
+    }"""
+    for place in ('#pad', '#asked'):        # a browser leaves the page for a file that is dropped beside the square
+        assert page.locator(place).evaluate(drop, [image().split(',')[1], 'corner.png']) == [False, False]
+        page.locator('#asked .answer').nth(3).wait_for()
+        page.click('#clear')
+    page.locator('#pad').evaluate(drop, ['bm9uZQ==', 'none.png'])
     page.locator('#message:not([hidden])').wait_for()
     assert 'none.png is no image' in page.locator('#message').inner_text()
 
@@ -587,3 +626,12 @@ def test_watch_in_a_browser(open_part, site):
         page.locator('#watched .card:nth-child(1) dd', has_text='7.25').wait_for()
     finally:
         path.write_text(text)
+    held = []       # a poll that ends when another part is open, in which a run may be that has no curves
+    page.route('**/watch', lambda route: held.append(route))
+    with page.expect_request('**/watch'):
+        pass
+    page.locator('nav button[data-part=write]').click()
+    page.evaluate("cards.watch.length = 0; say('a sentence')")
+    held[0].continue_()
+    page.wait_for_function('() => !polling')
+    assert page.locator('#message').inner_text() == 'a sentence'
