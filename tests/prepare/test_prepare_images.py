@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import struct
 import tarfile
 
@@ -119,6 +120,22 @@ def test_emoji_and_stamps(prepare, from_package, root):
         f'{i}.txt': f'A heron {i}.\nde.utf8=Ein Reiher'.encode() for i in range(19)}))
     prepare('stamps.py')
     assert data.read_meta(root / 'data' / 'stamps')['examples'] == {'train': 17, 'val': 1, 'test': 1}
+
+
+def test_stamps_of_one_thing_are_in_one_split(prepare, from_package, root):
+    """A picture mirrored and in other colours, and two pictures of one sentence; 24 things, in two pictures each."""
+    rng, content = np.random.default_rng(0), {}
+    for i in range(24):
+        image, other = rng.integers(256, size=(2, 16, 16, 3), dtype=np.uint8)
+        texts = f'Thing {i}.', f'THING {i}' if i % 2 else f'Twin of {i}.'
+        for name, text, pixels in zip('ab', texts, (image, other if i % 2 else image[:, ::-1, ::-1]), strict=True):
+            content |= {f'{i}{name}.png': png(pixels), f'{i}{name}.txt': text.encode()}
+    from_package(deb(root / 's.deb', content))
+    prepare('stamps.py', '--seed=1')
+    found = data.open_data('stamps', modality='captions')
+    where = {(re.search(r'\d+', found.text(row))[0], split) for split in SPLITS for row in found.captions[split]}
+    assert len(where) == 24 and found.meta['alike'] == 48
+    assert found.meta['examples'] == {'train': 40, 'val': 4, 'test': 4}
 
 
 # a user's own -----------------------------------------------------------------------------------------------------------------
