@@ -159,7 +159,7 @@ class Model(nn.Module):
         """x: (B, S, D) patches.  Returns (B, E), of length 1."""
         if self.config.tower != 'vit':
             side, channels, P = image_shape(self.config)
-            x = x.view(-1, side, side, channels, P, P).permute(0, 3, 1, 4, 2, 5)            # of (B, channels, h, P, w, P)
+            x = x.reshape(-1, side, side, channels, P, P).permute(0, 3, 1, 4, 2, 5)         # of (B, channels, h, P, w, P)
             return F.normalize(self.image(x.reshape(-1, channels, side * P, side * P)), dim=-1)
         cls = self.cls.to(x.dtype).expand(len(x), 1, -1)
         return self.image(torch.cat([cls, self.patch(x)], dim=1), 0)                        # of (B, 1 + S, C)
