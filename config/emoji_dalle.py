@@ -10,7 +10,6 @@ arch = 'dalle'
 dataset = 'emoji'
 patch = 4                               # that of the VAE
 vae = 'out/emoji_dvae'
-augment = 'crop'
 
 n_layer, n_head, n_embd = 4, 4, 128
 dropout = 0.2                           # there are few pictures
