@@ -28,7 +28,7 @@ def write(args, script, captions, sources, source, classes=None, groups=None, **
     """Write the pictures [(name, content of a file)], their captions and their classes.  groups: of indices, for
     split_at_random(); more: for meta.json.  Also for stamps.py."""
     parts = split_at_random(len(captions), args.seed, groups)
-    content = {'x': read_images(sources, (args.size, args.size)), 'captions': np.array(captions, dtype=object)}
+    content = {'x': read_images(sources, (args.size, args.size), square=True), 'captions': np.array(captions, dtype=object)}
     labels = sorted(set(classes or ()))
     if labels:
         content['y'] = np.array([labels.index(name) for name in classes])

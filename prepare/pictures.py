@@ -25,9 +25,9 @@ from prepare.common import Parser, natural, positive, read_text, walk, write_ima
 FORMATS = '.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'
 
 
-def read_images(sources, size=None):
-    """(N, H, W, 3) uint8 of [(name, path or bytes)].  Raises UserError, with two names, for several sizes."""
-    images = [read_image(source, size, name) for name, source in sources]
+def read_images(sources, size=None, square=False):
+    """(N, H, W, 3) uint8 of [(name, path or bytes)], see read_image().  Raises UserError, with two names, for several sizes."""
+    images = [read_image(source, size, name, square) for name, source in sources]
     for image, (name, _) in zip(images, sources, strict=True):
         if image.shape != images[0].shape:
             (h, w, _), (H, W, _) = image.shape, images[0].shape

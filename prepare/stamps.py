@@ -3,7 +3,7 @@ Stamps of the drawing program Tux Paint, photographs and drawings with a sentenc
 
     python prepare/stamps.py [--size=32] [--seed=0] [--name=NAME]
 
-"A great blue heron." Pictures of many sizes become --size x --size: scaled, their middle cut out, on white; the same sentence
+"A great blue heron." Pictures of many sizes become --size x --size: each in the middle of a white square; the same sentence
 may belong to several. A random tenth is for validation and a tenth for testing; pictures with the same sentence, or nearly the
 same pixels, are in one split. They come from Debian's package tuxpaint-stamps-default (GPL-2), which apt-get downloads where it
 is installed.
@@ -30,7 +30,7 @@ def groups_of(sentences, sources):
     """[[indices of pictures]] that belong together: their sentences are the same but for capital letters and punctuation, or
     their pixels nearly are, also when one is mirrored or has other colours."""
     from scipy.sparse.csgraph import connected_components  # slow to import
-    grey = read_images(sources, (16, 16)).mean(3)
+    grey = read_images(sources, (16, 16), square=True).mean(3)
     grey -= grey.mean((1, 2), keepdims=True)
     grey /= np.linalg.norm(grey, axis=(1, 2), keepdims=True) + 1e-9                     # (N, 16, 16), of length 1
     rows, mirrored = grey.reshape(len(grey), -1), grey[:, :, ::-1].reshape(len(grey), -1)
