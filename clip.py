@@ -5,6 +5,8 @@ CLIP: a picture and its caption become vectors of one space, so that those of a 
   from_pretrained() gives the published similarities
 - two towers of GPT-2's blocks: a ViT reads the patches of a picture, with a LayerNorm behind its embeddings, and answers at
   its class token; a causal transformer reads a caption, and answers at its last token
+- or a ResNet of convnet.py reads the picture, and answers by the mean over all places; the published ResNets have another stem,
+  pooling before each stride, and attention in place of the mean (section 2.4)
 - the loss: of all pictures and captions of a batch, which belong together?  A cross-entropy over each row and each column of
   their similarities (figure 3); under DDP the batch is that of all processes
 - the classes of a classifier are then captions, such as "a photo of a cat", also of classes that no training named
@@ -21,6 +23,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
+import convnet
 import model as gpt
 
 MOST = math.log(100)            # of the logarithm of the scale
@@ -32,9 +35,10 @@ class Config:                   # CLIP ViT-B/32: 77, 49408, 49, 3072, 12, 12, 76
     vocab_size: int = 66        # size of the vocabulary, with the token that ends a caption
     source_size: int = 64       # patches of a picture
     features: int = 48          # features per patch: channels x height x width
-    n_layer: int = 4            # blocks of the tower of pictures
-    n_head: int = 4             # its attention heads per block
-    n_embd: int = 128           # its channels
+    tower: str = 'vit'          # of pictures: vit, or resnet18, resnet34, resnet50, resnet101 or resnet152
+    n_layer: int = 4            # vit: blocks of the tower of pictures
+    n_head: int = 4             # vit: its attention heads per block
+    n_embd: int = 128           # its channels; of a ResNet, those of the first stage
     text_layer: int = 0         # blocks of the tower of captions (0: n_layer)
     text_head: int = 0          # its attention heads per block (0: n_head)
     text_embd: int = 0          # its channels (0: n_embd)
@@ -53,11 +57,27 @@ class Config:                   # CLIP ViT-B/32: 77, 49408, 49, 3072, 12, 12, 76
         for name in ('source_size', 'features', 'text_layer', 'text_head', 'text_embd', 'n_space'):
             if getattr(self, name) < (name != 'text_layer'):
                 raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
-        for channels, heads in (('n_embd', 'n_head'), ('text_embd', 'text_head')):
+        if self.tower not in ('vit', *convnet.RESNETS):
+            raise ValueError(f"unknown tower='{self.tower}': choose vit, {', '.join(convnet.RESNETS)}")
+        if self.tower != 'vit':
+            image_shape(self)
+        for channels, heads in (('n_embd', 'n_head'),) * (self.tower == 'vit') + (('text_embd', 'text_head'),):
             if getattr(self, channels) % getattr(self, heads):
                 raise ValueError(f'{channels}={getattr(self, channels)} must be divisible by {heads}={getattr(self, heads)}')
         if self.gelu not in ('quick', 'none', 'tanh'):
             raise ValueError(f"unknown gelu='{self.gelu}': choose quick, none or tanh")
+
+
+def image_shape(config):
+    """(side in patches, channels, side of a patch) of the square pictures of 1 or 3 channels that were cut into patches.
+    Raises ValueError for any others."""
+    side, S, D = math.isqrt(config.source_size), config.source_size, config.features
+    channels = 1 if math.isqrt(D) ** 2 == D else 3
+    P = math.isqrt(D // channels)
+    if side ** 2 != S or channels * P ** 2 != D:
+        raise ValueError(f'tower={config.tower} reads square pictures of 1 or 3 channels, not source_size={S} patches of '
+                         f'features={D} values: choose tower=vit')
+    return side, channels, P
 
 
 class MLP(gpt.MLP):
@@ -121,17 +141,26 @@ class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = c = config
-        self.patch = nn.Linear(c.features, c.n_embd, bias=False)
-        self.cls = nn.Parameter(torch.randn(c.n_embd) * c.n_embd ** -0.5)
-        self.image = Tower(c, 1 + c.source_size, c.n_layer, c.n_head, c.n_embd, causal=False)
+        if c.tower == 'vit':
+            self.patch = nn.Linear(c.features, c.n_embd, bias=False)
+            nn.init.normal_(self.patch.weight, std=c.features ** -0.5)
+            self.cls = nn.Parameter(torch.randn(c.n_embd) * c.n_embd ** -0.5)
+            self.image = Tower(c, 1 + c.source_size, c.n_layer, c.n_head, c.n_embd, causal=False)
+        else:
+            side, channels, P = image_shape(c)
+            self.image = convnet.ResNet(convnet.Config(c.tower, 'imagenet' if side * P > 64 else 'cifar', c.n_embd, channels,
+                                                       outputs=c.n_space))
         self.wte = nn.Embedding(c.vocab_size, c.text_embd)
         self.text = Tower(c, c.block_size, c.text_layer, c.text_head, c.text_embd, causal=True)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        nn.init.normal_(self.patch.weight, std=c.features ** -0.5)
         nn.init.normal_(self.wte.weight, std=0.02)
 
     def embed_images(self, x):
         """x: (B, S, D) patches.  Returns (B, E), of length 1."""
+        if self.config.tower != 'vit':
+            side, channels, P = image_shape(self.config)
+            x = x.reshape(-1, side, side, channels, P, P).permute(0, 3, 1, 4, 2, 5)         # of (B, channels, h, P, w, P)
+            return F.normalize(self.image(x.reshape(-1, channels, side * P, side * P)), dim=-1)
         cls = self.cls.to(x.dtype).expand(len(x), 1, -1)
         return self.image(torch.cat([cls, self.patch(x)], dim=1), 0)                        # of (B, 1 + S, C)
 
@@ -170,11 +199,11 @@ class Model(nn.Module):
         weights = {rename(k): v for k, v in weights.items()}
         needed = {f'{tower}.{part}.weight' for tower in TOWERS for part in ('wpe', 'proj')}
         if not {'patch.weight', 'wte.weight', *needed} <= weights.keys():
-            raise ValueError('these are not the weights of a CLIP with a ViT')
+            raise ValueError('these are not the weights of a CLIP with a ViT, the only published ones that clip.py loads')
         kernel = weights['patch.weight']                                                    # (C, channels, P, P)
         weights['patch.weight'] = kernel.flatten(1)
         positions = {tower: len(weights[f'{tower}.wpe.weight']) for tower in TOWERS}
-        published = {'block_size': min(positions['text'], settings.get('block_size', math.inf)),
+        published = {'tower': 'vit', 'block_size': min(positions['text'], settings.get('block_size', math.inf)),
                      'vocab_size': len(weights['wte.weight']), 'source_size': positions['image'] - 1,
                      'features': kernel[0].numel(), 'n_space': len(weights['text.proj.weight'])}
         hub.check_config('clip.py', described, projection_dim=[published['n_space']])

@@ -8,14 +8,16 @@ Convolutional networks that classify images: the small one of PyTorch's tutorial
 - the stem for photographs of 224 pixels shrinks them four times, the one for CIFAR's 32 pixels not at all (section 4.2)
 - each residual branch starts at zero (Goyal et al. 2017, arXiv 1706.02677, section 5.1), so that an untrained deep network is a
   shallow one, also in eval mode, where batch norm does not yet know any statistics
-- batch norm makes the examples of a forward pass depend on each other in training: a step on several ranks, or in several
-  micro-steps, is not that of one larger batch. Each rank normalises its own rows; the running statistics are those of rank 0
+- batch norm makes the examples of a forward pass depend on each other in training.  Those of all processes are normalised
+  together, so that a step is the same on one and on many; a step in several micro-steps is not that of one larger batch
 
 B batch   C channels   H, W height and width   O outputs
 """
 
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -77,6 +79,40 @@ class Tutorial(nn.Module):
         return self.fc3(self.fc2(self.fc1(x.flatten(1)).relu()).relu())
 
 
+class Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes.  Its gradient is that of the sum of their losses, as DDP expects."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Sum.apply(grad)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Over the examples of all processes, in training; torch's SyncBatchNorm does the same on GPUs only."""
+
+    def forward(self, x):
+        """x: (B, C, H, W), with as many examples in each process.  Returns the same shape."""
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if world == 1 or not self.training:
+            return super().forward(x)
+        h = x.to(self.running_mean.dtype)               # autocast's formats are too coarse for sums
+        mean = Sum.apply(h.mean((0, 2, 3)) / world)
+        h = h - mean[:, None, None]
+        var, n = Sum.apply(h.square().mean((0, 2, 3)) / world), world * x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        h = h * (self.weight * (var + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]
+        return h.to(x.dtype)
+
+
 def conv(inputs, outputs, kernel, stride=1):
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
@@ -89,16 +125,16 @@ class Block(nn.Module):
         super().__init__()
         outputs = 4 * channels if bottleneck else channels
         self.conv1 = conv(inputs, channels, 1 if bottleneck else 3, 1 if bottleneck else stride)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm(channels)
         self.conv2 = conv(channels, channels, 3, stride if bottleneck else 1)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNorm(channels)
         if bottleneck:
             self.conv3 = conv(channels, outputs, 1)
-            self.bn3 = nn.BatchNorm2d(outputs)
+            self.bn3 = BatchNorm(outputs)
         self.bottleneck = bottleneck
         nn.init.zeros_((self.bn3 if bottleneck else self.bn2).weight)
         changes = stride != 1 or inputs != outputs
-        self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else None
+        self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), BatchNorm(outputs)) if changes else None
 
     def forward(self, x):
         """x: (B, C, H, W).  Returns (B, outputs, H / stride, W / stride)."""
@@ -115,7 +151,7 @@ class ResNet(nn.Module):
         (depths, bottleneck), C = RESNETS[config.network], config.n_embd
         imagenet = config.stem == 'imagenet'
         self.conv1 = conv(config.channels, C, 7, 2) if imagenet else conv(config.channels, C, 3)
-        self.bn1 = nn.BatchNorm2d(C)
+        self.bn1 = BatchNorm(C)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if imagenet else nn.Identity()
         inputs = C
         for i, depth in enumerate(depths):

@@ -2,15 +2,16 @@
 
 arch = 'clip'
 dataset = 'stamps'
+patch = 8                               # 16 patches of a picture
 augment = 'crop'
 
 n_layer, n_head, n_embd = 3, 4, 96
 text_layer, n_space = 2, 64
-dropout = 0.1                           # there are few pictures
+dropout = 0.2                           # there are few pictures
 
 batch_size = 128
-max_iters = 1500
-learning_rate = 3e-3
+max_iters = 300
+learning_rate = 2e-3
 min_lr = 0.0
-eval_interval = 250
+eval_interval = 50
 eval_windows = 0                        # all of the validation split

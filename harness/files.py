@@ -149,9 +149,9 @@ def pillow():
     return Image
 
 
-def read_image(source, size=None, where='an image of the archive'):
+def read_image(source, size=None, where='an image of the archive', square=False):
     """The RGB pixels (H, W, 3) uint8 of an image file, a path or its bytes.  Transparent parts become white.  size: (W, H), to
-    which it is scaled, its middle cut out to that shape.  Raises UserError."""
+    which it is scaled, its middle cut out to that shape.  square: on a white square that it fits into.  Raises UserError."""
     Image, where = pillow(), where if isinstance(source, bytes) else source
     try:
         with warnings.catch_warnings(action='ignore'), Image.open(
@@ -161,6 +161,11 @@ def read_image(source, size=None, where='an image of the archive'):
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             image = image.convert('RGBA')
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+            if square:
+                side = max(image.size)
+                on = Image.new('RGB', (side, side), 'white')
+                on.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+                image = on
             if size and image.size != tuple(size):
                 scale = max(size[0] / image.width, size[1] / image.height)
                 whole = [max(least, round(side * scale)) for least, side in zip(size, image.size, strict=True)]

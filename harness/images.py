@@ -27,8 +27,9 @@ AUGMENT = ('none', 'flip', 'crop', 'flip+crop')
 
 def augment(x, how, keys):
     """Images (B, H, W, C) as a model in training sees them, which is a function of the keys, one for each.  how: of AUGMENT.
-    flip: half of the images are mirrored; crop: each is shifted by up to an eighth of its side, on black."""
-    (_, H, W, _), out = x.shape, np.zeros_like(x)
+    flip: half of the images are mirrored; crop: each is shifted by up to an eighth of its side, and the pixels at its edges are
+    repeated."""
+    (_, H, W, _), out = x.shape, np.empty_like(x)
     for image, new, key in zip(x, out, keys, strict=True):
         rng = np.random.default_rng(key)
         flip, down, right = rng.random() < 0.5, rng.integers(-(H // 8), H // 8 + 1), rng.integers(-(W // 8), W // 8 + 1)
@@ -36,7 +37,7 @@ def augment(x, how, keys):
             down = right = 0
         if flip and 'flip' in how:
             image = image[:, ::-1]
-        new[max(0, down):H + down, max(0, right):W + right] = image[max(0, -down):H - down, max(0, -right):W - right]
+        new[:] = image[(np.arange(H) - down).clip(0, H - 1)][:, (np.arange(W) - right).clip(0, W - 1)]
     return out
 
 

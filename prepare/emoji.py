@@ -24,16 +24,17 @@ PACKAGE, SHA256 = 'emoji-datasource-google@16.0.0', 'fb5fd131b362aab7a55542d2a14
 ARCHIVE = 'emoji-datasource-google-16.0.0.tgz'
 
 
-def write(args, script, captions, sources, source, groups=None):
-    """Write the pictures [(name, content of a file)] and their captions; groups: their classes.  Also for stamps.py."""
-    parts = split_at_random(len(captions), args.seed)
-    content = {'x': read_images(sources, (args.size, args.size)), 'captions': np.array(captions, dtype=object)}
-    labels = sorted(set(groups or ()))
+def write(args, script, captions, sources, source, classes=None, groups=None, **more):
+    """Write the pictures [(name, content of a file)], their captions and their classes.  groups: of indices, for
+    split_at_random(); more: for meta.json.  Also for stamps.py."""
+    parts = split_at_random(len(captions), args.seed, groups)
+    content = {'x': read_images(sources, (args.size, args.size), square=True), 'captions': np.array(captions, dtype=object)}
+    labels = sorted(set(classes or ()))
     if labels:
-        content['y'] = np.array([labels.index(group) for group in groups])
+        content['y'] = np.array([labels.index(name) for name in classes])
     splits = {split: {key: value[part] for key, value in content.items()} for split, part in parts.items()}
     write_images(args.name, splits, source | {'name': f'{source["name"]}, seed {args.seed}'}, Path(script).name, labels or None,
-                 caption_tokenizer(args.name, splits['train']['captions']))
+                 caption_tokenizer(args.name, splits['train']['captions']), **more)
 
 
 def parser(doc, script):

@@ -25,9 +25,9 @@ from prepare.common import Parser, natural, positive, read_text, walk, write_ima
 FORMATS = '.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'
 
 
-def read_images(sources, size=None):
-    """(N, H, W, 3) uint8 of [(name, path or bytes)].  Raises UserError, with two names, for several sizes."""
-    images = [read_image(source, size, name) for name, source in sources]
+def read_images(sources, size=None, square=False):
+    """(N, H, W, 3) uint8 of [(name, path or bytes)], see read_image().  Raises UserError, with two names, for several sizes."""
+    images = [read_image(source, size, name, square) for name, source in sources]
     for image, (name, _) in zip(images, sources, strict=True):
         if image.shape != images[0].shape:
             (h, w, _), (H, W, _) = image.shape, images[0].shape
@@ -41,12 +41,16 @@ def caption_tokenizer(name, captions, merges=1024):
     return spec(name, train(END.join(captions), merges))
 
 
-def split_at_random(count, seed):
-    """{split: indices}: a random tenth for validation, a tenth for testing.  Raises UserError if there are too few."""
+def split_at_random(count, seed, groups=None):
+    """{split: indices}: a random tenth for validation, a tenth for testing, or some more, so that each of the groups, lists of
+    indices, is in one split.  Raises UserError if there are too few."""
     if count < 10:
         raise UserError(f'there are {count} pictures: at least 10 are needed')
-    order, held = np.random.default_rng(seed).permutation(count), count // 10
-    return {'test': order[:held], 'val': order[held:2 * held], 'train': order[2 * held:]}
+    groups, parts = groups or [[i] for i in range(count)], {'test': [], 'val': [], 'train': []}
+    for which in np.random.default_rng(seed).permutation(len(groups)):
+        split = next((name for name in ('test', 'val') if len(parts[name]) < count // 10), 'train')
+        parts[split] += groups[which]
+    return parts
 
 
 def captions_of(paths, folder, table, longest):

@@ -67,9 +67,9 @@ def test_augmentation():
     assert all(m or np.array_equal(a, b) for m, a, b in zip(mirrored, flipped, x, strict=True))
     shifts = set()
     for a, b, whole, m in zip(cropped, both, x, mirrored, strict=True):
-        padded = np.pad(whole, ((2, 2), (2, 2), (0, 0)))
+        padded = np.pad(whole, ((2, 2), (2, 2), (0, 0)), 'edge')
         at = [(i, j) for i in range(5) for j in range(5) if np.array_equal(a, padded[i:i + 16, j:j + 16])]
-        assert len(at) == 1 and np.array_equal(b, np.pad(whole[:, ::-1] if m else whole, ((2, 2), (2, 2), (0, 0)))[
+        assert len(at) == 1 and np.array_equal(b, np.pad(whole[:, ::-1] if m else whole, ((2, 2), (2, 2), (0, 0)), 'edge')[
             at[0][0]:at[0][0] + 16, at[0][1]:at[0][1] + 16])
         shifts.add(at[0])
     assert len(shifts) == 25

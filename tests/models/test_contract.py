@@ -40,6 +40,7 @@ VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 
             'transformer': [{'shared': False}, {'features': 4}],
             'convnet': [*KINDS, {'stem': 'imagenet', 'height': 32, 'width': 32}, {'network': 'resnet50', 'n_embd': 2},
                         {'network': 'tutorial', 'height': 32, 'width': 32}, {'channels': 1}],
+            'clip': [{'tower': 'resnet18', 'n_embd': 4, 'text_embd': 16}],
             'dvae': [{'quantizer': 'vq'}],
             'dalle': [{'attention': 'row+conv'}, {'attention': 'column', 'text_weight': 0.5}],
             'vit': [*KINDS, {'readout': 'mean'}, {'bias': False}],
@@ -166,7 +167,7 @@ def test_shapes_and_loss(model):
 
 
 def test_trainable_parameters_get_a_gradient_and_a_step_lowers_the_loss(model):
-    if model.modality in ANSWERS:
+    if model.modality in (*ANSWERS, 'captions'):
         perturb(model)
     if model.modality == 'patches':     # outside of training its codes are whole numbers
         model.train()

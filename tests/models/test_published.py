@@ -35,11 +35,27 @@ def typed(ours, theirs, x):
     return ours(x, types=x % 2)[0], theirs(x, token_type_ids=x % 2).logits
 
 
+def pictures(config):
+    """(images, their patches) for a model of transformers with this config."""
+    images, P = torch.randn(2, config.num_channels, *[config.image_size] * 2), config.patch_size
+    return images, images.unfold(2, P, P).unfold(3, P, P).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
 def features(ours, theirs, _):
-    images = torch.randn(2, theirs.config.num_channels, *[theirs.config.image_size] * 2)
-    P = theirs.config.patch_size
-    patches = images.unfold(2, P, P).unfold(3, P, P).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    images, patches = pictures(theirs.config)
     return ours.trunk(patches), theirs(images).last_hidden_state
+
+
+def similarities(ours, theirs, x):
+    images, patches = pictures(theirs.config.vision_config)
+    end = theirs.config.text_config.eos_token_id
+    y = torch.cat([x.masked_fill(x == end, 0)[:, 1:], torch.full((len(x), 1), end)], 1)     # captions that it ends
+    output = ours(patches, y)[0]
+    return output[:, 0] @ output[:, 1].T, theirs(input_ids=y, pixel_values=images).logits_per_image
+
+
+def classes(ours, theirs, _):
+    return logits(ours, theirs, torch.randn(2, theirs.config.num_channels, 32, 32))
 
 
 @torch.no_grad()
@@ -84,6 +100,19 @@ FAMILIES = [
            {'hidden_act': ['relu', 'gelu_new', 'quick_gelu'], 'intermediate_size': [32], 'classifier_dropout': [0.5],
             'add_cross_attention': [False]},       # transformers refuses it without is_decoder
            {'hidden_act', 'is_decoder'}, typed),
+    Family('clip', 'CLIPModel',
+           {'text_config': {'vocab_size': 31, 'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 4,
+                            'intermediate_size': 64, 'max_position_embeddings': 12, 'eos_token_id': 30},
+            'vision_config': {'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'intermediate_size': 64,
+                              'image_size': 12, 'patch_size': 4}, 'projection_dim': 8},
+           {'hidden_act': ['relu', 'gelu'], 'intermediate_size': [32]}, {'hidden_act', 'hidden_size', 'intermediate_size',
+                                                                       'layer_norm_eps'}, similarities),
+    Family('convnet', 'ResNetForImageClassification',
+           {'embedding_size': 8, 'hidden_sizes': [8, 16, 32, 64], 'depths': [3, 4, 6, 3], 'layer_type': 'basic'},
+           {'hidden_act': ['gelu'], 'hidden_sizes': [[8, 16, 32, 32]], 'depths': [[2, 2, 2, 2]], 'layer_type': ['bottleneck'],
+            '_out_features': [['stem']], '_out_indices': [[0]]},
+           {'embedding_size', 'hidden_sizes', 'layer_type', 'hidden_act', 'downsample_in_first_stage',
+            'downsample_in_bottleneck'}, classes),
 ]
 VALUES = {      # for fields of all families
     'transformers_version': ['4.0.0'], 'architectures': [['Other']], 'dtype': ['float64'], 'problem_type': ['regression'],
@@ -91,11 +120,15 @@ VALUES = {      # for fields of all families
     'chunk_size_feed_forward': [1], 'layer_norm_epsilon': [0.1], 'layer_norm_eps': [0.1], 'rms_norm_eps': [0.1]}
 
 
-def changes(family):
-    """(field, another value) for every field of the config class."""
-    config = getattr(transformers, family.theirs).config_class(**family.shape)
-    for field in dataclasses.fields(config):
+def changes(family, config=None, known=()):
+    """(field, another value) for every field of the config class; of a config in it, 'outer.field', those that it has not."""
+    config = config or getattr(transformers, family.theirs).config_class(**family.shape)
+    names = {field.name for field in dataclasses.fields(config)}
+    for field in (field for field in dataclasses.fields(config) if field.name not in known):
         was = getattr(config, field.name)
+        if dataclasses.is_dataclass(was):
+            yield from ((f'{field.name}.{name}', value) for name, value in changes(family, was, names))
+            continue
         simple = {bool: lambda v: [not v], int: lambda v: [2 * v], float: lambda v: [v / 2 or 0.1]}
         values = (family.other | VALUES).get(field.name) or simple[type(was)](was)      # KeyError: a new field needs a value
         for value in values:
@@ -108,7 +141,9 @@ def changes(family):
                          ids=lambda v: v.arch if isinstance(v, Family) else str(v)[:30])
 def test_a_setting_is_honoured_or_refused(family, field, value, tmp_path):
     """Of a model with random weights.  '': the shape alone."""
-    model = theirs(family.theirs, tmp_path, **family.shape | ({field: value} if field else {}))
+    outer, _, field = field.rpartition('.')
+    change = {field: value} if field else {}
+    model = theirs(family.theirs, tmp_path, **family.shape | ({outer: family.shape[outer] | change} if outer else change))
     try:
         ours = load_arch(family.arch).Model.from_pretrained(str(tmp_path))
     except ValueError as e:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import struct
 import tarfile
 
@@ -106,7 +107,8 @@ def test_tools_that_are_missing_and_other_hashes(root, monkeypatch):
 
 
 def test_emoji_and_stamps(prepare, from_package, root):
-    """Transparent parts are white; names are captions, groups classes; the first line of a stamp's text is its caption."""
+    """Transparent parts are white; names are captions, groups classes; the first line of a stamp's text is its caption,
+    and of a long stamp nothing is cut off."""
     clear = np.zeros((64, 64, 4), np.uint8)
     from_package(tgz(root / 'e.tgz', {'emoji.json': json.dumps([
         {'image': f'{i}.png', 'name': f'FACE {i % 3}', 'category': 'AB'[i % 2]} for i in range(40)]).encode()} | {
@@ -115,10 +117,29 @@ def test_emoji_and_stamps(prepare, from_package, root):
     found = data.open_data('emoji', modality='images')
     assert found.meta['labels'] == ['A', 'B'] and found.splits['train'][0].shape == (32, 8, 8, 3)
     assert (found.splits['train'][0] == 255).all() and found.text(found.captions['val'][0]) in ('face 0', 'face 1', 'face 2')
-    from_package(deb(root / 's.deb', {f'{i}.png': png(np.zeros((30 + i, 20, 3), np.uint8)) for i in range(20)} | {
+    squares = np.random.default_rng(0).integers(2, size=(20, 8, 4, 3)).repeat(5, 1).repeat(5, 2)         # 40 high, 20 wide
+    from_package(deb(root / 's.deb', {f'{i}.png': png((200 * squares[i]).astype(np.uint8)) for i in range(20)} | {
         f'{i}.txt': f'A heron {i}.\nde.utf8=Ein Reiher'.encode() for i in range(19)}))
     prepare('stamps.py')
     assert data.read_meta(root / 'data' / 'stamps')['examples'] == {'train': 17, 'val': 1, 'test': 1}
+    x = data.open_data('stamps', modality='captions').splits['train'][0]
+    assert (x[:, :, [0, -1]] == 255).all() and (x < 100).any((1, 2, 3)).all()
+
+
+def test_stamps_of_one_thing_are_in_one_split(prepare, from_package, root):
+    """A picture mirrored and in other colours, and two pictures of one sentence; 24 things, in two pictures each."""
+    rng, content = np.random.default_rng(0), {}
+    for i in range(24):
+        image, other = rng.integers(256, size=(2, 16, 16, 3), dtype=np.uint8)
+        texts = f'Thing {i}.', f'THING {i}' if i % 2 else f'Twin of {i}.'
+        for name, text, pixels in zip('ab', texts, (image, other if i % 2 else image[:, ::-1, ::-1]), strict=True):
+            content |= {f'{i}{name}.png': png(pixels), f'{i}{name}.txt': text.encode()}
+    from_package(deb(root / 's.deb', content))
+    prepare('stamps.py', '--seed=1')
+    found = data.open_data('stamps', modality='captions')
+    where = {(re.search(r'\d+', found.text(row))[0], split) for split in SPLITS for row in found.captions[split]}
+    assert len(where) == 24 and found.meta['alike'] == 48
+    assert found.meta['examples'] == {'train': 40, 'val': 4, 'test': 4}
 
 
 # a user's own -----------------------------------------------------------------------------------------------------------------
