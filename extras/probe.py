@@ -13,7 +13,6 @@ Writes probe.json and probe.png to the folder of the run.  N examples   T positi
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,8 @@ from harness.data import data_of, open_data
 from harness.files import atomic
 from harness.log import markdown
 from prepare.common import positive
+from race import tables
+from race.page import origin, write_record
 
 DECAYS = 1e-5, 1e-4, 1e-3, 1e-2, 1e-1       # of the classifier's weights; the features are standardised
 BATCH = 50
@@ -122,19 +123,16 @@ def main(argv):
     if model.bidirectional:             # it was trained on pictures without their start
         x = {split: part[:, 1:] for split, part in x.items()}
     colours = torch.tensor(text.tokenizer.spec['colours'] + [[0, 0, 0]]) / 255                  # the start is no colour
-    found = {'run': str(args.run), 'step': content['step'], 'examples': {split: len(part) for split, part in x.items()},
+    found = {'step': content['step'], 'examples': {split: len(part) for split, part in x.items()},
              'chance': task.chance('test')['accuracy'],
              'pixels': probe({split: colours[part].flatten(1) for split, part in x.items()}, y, task.outputs)}
     for key, network in (('trained', model), ('untrained', untrained)):
         layers = {split: features(network.to(where), part) for split, part in x.items()}
         found[key] = [probe({split: layers[split][i] for split in SPLITS}, y, task.outputs) for i in layers['train']]
-    rows = [[str(i), f'{a:.1%}', f'{b:.1%}'] for i, (a, b) in enumerate(zip(found['trained'], found['untrained'], strict=True))]
-    print(markdown(['layer', 'trained on pixels', 'random weights'], rows))
-    print(f'test accuracy; the pixels themselves: {found["pixels"]:.1%}, chance: {found["chance"]:.1%}')
+    print(markdown(*tables.probe(found)))
     from views.behaviour import png
     folder = Path(path).parent
-    with atomic(folder / 'probe.json', 'w') as f:
-        json.dump(found, f, indent=1)
+    write_record(origin('extras.probe', argv, args.device) | {'probe': found}, folder / 'probe.json')
     with atomic(folder / 'probe.png') as f:
         f.write(png(draw(found, f'{folder.resolve().name}, step {content["step"]:,}: a linear classifier on each layer')))
     print(folder / 'probe.png')

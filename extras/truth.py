@@ -9,14 +9,13 @@ part are judged too.  Written to truth.json in the folder of the run.
 """
 
 import importlib
-import json
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from harness import Arguments, UserError, checkpoint, command, data, device
-from harness.files import atomic
+from race.page import origin, write_record
 
 BATCH = 100
 
@@ -73,8 +72,8 @@ def main(argv):
               f'{found[name]["floor"]:.1%}), {found[name]["same"]:.1%} are the ones of the data set')
         for text in [text for text, ok in zip(made, true, strict=True) if not ok][:3]:
             print(f'    not true: {text}')
-    with atomic(path.resolve().parent / 'truth.json', 'w') as f:
-        json.dump({'step': content['step'], 'beams': args.beams, **found}, f, indent=1)
+    write_record(origin('extras.truth', argv, args.device) | {'step': content['step'], 'beams': args.beams, 'truth': found},
+                 path.resolve().parent / 'truth.json')
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ Written to zeroshot_<dataset>.json in the folder of the run, and drawn beside it
 N images   E dimensions of the space   K classes
 """
 
-import json
 import re
 
 import numpy as np
@@ -26,6 +25,9 @@ from harness import Arguments, UserError, checkpoint, command, data, device
 from harness.captions import PROMPTS, encode_captions
 from harness.files import atomic
 from harness.images import patches, standardise
+from harness.log import markdown
+from race import tables
+from race.page import origin, write_record
 
 BATCH, RIDGE = 200, 0.1
 
@@ -161,16 +163,12 @@ def main(argv):
     record = evaluate(model, checkpoint.tokenizer(content, path), content, dataset, names, args)
     print(f'{record["images"]:,} images of {len(names)} classes, chance {1 / len(names):.1%}; ' +
           ', '.join(f'{n} {group}' for group, n in record['classes'].items()))
-    rows = {f'zero-shot, {args.prompts[0]!r}': record['prompt'], f'zero-shot, {len(args.prompts)} prompts': record['ensemble'],
-            **{f'linear probe, {n} of each class': row for n, row in record['few_shot'].items()}}
-    for label, row in rows.items():
-        print(f'  {label:38}' + ', '.join(f'{value:.1%} {group}' for group, value in row.items()))
+    print(markdown(*tables.zeroshot(record)))
     import matplotlib
     matplotlib.use('Agg')
     from views.behaviour import png
     folder = path.resolve().parent
-    with atomic(folder / f'zeroshot_{args.dataset}.json', 'w') as f:
-        json.dump(record, f, indent=1)
+    write_record(origin('extras.zeroshot', argv, args.device) | {'zeroshot': record}, folder / f'zeroshot_{args.dataset}.json')
     with atomic(folder / f'zeroshot_{args.dataset}.png') as f:
         f.write(png(draw(record, f'{folder.name} on {args.dataset}')))
     print(folder / f'zeroshot_{args.dataset}.png')

@@ -5,17 +5,19 @@ Pictures and the page of a race, from its record, and the picture of a record of
 """
 
 import base64
+import datetime
 import io
 import itertools
 import json
 import math
 import re
+import shlex
 import statistics
 from pathlib import Path
 
 import numpy as np
 
-from harness import UserError, command
+from harness import UserError, command, device
 from harness.files import atomic
 from race.statistics import METRICS, TASK_METRICS, format_budget, format_metric, main_metric, notes, values, verdicts
 from race.tables import tables, text, write_csv
@@ -188,6 +190,12 @@ def svg(fig):
     head, rest = picture.split('>', 1)
     head = ' '.join(w for w in head.split() if not w.startswith(('width=', 'height=')))
     return f'{head}>{rest}'
+
+
+def origin(module, argv, where):
+    """What a record of a command `python -m module` begins with: the command, the date and the machine.  where: --device."""
+    return {'command': shlex.join(['python', '-m', module, *argv]), 'date': datetime.date.today().isoformat(),
+            'machine': device.setup(where, 'auto', compile=False).describe()}
 
 
 def write_record(record, path):

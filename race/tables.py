@@ -211,6 +211,30 @@ def drawn(record):
         [g['part'], str(g['shapes']), *(f'{g[k]:.1%}' for k in used)] for g in record['groups']]
 
 
+def truth(found):
+    """(headers, rows) of a record of extras.truth: of each part, the share of true captions."""
+    return ['pictures', 'true', 'captions of others', 'those of the data set'], [
+        [part, *(f'{row[k]:.1%}' for k in ('true', 'floor', 'same'))] for part, row in found.items()]
+
+
+def zeroshot(found):
+    """(headers, rows) of a record of extras.zeroshot: the accuracies of groups of classes."""
+    rows = {f'zero-shot, {found["prompts"][0]!r}': found['prompt'],
+            f'zero-shot, {len(found["prompts"])} prompts': found['ensemble'],
+            **{f'linear probe, {n} of each class': row for n, row in found['few_shot'].items()}}
+    groups = found['classes']
+    return ['classifier', *(f'{n} classes {group}' for group, n in groups.items() if n)], [
+        [name, *(f'{row[group]:.1%}' for group, n in groups.items() if n)] for name, row in rows.items()]
+
+
+def probe(found):
+    """(headers, rows) of a record of extras.probe: the test accuracy by layer."""
+    layers = enumerate(zip(found['trained'], found['untrained'], strict=True))
+    return ['layer', 'trained on pixels', 'random weights'], [
+        *([str(i), *(f'{accuracy:.1%}' for accuracy in pair)] for i, pair in layers),
+        ['the pixels themselves', f'{found["pixels"]:.1%}', ''], ['chance', f'{found["chance"]:.1%}', '']]
+
+
 def abilities(record):
     """(headers, rows) of a record of extras.abilities: for each rival and task the accuracy at the longest examples of training
     and at those of twice the length."""
@@ -269,6 +293,9 @@ def short(record):
     if 'groups' in record:
         return (f'{markdown(*drawn(record))}\n\n<sub>{record["samples"]} images of each caption, temperature '
                 f'{record["temperature"]}, after {record["step"]:,} steps; {record["date"]}; {record["machine"]}</sub>\n')
+    for kind, table in (('truth', truth), ('zeroshot', zeroshot), ('probe', probe)):
+        if kind in record:
+            return f'{markdown(*table(record[kind]))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'costs' in record:
         return '\n\n'.join(f'{unit} per token:\n\n{markdown(*table)}' for unit, table in zip(
             ('Microseconds', 'KiB'), costs(record), strict=True)) + f'\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'

@@ -18,6 +18,7 @@ from extras import truth, zeroshot
 from harness import checkpoint, data, device
 from harness.captions import PROMPTS, encode_image
 from harness.files import read_image
+from race import tables
 from tests.models.test_clip import published  # noqa: F401
 from tests.models.test_vit import patches
 
@@ -186,8 +187,10 @@ def test_bad_settings(runs, image, module_root, tmp_path):
 
 
 def test_truth(runs, capsys):
-    truth.main([str(runs['transformer'])])
-    found = json.loads((runs['transformer'] / 'truth.json').read_text())
+    truth.main(args := [str(runs['transformer'])])
+    record = json.loads((runs['transformer'] / 'truth.json').read_text())
+    found = record['truth']
+    assert f'| held out | {found["held out"]["true"]:.1%}' in tables.short(record) and record['command'].endswith(args[0])
     assert found['held out']['pictures'] == found['seen']['pictures'] == 12 and 0 <= found['seen']['true'] <= 1
     assert 'clip' in sentence(truth.main, [str(runs['clip'])])
 
@@ -195,9 +198,13 @@ def test_truth(runs, capsys):
 def test_zero_shot_and_few_shot(runs, capsys):
     command = [str(runs['clip']), '--dataset=shapes_classes', '--prompts=a {};a small {}', '--shots=1,2,99', '--draws=2']
     zeroshot.main(command)
-    found = json.loads((runs['clip'] / 'zeroshot_shapes_classes.json').read_text())
+    record = json.loads((runs['clip'] / 'zeroshot_shapes_classes.json').read_text())
+    found, printed = record['zeroshot'], capsys.readouterr().out
+    rows = {line.split('|')[1].strip(): line for line in tables.short(record).splitlines() if '|' in line}
+    for name, row in (("zero-shot, 'a {}'", found['prompt']), ('linear probe, 2 of each class', found['few_shot']['2'])):
+        assert re.findall(r'[\d.]+%', rows[name]) == [f'{v:.1%}' for v in row.values()] and rows[name] in printed
     assert found['classes'] == {'named in training': 15, 'never named': 3} and [*found['few_shot']] == ['1', '2']
-    assert 'left out: 99' in capsys.readouterr().out
+    assert 'left out: 99' in printed
     for more, said in ((['--prompts=a'], '--prompts'), (['--names=a,b'], '--names=a,b'), (['--shots=0'], '--shots=0')):
         assert said in sentence(zeroshot.main, [*command, *more])
     assert 'transformer' in sentence(zeroshot.main, [str(runs['transformer']), *command[1:]])

@@ -1,6 +1,7 @@
 """Pictures as texts of pixels: the palette, prepare/pixels.py, windows, a run from its data to its pictures, and bad input."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -20,6 +21,7 @@ from harness.arch import complete
 from harness.tokenizer import Tokenizer, same
 from prepare import pixels
 from prepare.common import write_images
+from race import tables
 
 W, H, T = 6, 4, 24
 COLOURS = [[0, 0, 0], [90, 90, 90], [255, 0, 0], [255, 255, 255]]
@@ -237,7 +239,10 @@ def test_a_run(run, capsys):
     assert {p.stem for p in (run / 'look').iterdir()} == {'completions', 'surprise', 'pixels', 'influence', 'attention'}
     assert 'left out' not in capsys.readouterr().out
     probe.main([str(run), '--device=cpu'])
-    found = json.loads((run / 'probe.json').read_text())
+    record = json.loads((run / 'probe.json').read_text())
+    found = record['probe']
+    assert re.findall(r'\| 1 +\| +([\d.]+%) \| +([\d.]+%) \|', tables.short(record)) == [
+        (f'{found["trained"][1]:.1%}', f'{found["untrained"][1]:.1%}')]
     assert len(found['trained']) == len(found['untrained']) == 3 and (run / 'probe.png').exists()
     assert found['chance'] == 0.5 and found['pixels'] == 1 and min(found['trained'][1:]) > 0.8
     train.main(['--arch=fpt', '--dataset=tiny', f'--trunk={run}', '--mode=upt', '--keep_embedding=True', '--dropout=0.0',
