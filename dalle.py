@@ -42,6 +42,9 @@ class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 
     dropout: float = 0.0            # on embeddings, attention weights and residual branches
     attention: str = 'full'         # of the blocks in turn, joined by +: full, row, column, conv
     kernel: int = 3                 # conv: an odd number of rows and columns around a token
+    neighbours: bool = False        # a block mixes a token of the image with those around the next one, see Neighbours
+    caption_dropout: float = 0.0    # fraction of the captions that are left out in training, for guidance
+    guidance: float = 1.0           # of generation: the weight of the caption, see step(); 1: none
     text_weight: float = 0.125      # of the loss of the captions; that of the images has the rest
     vae_hash: str = ''              # of the weights of the VAE; set by the run
 
@@ -59,6 +62,9 @@ class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 
             raise ValueError(f"attention='{self.attention}' must be kinds joined by +: choose among {', '.join(ATTENTION)}")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f'kernel={self.kernel} must be an odd number')
+        if not 0 <= self.caption_dropout < 1 or self.guidance < 0:
+            raise ValueError(f'caption_dropout={self.caption_dropout} must be at least 0 and below 1, and guidance='
+                             f'{self.guidance} at least 0')
         if not 0 <= self.text_weight < 1:
             raise ValueError(f'text_weight={self.text_weight} must be at least 0 and below 1')
 
@@ -82,12 +88,32 @@ def attention_mask(kind, T, S, kernel):
     return causal & ((image < 0) | near)
 
 
+class Neighbours(nn.Module):
+    """y[i] = x[i] + sum over k of w[k] * x[i - k], per channel, over the tokens of an image: those to the left of token i, and
+    those above it and above the next one.  Attention then compares surroundings.  At the edge of an image a neighbour is at the
+    other edge; the embedding of the column tells.
+
+    It is model.py's ShortConv on a grid; DALLE-pytorch shifts channels from the token above and the one to the left."""
+
+    def __init__(self, channels, side):
+        super().__init__()
+        self.offsets = sorted({k for k in (1, 2, side - 2, side - 1, side, side + 1) if k > 0})
+        self.weight = nn.Parameter(torch.zeros(len(self.offsets), channels))
+
+    def forward(self, x, past=0):
+        """x: (B, n, C), the tokens of an image from its first.  Returns those from `past`, (B, n - past, C)."""
+        longest = self.offsets[-1]
+        before, n = F.pad(x, (0, 0, longest, 0)), x.shape[1]                                # (B, longest + n, C)
+        return x[:, past:] + sum(w * before[:, longest - k + past:longest - k + n]
+                                 for k, w in zip(self.offsets, self.weight, strict=True))
+
+
 class Block(nn.Module):
     """A block of GPT-2 whose attention has a mask."""
 
     def __init__(self, config, kind):
         super().__init__()
-        C = config.n_embd
+        C, self.text = config.n_embd, 1 + config.block_size
         self.n_head, self.dropout = config.n_head, config.dropout
         self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.c_attn, self.attn_proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
@@ -95,13 +121,25 @@ class Block(nn.Module):
         self.drop = Dropout(config.dropout)
         mask = attention_mask(kind, config.block_size, config.source_size, config.kernel)
         self.register_buffer('mask', mask, persistent=False)                                # (L, L), L = T + S
+        self.neighbours = Neighbours(C, math.isqrt(config.source_size)) if config.neighbours else None
+
+    def mix(self, h, seen, past):
+        """Neighbours, over the tokens of the image in h (B, n, C).  seen: (B, L, C), the inputs from the first position."""
+        end, T = past + h.shape[1], self.text
+        if seen is not None:
+            seen[:, past:end] = h
+        if self.neighbours is None or end <= T:
+            return h
+        image = h[:, T:] if past == 0 else seen[:, T:end]
+        image = self.neighbours(image, max(0, past - T))
+        return torch.cat([h[:, :T], image], dim=1) if past == 0 else image
 
     def forward(self, x, cache=None, past=0):
         """x: (B, n, C), at the positions from `past`.  cache: keys and values, each (B, H, L, D), of those before it."""
-        q, k, v = self.c_attn(self.ln_1(x)).unflatten(2, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)   # each (B, H, n, D)
-        end = past + x.shape[1]
+        h, end = self.mix(self.ln_1(x), cache and cache[2], past), past + x.shape[1]
+        q, k, v = self.c_attn(h).unflatten(2, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)   # each (B, H, n, D)
         if cache is not None:
-            keys, values = cache
+            keys, values = cache[:2]
             keys[:, :, past:end], values[:, :, past:end] = k, v
             k, v = keys[:, :, :end], values[:, :, :end]
         y = fast_attention(q, k, v, mask=self.mask[past:end, :end], dropout=self.dropout if self.training else 0.0)
@@ -181,6 +219,8 @@ class Model(nn.Module):
         the mean over their tokens and of the mean over the tokens of images (None without y)."""
         with torch.no_grad():
             codes = self.vae.tokens(x)
+        if self.training and y is not None and self.config.caption_dropout:
+            y = y.masked_fill(torch.rand(len(y), 1, device=y.device) < self.config.caption_dropout, -1)
         given = torch.full_like(codes[:, :1], -1) if y is None else y
         losses, T, weight = self.losses(given, codes), self.config.block_size, self.config.text_weight
         if y is None:
@@ -191,15 +231,23 @@ class Model(nn.Module):
     # generation -------------------------------------------------------------------------------------------------------------
 
     def init_state(self, batch_size):
-        """The state of step() before a caption: empty caches of keys and values."""
+        """The state of step() before a caption: empty caches of keys, values and inputs.  With guidance there are two sequences
+        for a caption: one has no caption."""
         c, like = self.config, self.wte.weight
-        shape = batch_size, c.n_head, c.block_size + c.source_size, c.n_embd // c.n_head
-        return {'past': 0, 'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in self.h]}
+        N, L = batch_size * (1 if c.guidance == 1 else 2), c.block_size + c.source_size
+        shape = N, c.n_head, L, c.n_embd // c.n_head
+        return {'past': 0, 'caches': [(like.new_empty(shape), like.new_empty(shape), like.new_empty(N, L, c.n_embd))
+                                      for _ in self.h]}
 
     def step(self, token, state):
         """token: first a whole caption (B, T), -1 after its end, then codes (B, n).  Returns the logits (B, K) of the next
-        code, and the state."""
-        past = state['past']
+        code, and the state.
+
+        Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): the logits are those without a caption, plus
+        `guidance` times what the caption adds to them."""
+        past, guidance = state['past'], self.config.guidance
+        if guidance != 1:
+            token = torch.cat([token, torch.full_like(token, -1) if past == 0 else token])
         if past == 0:
             h = self.embed(token, token[:, :0])
         else:
@@ -207,7 +255,11 @@ class Model(nn.Module):
             h = self.place(token, torch.arange(first, first + token.shape[1], device=token.device))
         for block, cache in zip(self.h, state['caches'], strict=True):
             h = block(h, cache, past)
-        return self.image_head(self.ln_f(h[:, -1])), {**state, 'past': past + h.shape[1]}
+        logits = self.image_head(self.ln_f(h[:, -1]))
+        if guidance != 1:
+            with_caption, without = logits.chunk(2)
+            logits = without + guidance * (with_caption - without)                          # (2B, K) -> (B, K)
+        return logits, {**state, 'past': past + h.shape[1]}
 
     def render(self, codes):
         """The patches (B, S, D) of the image that the codes (B, S) stand for."""
