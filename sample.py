@@ -46,7 +46,7 @@ from torch.utils import _pytree as pytree
 from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, formats, hub, optim, require_memory
 from harness.arch import ANSWERS, architectures, complete, load_arch
 from harness.captions import encode_captions, encode_image, published_images
-from harness.drawings import draw, rank, save
+from harness.drawings import draw, rank, save, set_guidance
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
 from harness.pairs import encode_source
@@ -199,8 +199,7 @@ def draw_images(model, args, where, content):
         raise UserError(f'{args.run[0]} draws images of captions: it needs a caption by --start "...", one run, and none of '
                         f'the options for texts')
     tokenizer, about, N = checkpoint.tokenizer(content, args.run[0]), content['data'], args.num_samples
-    if args.guidance is not None:
-        model.config.guidance = args.guidance
+    set_guidance(model, args.guidance)
     require_memory(N * len(args.start) * (math.prod(about['shape']) + optim.token_memory(model)), f'--num_samples={N}')
     y = encode_captions(args.start, tokenizer, model).repeat_interleave(N, 0)
     images = draw(model.to(where), y, about, content['loop']['patch'], args.temperature, args.top_k, args.top_p, args.seed)
@@ -246,7 +245,8 @@ def main(argv):
         draw_images(models[0], args, where, contents[0])
         return
     if args.rerank or args.guidance is not None:
-        raise UserError(f'--rerank and --guidance: {names[0]} draws no images: choose a run such as that of config/shapes_dalle.py')
+        raise UserError(f'--rerank and --guidance: {names[0]} draws no images of captions: choose a run such as that of '
+                        f'config/shapes_dalle.py')
     if args.image is not None or args.labels is not None:
         raise UserError(f'--image and --labels: {names[0]} reads no images: choose a run of clip.py, or of transformer.py with '
                         f'images')

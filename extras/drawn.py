@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from extras.truth import checker
 from harness import Arguments, UserError, checkpoint, command, data, device
-from harness.drawings import BATCH, draw, rank, to_images
+from harness.drawings import BATCH, draw, rank, set_guidance, to_images
 from race.page import write_record
 
 
@@ -89,8 +89,7 @@ def main(argv):
     if model.modality != 'drawings' or dataset is None:
         raise UserError(f'{args.run} draws no images, or data/{content["loop"]["dataset"]} is missing or another: choose a run '
                         f'such as that of config/shapes_dalle.py')
-    if args.guidance is not None:
-        model.config.guidance = args.guidance
+    set_guidance(model, args.guidance)
     is_true, found = checker(dataset), []
     model.to(device.pick_device(args.device, 0, 1))
     for (part, shapes), indices in tqdm(groups(dataset, args.captions).items(), 'drawn', leave=False, disable=None):
@@ -102,7 +101,8 @@ def main(argv):
     machine = device.setup(args.device, 'auto', compile=False).describe()
     write_record({'command': shlex.join(['python', '-m', 'extras.drawn', *argv]), 'date': datetime.date.today().isoformat(),
                   'machine': machine, 'step': content['step'], 'samples': args.samples, 'temperature': args.temperature,
-                  'guidance': model.config.guidance, 'seed': args.seed, 'rerank': args.rerank, 'groups': found}, path.resolve().parent / 'drawn.json')
+                  'guidance': getattr(model.config, 'guidance', None), 'seed': args.seed, 'rerank': args.rerank,
+                  'groups': found}, path.resolve().parent / 'drawn.json')
 
 
 if __name__ == '__main__':
