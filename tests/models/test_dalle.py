@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -74,6 +75,60 @@ def test_loss_of_a_vae(batch):
     gradient, = torch.autograd.grad(extra, vq.codebook.weight)
     expected = torch.zeros_like(gradient).index_add_(0, codes.flatten(), (2 * (z - h) / h.numel()).flatten(0, 1))
     torch.testing.assert_close(gradient, expected)
+
+
+def test_unused_codes_move_to_distant_outputs(batch):
+    """After 3 steps without use, and to what is far from every code; the others stay."""
+    model = tiny(dvae, quantizer='vq', restart=3).train()
+    near = batch[0][:1].expand(64, -1, -1).clone()
+    near[0] += 40 * torch.randn_like(near[0])               # one image of 64 is unlike the others
+    for step in range(4):
+        codes, before = model.tokens(near), model.codebook.weight.detach().clone()
+        model(near, near)
+        unused = torch.ones(11, dtype=torch.bool).index_fill(0, codes.unique(), False)
+        if step < 3:
+            assert torch.equal(model.codebook.weight, before) and (model.unused[unused] == step + 1).all()
+    moved = (model.codebook.weight != before).any(1)
+    assert torch.equal(moved, unused) and unused.any()
+    outputs, distances = model.encode(near), torch.cdist(model.encode(near), before).amin(-1)
+    came = (model.codebook.weight[moved][:, None] - outputs.flatten(0, 1)).norm(dim=-1).min(1)
+    assert (came.values < 1e-4).all() and distances.flatten()[came.indices].mean() > 5 * distances.mean()
+    assert (model.unused[model.tokens(near).unique()] == 0).all()
+    again = tiny(dvae, quantizer='vq', restart=3)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.unused, model.unused)
+    count = model.unused.clone()
+    model.eval()(near, near)
+    assert torch.equal(model.unused, count)
+
+
+def codes_after_steps(rank, world, store, results):
+    """Of two processes, of which each trains on images of its own."""
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=world)
+    model = tiny(dvae, quantizer='vq', codes=40, restart=2).train()
+    torch.manual_seed(rank)
+    for _ in range(4):
+        x = torch.randn(3, S, 4)
+        model(x, x)
+    torch.save((model.codebook.weight.detach(), model.unused), f'{results}-{rank}')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_all_processes_have_the_same_codes(tmp_path):
+    torch.multiprocessing.spawn(codes_after_steps, (2, tmp_path / 'store', tmp_path / 'found'), nprocs=2)
+    (one, unused), (other, too) = (torch.load(f'{tmp_path}/found-{rank}') for rank in range(2))
+    assert torch.equal(one, other) and torch.equal(unused, too)
+    assert not torch.equal(one, tiny(dvae, quantizer='vq', codes=40, restart=2).codebook.weight)
+
+
+def test_local_encoder_sees_its_patch_alone(batch):
+    x, other = batch[0], batch[0].clone()
+    other[:, 4] += 1
+    for local, expected in ((True, {4}), (False, set(range(9)))):
+        change = (tiny(dvae, local=local).encode(other) - tiny(dvae, local=local).encode(x)).abs().amax((0, 2))
+        assert set(change.nonzero().flatten().tolist()) == expected
 
 
 def test_temperature_falls_and_the_samples_become_codes(batch):
@@ -232,7 +287,8 @@ def test_a_run_is_built_from_its_vae_and_no_other(batch, tmp_path):
 
 @pytest.mark.parametrize('name, changes, expected', [
     ('dvae', {'block_size': 10}, 'block_size=10.*square'), ('dvae', {'quantizer': 'soft'}, "quantizer='soft'"),
-    ('dvae', {'codes': 1}, 'codes=1'), ('dvae', {'anneal': 0}, 'anneal=0'), ('dvae', {'temperature': 0.0}, 'temperature=0'),
+    ('dvae', {'codes': 1}, 'codes=1'), ('dvae', {'anneal': 0}, 'anneal=0'), ('dvae', {'restart': -1}, 'restart=-1'),
+    ('dvae', {'temperature': 0.0}, 'temperature=0'),
     ('dvae', {'kl': -1.0}, 'kl=-1'), ('dalle', {'n_head': 3}, 'n_embd=16.*n_head=3'),
     ('dalle', {'attention': 'row+diagonal'}, "attention='row\\+diagonal'"), ('dalle', {'kernel': 2}, 'kernel=2'),
     ('dalle', {'text_weight': 1.0}, 'text_weight=1'), ('dalle', {'caption_dropout': 1.0}, 'caption_dropout=1'),
