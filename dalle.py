@@ -23,7 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import dvae
-from model import Dropout, fast_attention
+from model import Dropout, ShortConv, fast_attention
 
 ATTENTION = ('full', 'row', 'column', 'conv')
 
@@ -42,7 +42,8 @@ class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 
     dropout: float = 0.0            # on embeddings, attention weights and residual branches
     attention: str = 'full'         # of the blocks in turn, joined by +: full, row, column, conv
     kernel: int = 3                 # conv: an odd number of rows and columns around a token
-    neighbours: bool = False        # a block mixes a token of the image with those around the next one, see Neighbours
+    neighbours: bool = False        # a block mixes a token with those around the next one, see Neighbours
+    codebook: bool = False          # tokens of images are read and scored as vectors of the VAE's codebook
     caption_dropout: float = 0.0    # fraction of the captions that are left out in training, for guidance
     guidance: float = 1.0           # of generation: the weight of the caption, see step(); 1: none
     text_weight: float = 0.125      # of the loss of the captions; that of the images has the rest
@@ -122,17 +123,21 @@ class Block(nn.Module):
         mask = attention_mask(kind, config.block_size, config.source_size, config.kernel)
         self.register_buffer('mask', mask, persistent=False)                                # (L, L), L = T + S
         self.neighbours = Neighbours(C, math.isqrt(config.source_size)) if config.neighbours else None
+        self.words = ShortConv(C, 4) if config.neighbours else None
 
     def mix(self, h, seen, past):
-        """Neighbours, over the tokens of the image in h (B, n, C).  seen: (B, L, C), the inputs from the first position."""
+        """The convolutions in front of attention: over the tokens in h (B, n, C) of a caption, and those of an image.  seen:
+        (B, L, C), the inputs from the first position."""
         end, T = past + h.shape[1], self.text
         if seen is not None:
             seen[:, past:end] = h
-        if self.neighbours is None or end <= T:
+        if self.neighbours is None:
             return h
-        image = h[:, T:] if past == 0 else seen[:, T:end]
-        image = self.neighbours(image, max(0, past - T))
-        return torch.cat([h[:, :T], image], dim=1) if past == 0 else image
+        parts = [self.words(h[:, :T])] if past == 0 else []
+        if end > T:
+            image = h[:, T:] if past == 0 else seen[:, T:end]
+            parts.append(self.neighbours(image, max(0, past - T)))
+        return torch.cat(parts, dim=1)
 
     def forward(self, x, cache=None, past=0):
         """x: (B, n, C), at the positions from `past`.  cache: keys and values, each (B, H, L, D), of those before it."""
@@ -158,13 +163,17 @@ class Model(nn.Module):
         side, C = self.vae.side, c.n_embd
         self.wte = nn.Embedding(c.vocab_size, C)                # of captions
         self.padding = nn.Embedding(c.block_size, C)            # what stands behind the end of a caption, at each position
-        self.image = nn.Embedding(c.codes, C)                   # of images
+        E = self.vae.codebook.weight.detach().clone()           # (K, E)
+        # an unseen token, such as a blue triangle's edge, has a vector that blue and triangles have in part
+        self.register_buffer('code_vectors', (E - E.mean(0)) / E.std(), persistent=False)
+        self.image = nn.Linear(E.shape[1], C, bias=False) if c.codebook else nn.Embedding(c.codes, C)       # of images
         self.position = nn.Embedding(1 + c.block_size, C)       # of the token that begins, and of captions
         self.row, self.column = nn.Embedding(side, C), nn.Embedding(side, C)
         self.drop = Dropout(c.dropout)
         self.h = nn.ModuleList([Block(c, c.kinds()[i % len(c.kinds())]) for i in range(c.n_layer)])
         self.ln_f = nn.LayerNorm(C)
-        self.text_head, self.image_head = nn.Linear(C, c.vocab_size, bias=False), nn.Linear(C, c.codes, bias=False)
+        self.text_head = nn.Linear(C, c.vocab_size, bias=False)
+        self.image_head = nn.Linear(C, E.shape[1] if c.codebook else c.codes, bias=False)
         self.image_head.weight.no_weight_decay = True           # as a head: not by Muon
         for name, p in self.named_parameters():
             if name.startswith('vae.'):
@@ -199,7 +208,13 @@ class Model(nn.Module):
 
     def place(self, codes, at):
         """The embeddings (B, n, C) of codes (B, n) at the places `at` (n,) of an image."""
-        return self.image(codes) + self.row(at // self.vae.side) + self.column(at % self.vae.side)
+        image = self.image(self.code_vectors[codes] if self.config.codebook else codes)
+        return image + self.row(at // self.vae.side) + self.column(at % self.vae.side)
+
+    def scores(self, h):
+        """The logits (..., K) of the codes after h (..., C)."""
+        h = self.image_head(h)
+        return h @ self.code_vectors.T if self.config.codebook else h
 
     def losses(self, y, codes):
         """The loss of each token in nats, (B, T + S), given those before it; 0 for -1 in y.  y: (B, T).  codes: (B, S)."""
@@ -208,7 +223,7 @@ class Model(nn.Module):
             h = block(h)
         h, T = self.ln_f(h), self.config.block_size
         y = F.pad(y, (0, T - y.shape[1]), value=-1)
-        words, image = self.text_head(h[:, :T]), self.image_head(h[:, T:])                  # (B, T, V), (B, S, K)
+        words, image = self.text_head(h[:, :T]), self.scores(h[:, T:])                      # (B, T, V), (B, S, K)
         return torch.cat([F.cross_entropy(words.mT, y, ignore_index=-1, reduction='none'),
                           F.cross_entropy(image.mT, codes, reduction='none')], dim=1)
 
@@ -255,7 +270,7 @@ class Model(nn.Module):
             h = self.place(token, torch.arange(first, first + token.shape[1], device=token.device))
         for block, cache in zip(self.h, state['caches'], strict=True):
             h = block(h, cache, past)
-        logits = self.image_head(self.ln_f(h[:, -1]))
+        logits = self.scores(self.ln_f(h[:, -1]))
         if guidance != 1:
             with_caption, without = logits.chunk(2)
             logits = without + guidance * (with_caption - without)                          # (2B, K) -> (B, K)
