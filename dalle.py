@@ -23,7 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import dvae
-from model import Dropout, fast_attention
+from model import Dropout, ShortConv, fast_attention
 
 ATTENTION = ('full', 'row', 'column', 'conv')
 
@@ -42,6 +42,10 @@ class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 
     dropout: float = 0.0            # on embeddings, attention weights and residual branches
     attention: str = 'full'         # of the blocks in turn, joined by +: full, row, column, conv
     kernel: int = 3                 # conv: an odd number of rows and columns around a token
+    neighbours: bool = False        # a block mixes a token with those around the next one, see Neighbours
+    codebook: bool = False          # tokens of images are read and scored as vectors of the VAE's codebook
+    caption_dropout: float = 0.0    # fraction of the captions that are left out in training, for guidance
+    guidance: float = 1.0           # of generation: the weight of the caption, see step(); 1: none
     text_weight: float = 0.125      # of the loss of the captions; that of the images has the rest
     vae_hash: str = ''              # of the weights of the VAE; set by the run
 
@@ -59,6 +63,9 @@ class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 
             raise ValueError(f"attention='{self.attention}' must be kinds joined by +: choose among {', '.join(ATTENTION)}")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f'kernel={self.kernel} must be an odd number')
+        if not 0 <= self.caption_dropout < 1 or self.guidance < 0:
+            raise ValueError(f'caption_dropout={self.caption_dropout} must be at least 0 and below 1, and guidance='
+                             f'{self.guidance} at least 0')
         if not 0 <= self.text_weight < 1:
             raise ValueError(f'text_weight={self.text_weight} must be at least 0 and below 1')
 
@@ -82,12 +89,32 @@ def attention_mask(kind, T, S, kernel):
     return causal & ((image < 0) | near)
 
 
+class Neighbours(nn.Module):
+    """y[i] = x[i] + sum over k of w[k] * x[i - k], per channel, over the tokens of an image: those to the left of token i, and
+    those above it and above the next one.  Attention then compares surroundings.  At the edge of an image a neighbour is at the
+    other edge; the embedding of the column tells.
+
+    It is model.py's ShortConv on a grid; DALLE-pytorch shifts channels from the token above and the one to the left."""
+
+    def __init__(self, channels, side):
+        super().__init__()
+        self.offsets = sorted({k for k in (1, 2, side - 2, side - 1, side, side + 1) if k > 0})
+        self.weight = nn.Parameter(torch.zeros(len(self.offsets), channels))
+
+    def forward(self, x, past=0):
+        """x: (B, n, C), the tokens of an image from its first.  Returns those from `past`, (B, n - past, C)."""
+        longest = self.offsets[-1]
+        before, n = F.pad(x, (0, 0, longest, 0)), x.shape[1]                                # (B, longest + n, C)
+        return x[:, past:] + sum(w * before[:, longest - k + past:longest - k + n]
+                                 for k, w in zip(self.offsets, self.weight, strict=True))
+
+
 class Block(nn.Module):
     """A block of GPT-2 whose attention has a mask."""
 
     def __init__(self, config, kind):
         super().__init__()
-        C = config.n_embd
+        C, self.text = config.n_embd, 1 + config.block_size
         self.n_head, self.dropout = config.n_head, config.dropout
         self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.c_attn, self.attn_proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
@@ -95,13 +122,29 @@ class Block(nn.Module):
         self.drop = Dropout(config.dropout)
         mask = attention_mask(kind, config.block_size, config.source_size, config.kernel)
         self.register_buffer('mask', mask, persistent=False)                                # (L, L), L = T + S
+        self.neighbours = Neighbours(C, math.isqrt(config.source_size)) if config.neighbours else None
+        self.words = ShortConv(C, 4) if config.neighbours else None
+
+    def mix(self, h, seen, past):
+        """The convolutions in front of attention: over the tokens in h (B, n, C) of a caption, and those of an image.  seen:
+        (B, L, C), the inputs from the first position."""
+        end, T = past + h.shape[1], self.text
+        if seen is not None:
+            seen[:, past:end] = h
+        if self.neighbours is None:
+            return h
+        parts = [self.words(h[:, :T])] if past == 0 else []
+        if end > T:
+            image = h[:, T:] if past == 0 else seen[:, T:end]
+            parts.append(self.neighbours(image, max(0, past - T)))
+        return torch.cat(parts, dim=1)
 
     def forward(self, x, cache=None, past=0):
         """x: (B, n, C), at the positions from `past`.  cache: keys and values, each (B, H, L, D), of those before it."""
-        q, k, v = self.c_attn(self.ln_1(x)).unflatten(2, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)   # each (B, H, n, D)
-        end = past + x.shape[1]
+        h, end = self.mix(self.ln_1(x), cache and cache[2], past), past + x.shape[1]
+        q, k, v = self.c_attn(h).unflatten(2, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)   # each (B, H, n, D)
         if cache is not None:
-            keys, values = cache
+            keys, values = cache[:2]
             keys[:, :, past:end], values[:, :, past:end] = k, v
             k, v = keys[:, :, :end], values[:, :, :end]
         y = fast_attention(q, k, v, mask=self.mask[past:end, :end], dropout=self.dropout if self.training else 0.0)
@@ -120,13 +163,17 @@ class Model(nn.Module):
         side, C = self.vae.side, c.n_embd
         self.wte = nn.Embedding(c.vocab_size, C)                # of captions
         self.padding = nn.Embedding(c.block_size, C)            # what stands behind the end of a caption, at each position
-        self.image = nn.Embedding(c.codes, C)                   # of images
+        E = self.vae.codebook.weight.detach().clone()           # (K, E)
+        # an unseen token, such as a blue triangle's edge, has a vector that blue and triangles have in part
+        self.register_buffer('code_vectors', (E - E.mean(0)) / E.std(), persistent=False)
+        self.image = nn.Linear(E.shape[1], C, bias=False) if c.codebook else nn.Embedding(c.codes, C)       # of images
         self.position = nn.Embedding(1 + c.block_size, C)       # of the token that begins, and of captions
         self.row, self.column = nn.Embedding(side, C), nn.Embedding(side, C)
         self.drop = Dropout(c.dropout)
         self.h = nn.ModuleList([Block(c, c.kinds()[i % len(c.kinds())]) for i in range(c.n_layer)])
         self.ln_f = nn.LayerNorm(C)
-        self.text_head, self.image_head = nn.Linear(C, c.vocab_size, bias=False), nn.Linear(C, c.codes, bias=False)
+        self.text_head = nn.Linear(C, c.vocab_size, bias=False)
+        self.image_head = nn.Linear(C, E.shape[1] if c.codebook else c.codes, bias=False)
         self.image_head.weight.no_weight_decay = True           # as a head: not by Muon
         for name, p in self.named_parameters():
             if name.startswith('vae.'):
@@ -161,7 +208,13 @@ class Model(nn.Module):
 
     def place(self, codes, at):
         """The embeddings (B, n, C) of codes (B, n) at the places `at` (n,) of an image."""
-        return self.image(codes) + self.row(at // self.vae.side) + self.column(at % self.vae.side)
+        image = self.image(self.code_vectors[codes] if self.config.codebook else codes)
+        return image + self.row(at // self.vae.side) + self.column(at % self.vae.side)
+
+    def scores(self, h):
+        """The logits (..., K) of the codes after h (..., C)."""
+        h = self.image_head(h)
+        return h @ self.code_vectors.T if self.config.codebook else h
 
     def losses(self, y, codes):
         """The loss of each token in nats, (B, T + S), given those before it; 0 for -1 in y.  y: (B, T).  codes: (B, S)."""
@@ -170,7 +223,7 @@ class Model(nn.Module):
             h = block(h)
         h, T = self.ln_f(h), self.config.block_size
         y = F.pad(y, (0, T - y.shape[1]), value=-1)
-        words, image = self.text_head(h[:, :T]), self.image_head(h[:, T:])                  # (B, T, V), (B, S, K)
+        words, image = self.text_head(h[:, :T]), self.scores(h[:, T:])                      # (B, T, V), (B, S, K)
         return torch.cat([F.cross_entropy(words.mT, y, ignore_index=-1, reduction='none'),
                           F.cross_entropy(image.mT, codes, reduction='none')], dim=1)
 
@@ -181,6 +234,8 @@ class Model(nn.Module):
         the mean over their tokens and of the mean over the tokens of images (None without y)."""
         with torch.no_grad():
             codes = self.vae.tokens(x)
+        if self.training and y is not None and self.config.caption_dropout:
+            y = y.masked_fill(torch.rand(len(y), 1, device=y.device) < self.config.caption_dropout, -1)
         given = torch.full_like(codes[:, :1], -1) if y is None else y
         losses, T, weight = self.losses(given, codes), self.config.block_size, self.config.text_weight
         if y is None:
@@ -191,15 +246,23 @@ class Model(nn.Module):
     # generation -------------------------------------------------------------------------------------------------------------
 
     def init_state(self, batch_size):
-        """The state of step() before a caption: empty caches of keys and values."""
+        """The state of step() before a caption: empty caches of keys, values and inputs.  With guidance there are two sequences
+        for a caption: one has no caption."""
         c, like = self.config, self.wte.weight
-        shape = batch_size, c.n_head, c.block_size + c.source_size, c.n_embd // c.n_head
-        return {'past': 0, 'caches': [(like.new_empty(shape), like.new_empty(shape)) for _ in self.h]}
+        N, L = batch_size * (1 if c.guidance == 1 else 2), c.block_size + c.source_size
+        shape = N, c.n_head, L, c.n_embd // c.n_head
+        return {'past': 0, 'caches': [(like.new_empty(shape), like.new_empty(shape), like.new_empty(N, L, c.n_embd))
+                                      for _ in self.h]}
 
     def step(self, token, state):
         """token: first a whole caption (B, T), -1 after its end, then codes (B, n).  Returns the logits (B, K) of the next
-        code, and the state."""
-        past = state['past']
+        code, and the state.
+
+        Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): the logits are those without a caption, plus
+        `guidance` times what the caption adds to them."""
+        past, guidance = state['past'], self.config.guidance
+        if guidance != 1:
+            token = torch.cat([token, torch.full_like(token, -1) if past == 0 else token])
         if past == 0:
             h = self.embed(token, token[:, :0])
         else:
@@ -207,7 +270,11 @@ class Model(nn.Module):
             h = self.place(token, torch.arange(first, first + token.shape[1], device=token.device))
         for block, cache in zip(self.h, state['caches'], strict=True):
             h = block(h, cache, past)
-        return self.image_head(self.ln_f(h[:, -1])), {**state, 'past': past + h.shape[1]}
+        logits = self.scores(self.ln_f(h[:, -1]))
+        if guidance != 1:
+            with_caption, without = logits.chunk(2)
+            logits = without + guidance * (with_caption - without)                          # (2B, K) -> (B, K)
+        return logits, {**state, 'past': past + h.shape[1]}
 
     def render(self, codes):
         """The patches (B, S, D) of the image that the codes (B, S) stand for."""

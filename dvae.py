@@ -5,7 +5,9 @@ A discrete variational autoencoder: an image becomes a grid of tokens of a codeb
 - an image arrives as patches, and each becomes one token: convolutions of 3 x 3 over the grid of patches, on both sides
 - quantizer = 'gumbel': a softmax over the codes with Gumbel noise, whose temperature falls while training (Jang et al. 2016);
   the KL divergence from the uniform distribution keeps codes in use
-- quantizer = 'vq': the nearest code, and the gradient passes straight through (van den Oord et al. 2017, VQ-VAE)
+- quantizer = 'vq': the nearest code, and the gradient passes straight through (van den Oord et al. 2017, VQ-VAE); a code that
+  nothing is near to moves to where patches are far from all codes (Dhariwal et al. 2020, Jukebox, "random restarts")
+- local = True: the encoder sees a patch alone, so equal patches have one token, which is easier to predict
 - the values of a patch have a normal distribution of a constant width: the squared error (the paper has a logit-Laplace
   distribution, whose learned scale spends the codes on flat backgrounds)
 
@@ -16,6 +18,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -35,6 +38,8 @@ class Config:                       # DALL-E: 1024, 192, 8192
     temperature: float = 0.0625     # gumbel: of the softmax, after `anneal` steps; 1 at the start
     anneal: int = 1000              # gumbel: steps in which the temperature falls and the weight of the KL rises from 0
     commitment: float = 0.25        # vq: weight of the distance of the encoder's output from its code
+    restart: int = 0                # vq: steps without use after which a code moves (0: never)
+    local: bool = False             # the encoder has no convolutions
 
     @classmethod
     def tiny(cls):
@@ -45,9 +50,9 @@ class Config:                       # DALL-E: 1024, 192, 8192
             raise ValueError(f'block_size={self.block_size} must be a square number: the patches of a square image')
         if self.quantizer not in ('gumbel', 'vq'):
             raise ValueError(f"unknown quantizer='{self.quantizer}': choose gumbel or vq")
-        if min(self.features, self.anneal) < 1 or self.codes < 2:
-            raise ValueError(f'features={self.features} and anneal={self.anneal} must be at least 1, and codes={self.codes} at '
-                             f'least 2')
+        if min(self.features, self.anneal) < 1 or self.codes < 2 or self.restart < 0:
+            raise ValueError(f'features={self.features} and anneal={self.anneal} must be at least 1, codes={self.codes} at '
+                             f'least 2, and restart={self.restart} at least 0')
         if not 0 < self.temperature <= 1 or min(self.kl, self.commitment) < 0:
             raise ValueError(f'temperature={self.temperature} must be above 0 and at most 1, and kl={self.kl} and '
                              f'commitment={self.commitment} at least 0')
@@ -92,12 +97,13 @@ class Model(nn.Module):
         D, C, K = config.features, config.n_embd, config.codes
         self.side = math.isqrt(config.block_size)
         self.patch = nn.Linear(D, C)
-        self.encoder = nn.Sequential(*(Block(C) for _ in range(config.n_layer)))
+        self.encoder = nn.Sequential(*(Block(C) for _ in range(0 if config.local else config.n_layer)))
         self.to_codes = nn.Linear(C, K if config.quantizer == 'gumbel' else C)
         self.codebook = nn.Embedding(K, C)
         self.decoder = nn.Sequential(*(Block(C) for _ in range(config.n_layer)))
         self.pixels = nn.Linear(C, D)
         self.register_buffer('steps', torch.zeros((), dtype=torch.int64))
+        self.register_buffer('unused', torch.zeros(K, dtype=torch.int64), persistent=config.restart > 0)    # see restart
         self.register_buffer('counts', torch.zeros(K, dtype=torch.int64), persistent=False)        # of an evaluation
 
     def grid(self, blocks, h):
@@ -122,6 +128,26 @@ class Model(nn.Module):
         """The patches (B, S, D) that the codes (B, S) stand for."""
         return self.decode(self.codebook(codes))
 
+    @torch.no_grad()
+    def move_unused(self, h):
+        """Moves the codes that were not used for `restart` steps to outputs of the encoder h (B, S, C), which are drawn in
+        proportion to their squared distance from the nearest code.  All ranks get the codes of the first."""
+        h, E = h.flatten(0, 1), self.codebook.weight
+        moved = (self.unused >= self.config.restart).nonzero()[:len(h), 0]                          # (M,) of the K codes
+        if len(moved):
+            distances = torch.cdist(h.float(), E.float()).amin(1).square()
+            new = h[torch.multinomial(distances + 1e-9, len(moved))].to(E.dtype)                    # (M, C)
+            if dist.is_initialized():
+                dist.broadcast(new, 0)
+            E[moved], self.unused[moved] = new, 0
+
+    def count_unused(self, codes):
+        """Counts for each code the steps since a rank used it."""
+        used = codes.flatten().bincount(minlength=len(self.unused))
+        if dist.is_initialized():
+            dist.all_reduce(used)
+        self.unused.add_(1).masked_fill_(used > 0, 0)
+
     def quantize(self, h):
         """h: what encode() returns.  Returns z (B, S, C), what is added to the loss of the pixels, and the codes (B, S).
 
@@ -129,7 +155,12 @@ class Model(nn.Module):
         divergence is a sum over tokens in the paper: so that it counts as much, the mean over tokens is divided by D."""
         c, E = self.config, self.codebook.weight
         if c.quantizer == 'vq':
+            restarts = self.training and c.restart > 0      # under torch.compile they break the graph
+            if restarts:
+                self.move_unused(h)
             z, codes = straight_through(h, E)
+            if restarts:
+                self.count_unused(codes)
             e = self.codebook(codes)
             return z, F.mse_loss(e, h.detach()) + c.commitment * F.mse_loss(h, e.detach()), codes
         done = (self.steps / c.anneal).clamp(max=1).to(h.dtype)

@@ -46,7 +46,7 @@ from torch.utils import _pytree as pytree
 from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, formats, hub, optim, require_memory
 from harness.arch import ANSWERS, architectures, complete, load_arch
 from harness.captions import encode_captions, encode_image, published_images
-from harness.drawings import draw, rank, save
+from harness.drawings import draw, rank, save, set_guidance
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
 from harness.pairs import encode_source
@@ -67,6 +67,7 @@ def arguments(argv):
     add('--max_new_tokens', type=int, help='(default: 300, or the rest of the picture)')
     add('--out', metavar='FILE', help='the PNG of images (default: sample.png in the folder of the run)')
     add('--rerank', metavar='RUN', help='a run of clip.py, by which the images of a start are sorted, the best first')
+    add('--guidance', type=float, help="weight of the caption in an image that is drawn (1: none; default: the run's)")
     add('--temperature', type=float, help='0: greedy (default: 0.8; --automaton: 0)')
     add('--top_k', type=int, default=50, help='sample from the k most likely tokens (0: all)')
     add('--top_p', type=float, default=1.0, help='sample from the most likely tokens whose probabilities sum to this')
@@ -86,7 +87,7 @@ def arguments(argv):
     if args.temperature is None:
         args.temperature = 0.0 if args.automaton else 0.8
     for names, ok, expected in (('num_samples max_new_tokens reapply beams', lambda v: v > 0, 'at least 1'),
-                                ('top_k temperature eval_windows', lambda v: v >= 0, '0 or more'),
+                                ('top_k temperature eval_windows guidance', lambda v: v >= 0, '0 or more'),
                                 ('top_p', lambda v: 0 < v <= 1, 'above 0 and at most 1'),
                                 ('seed', lambda v: 0 <= v < 2 ** 63, '0 or more and less than 2 ** 63')):
         for name in names.split():
@@ -198,6 +199,7 @@ def draw_images(model, args, where, content):
         raise UserError(f'{args.run[0]} draws images of captions: it needs a caption by --start "...", one run, and none of '
                         f'the options for texts')
     tokenizer, about, N = checkpoint.tokenizer(content, args.run[0]), content['data'], args.num_samples
+    set_guidance(model, args.guidance)
     require_memory(N * len(args.start) * (math.prod(about['shape']) + optim.token_memory(model)), f'--num_samples={N}')
     y = encode_captions(args.start, tokenizer, model).repeat_interleave(N, 0)
     images = draw(model.to(where), y, about, content['loop']['patch'], args.temperature, args.top_k, args.top_p, args.seed)
@@ -242,8 +244,9 @@ def main(argv):
     if models[0].modality == 'drawings':
         draw_images(models[0], args, where, contents[0])
         return
-    if args.rerank:
-        raise UserError(f'--rerank: {names[0]} draws no images: choose a run such as that of config/shapes_dalle.py')
+    if args.rerank or args.guidance is not None:
+        raise UserError(f'--rerank and --guidance: {names[0]} draws no images of captions: choose a run such as that of '
+                        f'config/shapes_dalle.py')
     if args.image is not None or args.labels is not None:
         raise UserError(f'--image and --labels: {names[0]} reads no images: choose a run of clip.py, or of transformer.py with '
                         f'images')

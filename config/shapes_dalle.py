@@ -1,5 +1,5 @@
 """
-DALL-E on pictures of shapes: a transformer over the tokens of captions and pictures.  At most 8 minutes, after at most 4 for
+DALL-E on pictures of shapes: a transformer over the tokens of captions and pictures.  At most 10 minutes, after at most 2 for
 the VAE, which is trained first, by config/shapes_dvae.py, if out/shapes_dvae is missing.
 
     python train.py config/shapes_dalle.py
@@ -15,10 +15,15 @@ vae = 'out/shapes_dvae'
 
 n_layer, n_head, n_embd = 4, 4, 128     # 0.9 M parameters
 
-batch_size = 32
-max_iters = 4000
-max_seconds = 480.0
-learning_rate = 4e-3                    # for Muon
+neighbours = True
+codebook = True
+caption_dropout = 0.1
+guidance = 1.5
+
+batch_size = 16
+max_iters = 6000
+max_seconds = 600.0
+learning_rate = 8e-3                    # for Muon
 min_lr = 0.0
 eval_interval = 500
 eval_windows = 500

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from extras.truth import checker
 from harness import Arguments, UserError, checkpoint, command, data, device
-from harness.drawings import BATCH, draw, rank, to_images
+from harness.drawings import BATCH, draw, rank, set_guidance, to_images
 from race.page import write_record
 
 
@@ -32,12 +32,13 @@ def arguments(argv):
     parser.add_argument('--captions', type=int, default=100, help='of each part and number of shapes (default 100)')
     parser.add_argument('--samples', type=int, default=8, help='images of each caption (default 8)')
     parser.add_argument('--temperature', type=float, default=0.8, help='of the sampling (default 0.8; 0: greedy)')
+    parser.add_argument('--guidance', type=float, help="weight of the caption (1: none; default: the run's)")
     parser.add_argument('--seed', type=int, default=1337)
     parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
     args = parser.parse_args(argv)
-    if min(args.captions, args.samples) < 1 or args.temperature < 0 or args.seed < 0:
+    if min(args.captions, args.samples) < 1 or min(args.temperature, args.seed, args.guidance or 0) < 0:
         raise UserError(f'--captions={args.captions} and --samples={args.samples} must be at least 1, and --temperature='
-                        f'{args.temperature} and --seed={args.seed} at least 0')
+                        f'{args.temperature}, --seed={args.seed} and --guidance={args.guidance} at least 0')
     return args
 
 
@@ -88,6 +89,7 @@ def main(argv):
     if model.modality != 'drawings' or dataset is None:
         raise UserError(f'{args.run} draws no images, or data/{content["loop"]["dataset"]} is missing or another: choose a run '
                         f'such as that of config/shapes_dalle.py')
+    set_guidance(model, args.guidance)
     is_true, found = checker(dataset), []
     model.to(device.pick_device(args.device, 0, 1))
     for (part, shapes), indices in tqdm(groups(dataset, args.captions).items(), 'drawn', leave=False, disable=None):
@@ -99,7 +101,8 @@ def main(argv):
     machine = device.setup(args.device, 'auto', compile=False).describe()
     write_record({'command': shlex.join(['python', '-m', 'extras.drawn', *argv]), 'date': datetime.date.today().isoformat(),
                   'machine': machine, 'step': content['step'], 'samples': args.samples, 'temperature': args.temperature,
-                  'seed': args.seed, 'rerank': args.rerank, 'groups': found}, path.resolve().parent / 'drawn.json')
+                  'guidance': getattr(model.config, 'guidance', None), 'seed': args.seed, 'rerank': args.rerank,
+                  'groups': found}, path.resolve().parent / 'drawn.json')
 
 
 if __name__ == '__main__':

@@ -29,6 +29,14 @@ def to_images(patches, about, P):
     return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
+def set_guidance(model, guidance):
+    """Sets the weight of a caption for the images that are drawn from now on.  None: as in the run.  Raises UserError."""
+    if guidance is not None:
+        if not hasattr(model.config, 'guidance'):
+            raise UserError(f'--guidance={guidance}: this model has no guidance: leave it out')
+        model.config.guidance = guidance
+
+
 @torch.no_grad()
 def draw(model, y, about, P, temperature=1.0, top_k=0, top_p=1.0, seed=0):
     """Images (B, H, W, C) uint8 of captions y (B, T).  Image i depends on `seed` + i and on its caption, not on the others."""

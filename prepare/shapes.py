@@ -1,7 +1,7 @@
 """
 Pictures of shapes with captions that are true of them, and a checker of captions: data/shapes.
 
-    python prepare/shapes.py [--examples=20000] [--seed=0] [--name=NAME]
+    python prepare/shapes.py [--examples=40000] [--seed=0] [--name=NAME]
 
     a small red circle above a blue square              a yellow triangle, a white square and a large green circle
 
@@ -121,7 +121,7 @@ def is_true(image, caption):
 
 
 def main(argv):
-    args = task_parser(__doc__, __file__, 20_000).parse_args(argv)
+    args = task_parser(__doc__, __file__, 40_000).parse_args(argv)
     rng, held, seen = np.random.default_rng(args.seed), held_out(args.examples), set()
     every = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     known, splits = [kind for kind in every if kind not in HELD_OUT], {}

@@ -15,7 +15,7 @@ import train
 import views.drawings
 from extras import drawn
 from harness import checkpoint, data
-from harness.drawings import draw, rank, to_images
+from harness.drawings import draw, rank, set_guidance, to_images
 from prepare import shapes
 from tests.harness.test_captions import module_root, words  # noqa: F401 (a fixture)
 from views.drawings import strips
@@ -71,6 +71,9 @@ def test_images_are_drawn_and_ranked(runs, tmp_path, capsys, monkeypatch):
     model, content = checkpoint.load_model(runs['dalle'])
     y = torch.tensor([[1, 2], [3, 4], [1, 2]])
     one, two = (draw(model, rows, content['data'], 8, seed=seed) for rows, seed in ((y, 0), (y[1:], 1)))
+    set_guidance(model, 1000.0)         # after two steps a caption hardly matters
+    assert not np.array_equal(draw(model, y, content['data'], 8), one)
+    set_guidance(model, 1.0)
     assert one.shape == (3, 32, 32, 3) and one.dtype == np.uint8
     assert np.array_equal(one[1:], two) and not np.array_equal(one[0], one[2])      # by its seed, not by its neighbours
     texts = ['a red circle', 'a blue square', 'a red circle']
@@ -83,8 +86,9 @@ def test_what_is_true_is_counted(runs, monkeypatch, capsys):
     found = data.open_data('shapes', modality='drawings', patch=8)
     monkeypatch.setattr(drawn, 'draw', lambda model, y, *_, **__: np.concatenate([
         found.splits['test'][0][[list(map(found.text, found.captions['test'])).index(found.text(row))]] for row in y]))
-    drawn.main([str(runs['dalle']), '--captions=2', '--samples=2', f'--rerank={runs["clip"]}'])
+    drawn.main([str(runs['dalle']), '--captions=2', '--samples=2', '--guidance=3', f'--rerank={runs["clip"]}'])
     record = json.loads((runs['dalle'] / 'drawn.json').read_text())
+    assert record['guidance'] == 3
     assert {row['part'] for row in record['groups']} == {'seen', 'held out'}
     assert all(row['true'] == row['reranked'] == 1 for row in record['groups'])
     assert all(row['floor'] < 1 for row in record['groups'] if row['captions'] > 1)
@@ -96,7 +100,7 @@ def test_what_is_true_is_counted(runs, monkeypatch, capsys):
     ('dalle', [], '--start'), ('dalle', ['--start='], "caption ''"), ('dalle', ['--start=a', '--eval'], 'options for texts'),
     ('dalle', ['--start=' + 'a red circle ' * 20], 'a red circle.*tokens'), ('dvae', ['--start=a'], 'writes no text'),
     ('dalle', ['--start=a', '--rerank=DVAE'], "arch='dvae'"), ('dalle', ['--start=a', '--rerank=nowhere'], 'nowhere'),
-    ('dalle', ['--start=a', '--out=/nowhere/x.png'], '/nowhere'),
+    ('dalle', ['--start=a', '--out=/nowhere/x.png'], '/nowhere'), ('dalle', ['--start=a', '--guidance=-1'], 'guidance=-1'),
     ('dalle', ['--start=a', '--num_samples=10000000000'], 'num_samples'),
     ('clip', ['--rerank=x', '--labels=a'], '--image')])
 def test_bad_input(runs, arch, more, said):

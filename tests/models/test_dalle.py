@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn as nn
 import torch.nn.functional as F
 
 import dalle
@@ -75,6 +77,60 @@ def test_loss_of_a_vae(batch):
     torch.testing.assert_close(gradient, expected)
 
 
+def test_unused_codes_move_to_distant_outputs(batch):
+    """After 3 steps without use, and to what is far from every code; the others stay."""
+    model = tiny(dvae, quantizer='vq', restart=3).train()
+    near = batch[0][:1].expand(64, -1, -1).clone()
+    near[0] += 40 * torch.randn_like(near[0])               # one image of 64 is unlike the others
+    for step in range(4):
+        codes, before = model.tokens(near), model.codebook.weight.detach().clone()
+        model(near, near)
+        unused = torch.ones(11, dtype=torch.bool).index_fill(0, codes.unique(), False)
+        if step < 3:
+            assert torch.equal(model.codebook.weight, before) and (model.unused[unused] == step + 1).all()
+    moved = (model.codebook.weight != before).any(1)
+    assert torch.equal(moved, unused) and unused.any()
+    outputs, distances = model.encode(near), torch.cdist(model.encode(near), before).amin(-1)
+    came = (model.codebook.weight[moved][:, None] - outputs.flatten(0, 1)).norm(dim=-1).min(1)
+    assert (came.values < 1e-4).all() and distances.flatten()[came.indices].mean() > 5 * distances.mean()
+    assert (model.unused[model.tokens(near).unique()] == 0).all()
+    again = tiny(dvae, quantizer='vq', restart=3)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.unused, model.unused)
+    count = model.unused.clone()
+    model.eval()(near, near)
+    assert torch.equal(model.unused, count)
+
+
+def codes_after_steps(rank, world, store, results):
+    """Of two processes, of which each trains on images of its own."""
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=world)
+    model = tiny(dvae, quantizer='vq', codes=40, restart=2).train()
+    torch.manual_seed(rank)
+    for _ in range(4):
+        x = torch.randn(3, S, 4)
+        model(x, x)
+    torch.save((model.codebook.weight.detach(), model.unused), f'{results}-{rank}')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_all_processes_have_the_same_codes(tmp_path):
+    torch.multiprocessing.spawn(codes_after_steps, (2, tmp_path / 'store', tmp_path / 'found'), nprocs=2)
+    (one, unused), (other, too) = (torch.load(f'{tmp_path}/found-{rank}') for rank in range(2))
+    assert torch.equal(one, other) and torch.equal(unused, too)
+    assert not torch.equal(one, tiny(dvae, quantizer='vq', codes=40, restart=2).codebook.weight)
+
+
+def test_local_encoder_sees_its_patch_alone(batch):
+    x, other = batch[0], batch[0].clone()
+    other[:, 4] += 1
+    for local, expected in ((True, {4}), (False, set(range(9)))):
+        change = (tiny(dvae, local=local).encode(other) - tiny(dvae, local=local).encode(x)).abs().amax((0, 2))
+        assert set(change.nonzero().flatten().tolist()) == expected
+
+
 def test_temperature_falls_and_the_samples_become_codes(batch):
     """From a mixture of all codes to one of them; the step is in the checkpoint, so a resumed run goes on from there."""
     model = tiny(dvae, anneal=10, temperature=0.001).train()
@@ -116,10 +172,11 @@ def test_masks_by_their_definition(kind, kernel):
             assert found[q, k] == (k <= q and (k <= text or near)), (q, k)
 
 
-@pytest.mark.parametrize('attention', ['full', 'row', 'column', 'conv', 'row+column'])
-def test_causality_and_step(batch, attention):
+@pytest.mark.parametrize('more', [{'attention': kind} for kind in ('full', 'row', 'column', 'conv', 'row+column')] +
+                         [{'neighbours': True}], ids=str)
+def test_causality_and_step(batch, more):
     """The loss of a token does not depend on what comes after it; step() gives the same losses."""
-    model, (_, y) = tiny(dalle, attention=attention), batch
+    model, (_, y) = tiny(dalle, **more), batch
     codes, y = torch.randint(11, (3, S)), y[:1].expand(3, -1).clone()
     whole = model.losses(y, codes)
     for k in range(T):
@@ -136,6 +193,42 @@ def test_causality_and_step(batch, attention):
     for k in range(S):
         torch.testing.assert_close(F.cross_entropy(logits, codes[:, k], reduction='none'), whole[:, T + k])
         logits, state = model.step(codes[:, k, None], state) if k < S - 1 else (None, None)
+
+
+def test_neighbours_by_their_definition():
+    torch.manual_seed(0)
+    side, x, found = 4, torch.randn(2, 15, 3), dalle.Neighbours(3, 4)
+    assert torch.equal(found(x), x)                         # nothing at the start of a training
+    nn.init.normal_(found.weight)
+    w = dict(zip(found.offsets, found.weight, strict=True))
+    assert [*w] == [1, 2, side - 1, side, side + 1]         # left, and above the next token and around it
+    expected = torch.stack([x[:, i] + sum(w[k] * x[:, i - k] for k in w if i >= k) for i in range(15)], dim=1)
+    torch.testing.assert_close(found(x), expected)
+    torch.testing.assert_close(found(x, past=14), expected[:, 14:])
+
+
+def test_guidance_adds_to_what_the_caption_adds(batch):
+    model, (_, y) = tiny(dalle), batch
+    codes = torch.randint(11, (3, 4))
+
+    def logits(guidance, y):
+        model.config.guidance = guidance
+        _, state = model.step(y, model.init_state(3))
+        return model.step(codes, state)[0]
+    with_caption, without = logits(1.0, y), logits(1.0, torch.full_like(y, -1))
+    torch.testing.assert_close(logits(3.0, y), without + 3 * (with_caption - without))
+    torch.testing.assert_close(logits(0.0, y), without)
+
+
+def test_captions_are_left_out_in_training(batch):
+    model, (x, y) = tiny(dalle, caption_dropout=0.5), batch
+    x, y = x[:1].expand(400, -1, -1), y[:1].expand(400, -1)
+    torch.manual_seed(0)
+    losses = model.train()(x, y)[0]
+    left_out = (losses[:, :T] == 0).all(1)
+    assert 160 < left_out.sum() < 240
+    for rows, given in ((left_out, torch.full_like(y, -1)), (~left_out, y)):
+        torch.testing.assert_close(losses[rows], model.eval()(x, given)[0][rows])
 
 
 def test_place_of_a_token_in_an_image():
@@ -194,10 +287,12 @@ def test_a_run_is_built_from_its_vae_and_no_other(batch, tmp_path):
 
 @pytest.mark.parametrize('name, changes, expected', [
     ('dvae', {'block_size': 10}, 'block_size=10.*square'), ('dvae', {'quantizer': 'soft'}, "quantizer='soft'"),
-    ('dvae', {'codes': 1}, 'codes=1'), ('dvae', {'anneal': 0}, 'anneal=0'), ('dvae', {'temperature': 0.0}, 'temperature=0'),
+    ('dvae', {'codes': 1}, 'codes=1'), ('dvae', {'anneal': 0}, 'anneal=0'), ('dvae', {'restart': -1}, 'restart=-1'),
+    ('dvae', {'temperature': 0.0}, 'temperature=0'),
     ('dvae', {'kl': -1.0}, 'kl=-1'), ('dalle', {'n_head': 3}, 'n_embd=16.*n_head=3'),
     ('dalle', {'attention': 'row+diagonal'}, "attention='row\\+diagonal'"), ('dalle', {'kernel': 2}, 'kernel=2'),
-    ('dalle', {'text_weight': 1.0}, 'text_weight=1'), ('dalle', {'source_size': 10}, 'block_size=10.*square'),
+    ('dalle', {'text_weight': 1.0}, 'text_weight=1'), ('dalle', {'caption_dropout': 1.0}, 'caption_dropout=1'),
+    ('dalle', {'guidance': -1.0}, 'guidance=-1'), ('dalle', {'source_size': 10}, 'block_size=10.*square'),
     ('dalle', {'vae': 'nowhere'}, 'nowhere'), ('dalle', {'vae_hash': '0' * 16}, "vae='random' has changed.*0000")])
 def test_settings_that_do_not_fit(name, changes, expected):
     values = dataclasses.asdict(load_arch(name).Config.tiny()) | changes

@@ -83,6 +83,11 @@ def test_second_sources(prepare, from_package, root):
     found = whole('cifar10_images')
     assert np.array_equal(found['test'][0].reshape(20, 1024, 3), rows) and found['test'][1].tolist() == [3] * 19 + [4]
     assert len(found['train'][1]) == 90
+    prepare('cifar10_images.py', '--examples=30', '--name=few')
+    few = whole('few')
+    assert all(np.array_equal(few[s][i], found[s][i][:30 if s == 'train' else None]) for s in SPLITS for i in (0, 1))
+    wrong = sentence(prepare, 'cifar10_images.py', '--examples=91', '--name=many')
+    assert '--examples=91' in wrong and '90' in wrong
 
 
 @pytest.mark.parametrize(('script', 'file'), [
