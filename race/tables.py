@@ -292,7 +292,8 @@ def short(record):
                 f'the best of the rates {record["rates"]}; {record["date"]}; {record["machine"]}</sub>\n')
     if 'groups' in record:
         return (f'{markdown(*drawn(record))}\n\n<sub>{record["samples"]} images of each caption, temperature '
-                f'{record["temperature"]}, after {record["step"]:,} steps; {record["date"]}; {record["machine"]}</sub>\n')
+                f'{record["temperature"]}, guidance {record["guidance"]}, after {record["step"]:,} steps; {record["date"]}; '
+                f'{record["machine"]}</sub>\n')
     for kind, table in (('truth', truth), ('zeroshot', zeroshot), ('probe', probe)):
         if kind in record:
             return f'{markdown(*table(record[kind]))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'

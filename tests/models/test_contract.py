@@ -41,8 +41,9 @@ VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 
             'convnet': [*KINDS, {'stem': 'imagenet', 'height': 32, 'width': 32}, {'network': 'resnet50', 'n_embd': 2},
                         {'network': 'tutorial', 'height': 32, 'width': 32}, {'channels': 1}],
             'clip': [{'tower': 'resnet18', 'n_embd': 4, 'text_embd': 16}],
-            'dvae': [{'quantizer': 'vq'}],
-            'dalle': [{'attention': 'row+conv'}, {'attention': 'column', 'text_weight': 0.5}],
+            'dvae': [{'quantizer': 'vq', 'local': True}],
+            'dalle': [{'attention': 'row+conv'}, {'neighbours': True, 'codebook': True},
+                      {'attention': 'column', 'text_weight': 0.5}],
             'vit': [*KINDS, {'readout': 'mean'}, {'bias': False}],
             'baselines': [*KINDS, {'network': 'nac', 'kind': 'regress', 'outputs': 1}, {'vocab_size': 7, 'features': 0}]}
 # settings that a Config refuses: each in its turn, on top of tiny(); the message names the last of them and its value

@@ -173,7 +173,7 @@ def test_masks_by_their_definition(kind, kernel):
 
 
 @pytest.mark.parametrize('more', [{'attention': kind} for kind in ('full', 'row', 'column', 'conv', 'row+column')] +
-                         [{'neighbours': True}], ids=str)
+                         [{'neighbours': True, 'codebook': True}], ids=str)
 def test_causality_and_step(batch, more):
     """The loss of a token does not depend on what comes after it; step() gives the same losses."""
     model, (_, y) = tiny(dalle, **more), batch
@@ -205,6 +205,16 @@ def test_neighbours_by_their_definition():
     expected = torch.stack([x[:, i] + sum(w[k] * x[:, i - k] for k in w if i >= k) for i in range(15)], dim=1)
     torch.testing.assert_close(found(x), expected)
     torch.testing.assert_close(found(x, past=14), expected[:, 14:])
+
+
+def test_tokens_are_vectors_of_the_codebook():
+    model, h = tiny(dalle, codebook=True), torch.randn(2, 16)
+    E = model.vae.codebook.weight
+    vectors = (E - E.mean(0)) / E.std()
+    torch.testing.assert_close(model.scores(h), torch.einsum('bc,ec,ke->bk', h, model.image_head.weight, vectors))
+    codes, at = torch.tensor([[3, 7]]), torch.tensor([0, 1])
+    torch.testing.assert_close(model.place(codes, at)[0], vectors[[3, 7]] @ model.image.weight.T + model.row.weight[0] +
+                               model.column.weight[:2])
 
 
 def test_guidance_adds_to_what_the_caption_adds(batch):
