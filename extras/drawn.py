@@ -10,9 +10,7 @@ has.  As a floor, the images are judged by the captions of others; 'rebuilt' is 
 stay true when their tokens are drawn, which limits what the tokens can show.  Written to drawn.json in the folder of the run.
 """
 
-import datetime
 import importlib
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from tqdm import tqdm
 from extras.truth import checker
 from harness import Arguments, UserError, checkpoint, command, data, device
 from harness.drawings import BATCH, draw, rank, set_guidance, to_images
-from race.page import write_record
+from race.page import origin, write_record
 
 
 def arguments(argv):
@@ -98,11 +96,10 @@ def main(argv):
         print(f'{part}, {shapes} shape{"s" * (shapes > 1)}: of {row["captions"]} captions, {args.samples} images each, '
               f'{row["true"]:.1%} true' + (f', {row["reranked"]:.1%} of those that rank first' if args.rerank else '') +
               f' (captions of others {row["floor"]:.1%}, pictures rebuilt {row["rebuilt"]:.1%})', flush=True)
-    machine = device.setup(args.device, 'auto', compile=False).describe()
-    write_record({'command': shlex.join(['python', '-m', 'extras.drawn', *argv]), 'date': datetime.date.today().isoformat(),
-                  'machine': machine, 'step': content['step'], 'samples': args.samples, 'temperature': args.temperature,
-                  'guidance': getattr(model.config, 'guidance', None), 'seed': args.seed, 'rerank': args.rerank,
-                  'groups': found}, path.resolve().parent / 'drawn.json')
+    write_record(origin('extras.drawn', argv, args.device) | {
+        'step': content['step'], 'samples': args.samples, 'temperature': args.temperature,
+        'guidance': getattr(model.config, 'guidance', None), 'seed': args.seed, 'rerank': args.rerank, 'groups': found},
+        path.resolve().parent / 'drawn.json')
 
 
 if __name__ == '__main__':
