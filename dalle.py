@@ -63,9 +63,9 @@ class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 
             raise ValueError(f"attention='{self.attention}' must be kinds joined by +: choose among {', '.join(ATTENTION)}")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f'kernel={self.kernel} must be an odd number')
-        if not 0 <= self.caption_dropout < 1 or self.guidance < 0:
+        if not 0 <= self.caption_dropout < 1 or not 0 <= self.guidance < math.inf:
             raise ValueError(f'caption_dropout={self.caption_dropout} must be at least 0 and below 1, and guidance='
-                             f'{self.guidance} at least 0')
+                             f'{self.guidance} at least 0 and finite')
         if not 0 <= self.text_weight < 1:
             raise ValueError(f'text_weight={self.text_weight} must be at least 0 and below 1')
 

@@ -87,7 +87,7 @@ def arguments(argv):
     if args.temperature is None:
         args.temperature = 0.0 if args.automaton else 0.8
     for names, ok, expected in (('num_samples max_new_tokens reapply beams', lambda v: v > 0, 'at least 1'),
-                                ('top_k temperature eval_windows guidance', lambda v: v >= 0, '0 or more'),
+                                ('top_k temperature eval_windows', lambda v: v >= 0, '0 or more'),
                                 ('top_p', lambda v: 0 < v <= 1, 'above 0 and at most 1'),
                                 ('seed', lambda v: 0 <= v < 2 ** 63, '0 or more and less than 2 ** 63')):
         for name in names.split():

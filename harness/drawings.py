@@ -32,6 +32,8 @@ def to_images(patches, about, P):
 def set_guidance(model, guidance):
     """Sets the weight of a caption for the images that are drawn from now on.  None: as in the run.  Raises UserError."""
     if guidance is not None:
+        if not 0 <= guidance < math.inf:
+            raise UserError(f'--guidance={guidance} must be at least 0 and finite')
         if not hasattr(model.config, 'guidance'):
             raise UserError(f'--guidance={guidance}: this model has no guidance: leave it out')
         model.config.guidance = guidance

@@ -101,6 +101,7 @@ def test_what_is_true_is_counted(runs, monkeypatch, capsys):
     ('dalle', ['--start=' + 'a red circle ' * 20], 'a red circle.*tokens'), ('dvae', ['--start=a'], 'writes no text'),
     ('dalle', ['--start=a', '--rerank=DVAE'], "arch='dvae'"), ('dalle', ['--start=a', '--rerank=nowhere'], 'nowhere'),
     ('dalle', ['--start=a', '--out=/nowhere/x.png'], '/nowhere'), ('dalle', ['--start=a', '--guidance=-1'], 'guidance=-1'),
+    ('dalle', ['--start=a', '--guidance=inf'], 'guidance=inf'), ('dalle', ['--start=a', '--guidance=nan'], 'guidance=nan'),
     ('dalle', ['--start=a', '--num_samples=10000000000'], 'num_samples'),
     ('clip', ['--rerank=x', '--labels=a'], '--image')])
 def test_bad_input(runs, arch, more, said):
