@@ -335,6 +335,49 @@ def captions():
     return svg(850, 300, 'Captions: the encoder reads patches, the decoder writes words', *parts)
 
 
+def convnet():
+    parts, size, x0, y0, at = [], 26, 20, 66, (2, 1)
+    parts += [text(20, 26, 'ViT: an image is a sequence of patches', 15, anchor='start'),
+              text(20, 46, 'in every layer the red patch reads all others', 13, anchor='start')]
+
+    def centre(i, j):
+        return x0 + size * j + size / 2 - 1, y0 + size * i + size / 2 - 1
+    for i in range(4):
+        for j in range(4):
+            parts.append(box(x0 + size * j, y0 + size * i, size - 2, size - 2, color=RED if (i, j) == at else BLUE,
+                             opacity=1 if (i, j) == at else 0.55))
+            if (i, j) != at:
+                parts.append(path([centre(i, j), centre(*at)], INK, width=0.9))
+    parts += [text(x0 + 2 * size, y0 + 4 * size + 20, 'S patches', 13), arrow((126, 118), (148, 118)),
+              box(148, 92, 86, 52, 'linear,\n+ positions', GREEN), arrow((234, 118), (256, 118)),
+              box(256, 92, 86, 52, 'attention,\nMLP', BLUE), text(299, 162, 'n_layer times', 13),
+              arrow((342, 118), (364, 118)), box(364, 92, 76, 52, 'class\ntoken', GREEN)]
+    x0, y = 490, 118
+    parts += [text(x0, 26, 'ResNet: an image stays an image', 15, anchor='start'),
+              text(x0, 46, 'in a layer the red pixel reads its neighbours; coarser stages see further', 13, anchor='start')]
+    for k, side in enumerate((88, 60, 40, 26)):     # a stage: half the pixels on a side, twice the channels
+        top = y - side / 2
+        parts += [box(x0, top, side, side, color=BLUE, opacity=0.4 + 0.2 * k),
+                  text(x0 + side / 2, y + 64, f'{32 >> k} x {32 >> k}', 12), text(x0 + side / 2, y + 80, f'{1 << k}C', 12)]
+        cell = 10
+        parts += [box(x0 + side / 2 - 1.5 * cell, y - 1.5 * cell, 3 * cell - 1, 3 * cell - 1, color=ORANGE, opacity=0.8),
+                  box(x0 + side / 2 - 0.5 * cell, y - 0.5 * cell, cell - 1, cell - 1, color=RED)] if k < 3 else []
+        parts.append(arrow((x0 + side, y), (x0 + side + 20, y)))
+        x0 += side + 20
+    parts += [box(x0, 92, 76, 52, 'mean over\nplaces', GREEN)]
+    x, y = 20, 258
+    parts += [text(20, 232, 'one block of ResNet-18', 15, anchor='start'), path([(x, y + 18), (x + 20, y + 18)])]
+    x += 20
+    for s, w, color in (('3 x 3', 66, BLUE), ('batch norm', 92, GREY), ('ReLU', 56, ORANGE), ('3 x 3', 66, BLUE),
+                        ('batch norm', 92, GREY)):
+        parts += [box(x, y, w, 36, s, color), arrow((x + w, y + 18), (x + w + 20, y + 18))]
+        x += w + 20
+    parts += [sign(x + 12, y + 18, '+'), arrow((x + 24, y + 18), (x + 44, y + 18)), box(x + 44, y, 56, 36, 'ReLU', ORANGE),
+              arrow((30, y + 18), (30, y + 62), (x + 12, y + 62), (x + 12, y + 31)),
+              text((x + 30) / 2, y + 80, 'the residual path; a 1 x 1 convolution where the shape changes', 13)]
+    return svg(930, 350, 'A Vision Transformer and a ResNet', *parts)
+
+
 def clip():
     parts, size, x0, y0 = [], 40, 520, 96
     for i in range(3):      # pictures of a batch, in patches
@@ -424,7 +467,8 @@ def fpt():
     return svg(930, 250, 'FPT: a frozen trunk between trained layers', *parts)
 
 
-DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, captions, clip, imagegpt, dalle, fpt)
+DIAGRAMS = (pacing, wavegpt, highorder, mamba, llama, bert, transformer, captions, convnet, clip, imagegpt, dalle, fpt)
+
 
 def main(argv):
     Arguments(description=__doc__).parse_args(argv)
