@@ -54,9 +54,10 @@ class Config:                   # CLIP ViT-B/32: 77, 49408, 49, 3072, 12, 12, 76
     def __post_init__(self):
         self.text_layer, self.text_head = self.text_layer or self.n_layer, self.text_head or self.n_head
         self.text_embd = self.text_embd or self.n_embd
-        for name in ('source_size', 'features', 'text_layer', 'text_head', 'text_embd', 'n_space'):
-            if getattr(self, name) < (name != 'text_layer'):
-                raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
+        for name, least in (('source_size', 1), ('features', 1), ('text_layer', 0), ('text_head', 1), ('text_embd', 1),
+                            ('n_space', 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f'{name}={getattr(self, name)} must be at least {least}')
         if self.tower not in ('vit', *convnet.RESNETS):
             raise ValueError(f"unknown tower='{self.tower}': choose vit, {', '.join(convnet.RESNETS)}")
         if self.tower != 'vit':

@@ -32,7 +32,7 @@ from harness import ROOT, Arguments, UserError, checkpoint, command, device, req
 from harness.files import atomic
 from harness.generate import generate
 from race import confirm, page, tables
-from race.entrants import add_budget, affordable, enter, measure, plan, read_budget, slug
+from race.entrants import add_budget, affordable, enter, measure, number_format, plan, read_budget, slug
 from race.processes import commit, interrupt_on_signals, progress_bar, read_rows, spent, train
 from race.statistics import METRICS, TASK_METRICS, confirmed, values
 from train import evaluate
@@ -208,7 +208,7 @@ def run(e, seed, folder, race, machine, progress, with_sample=True):
         if 'diverged' not in result:
             schema.check(result, FINISHED, path, 'remove it, and the run is judged again')
         return result
-    flags = planned['flags'] | {'seed': seed}
+    flags, code = planned['flags'] | {'seed': seed}, commit()           # the files may change while it trains
     reason = train([*e.words, *(f'--{k}={v}' for k, v in flags.items())], folder, progress)
     last = (read_rows(folder) or [{}])[-1]
     if reason and not all(math.isfinite(last.get(k, 0)) for k in ('train_loss', 'val_loss')):
@@ -218,7 +218,7 @@ def run(e, seed, folder, race, machine, progress, with_sample=True):
         return {'seed': seed, 'failed': reason or f'it was stopped at step {last.get("step", 0)}'}
     else:
         result = judge(e, seed, folder, planned['flops_per_step'], race['windows'], machine, with_sample)
-        result |= {'commit': commit(), 'ended': datetime.datetime.now().isoformat(timespec='seconds')}
+        result |= {'commit': code, 'ended': datetime.datetime.now().isoformat(timespec='seconds')}
     if first := race.get('repeated', {}).get(folder.name):
         result['repeated'] = first
     with atomic(path, 'w') as f:
@@ -312,13 +312,16 @@ def main(argv):
         if kept.exists():
             record = schema.read(kept, {'protocol': 'dict'}, 'choose another name for the claim')
             confirm.pin(args.protocol, record['protocol'], kept)
-    machine = device.setup(first.device, first.dtype, compile=False)
+    machine = device.setup(first.device, number_format(first).get('dtype', first.dtype), compile=False)
     interrupt_on_signals()
     todo = [(e, seed) for seed in seeds for e in entrants]
     results, pictures, total = {e.name: {} for e in entrants}, {}, len(todo)
     with runs.lock(out, '--out'):
         race = open_race(args, entrants, machine, out)
         if left := [e.name for e, seed in todo if not (e.folder(out, seed) / 'result.json').exists()]:
+            if args.confirm and (code := commit()).endswith('+'):
+                raise UserError(f'--confirm={args.confirm}: files differ from commit {code[:-1]}, which the record names: '
+                                f'commit the changes or undo them')
             print(forecast(race, left), flush=True)
         with progress_bar(total) as show:
             for i, (e, seed) in enumerate(todo):        # it grows by the runs to be repeated

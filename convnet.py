@@ -4,7 +4,7 @@ Convolutional networks that classify images: the small one of PyTorch's tutorial
 - LeCun et al. 1998 is where two convolutions with pooling, then three layers of a perceptron, come from; this one has ReLU and
   62,006 parameters: https://pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
 - He et al. 2015, "Deep Residual Learning" (arXiv 1512.03385); the stride of a bottleneck is in its 3 x 3 convolution, as in
-  torchvision, whose names of the weights these are: load_state_dict() takes its weights as they are
+  torchvision, whose names of the weights these are: model.net.load_state_dict() takes its weights as they are
 - the stem for photographs of 224 pixels shrinks them four times, the one for CIFAR's 32 pixels not at all (section 4.2)
 - each residual branch starts at zero (Goyal et al. 2017, arXiv 1706.02677, section 5.1), so that an untrained deep network is a
   shallow one, also in eval mode, where batch norm does not yet know any statistics

@@ -174,7 +174,7 @@ class Model(nn.Module):
         self.ln_f = nn.LayerNorm(C)
         self.text_head = nn.Linear(C, c.vocab_size, bias=False)
         self.image_head = nn.Linear(C, E.shape[1] if c.codebook else c.codes, bias=False)
-        self.image_head.weight.no_weight_decay = True           # as a head: not by Muon
+        self.image_head.weight.no_weight_decay = True           # keeps Muon off a head; it loses weight decay, too
         for name, p in self.named_parameters():
             if name.startswith('vae.'):
                 p.requires_grad_(False)

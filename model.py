@@ -66,7 +66,7 @@ def attention(q, k, v, causal=False, mask=None, dropout=0.0):
     if causal:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     if mask is not None:
-        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)      # a sum needs no copy
     return drop(scores.softmax(-1), dropout) @ v
 
 
@@ -92,8 +92,8 @@ def drop(x, p):
     """F.dropout(x, p).  On a CPU torch draws its random numbers slowly; 16 random bits a value take a quarter of the time."""
     if x.device.type != 'cpu' or not 0 < p < 1 or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None)
-    bits = words.view(torch.int16)[:x.numel()].view(x.shape)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
+    bits = words.view(torch.int16)[:x.numel()].view(x.shape)        # from -2 ** 15: int16 has a sign
     return x * (bits >= round(2 ** 16 * p) - 2 ** 15).to(x.dtype).mul_(1 / (1 - p))
 
 

@@ -273,7 +273,7 @@ def report(results, spaces, first, args, argv, out):
     cfg, source = first.settings.train, first.data
     write_record({
         'command': shlex.join(['python', 'sweep.py', *argv]), 'date': datetime.date.today().isoformat(),
-        'machine': device.setup(cfg.device, cfg.dtype, compile=False).describe(),
+        'machine': device.setup(cfg.device, number_format(cfg).get('dtype', cfg.dtype), compile=False).describe(),
         'data': {'name': cfg.dataset, 'fingerprint': source.fingerprint, 'source': source.meta['source']['name']},
         'commit': commit(), 'budget': args.budget, 'words': [w for w in first.words if w != '--validate=tune'],
         'validate': cfg.validate, 'settings': asdict(cfg) | asdict(first.model), 'trials': ordered}, out / 'results.json')

@@ -53,8 +53,8 @@ class TrainConfig:
     init_from: str = 'scratch'              # scratch, a checkpoint or run folder, or a published model such as gpt2
     new_vocabulary: bool = False            # init_from weights of another tokenizer: their embeddings and output layer are new
     last_only: bool = False                 # train only on the token after each window, as the original code of PACING does
-    leaking_split: bool = False             # split windows instead of text, as it does: trains on validation text
-    validate: str = 'val'                   # a text: on val.bin, or the last ninth of train.bin, left out (tune) or not (train)
+    leaking_split: bool = False             # PACING's original split: windows at random, so training reads validation text
+    validate: str = 'val'                   # text: val (val.bin), tune (last ninth of train.bin, not trained on), train (it is)
     resume: bool = False                    # continue from out_dir/ckpt.pt
     overwrite: bool = False                 # replace the run in out_dir
     dry_run: bool = False                   # print parameters, optimizer groups and memory, and exit
@@ -77,8 +77,8 @@ class TrainConfig:
     patience: int = 10                      # plateau: evaluations without a lower training loss before the rate decreases
     factor: float = 0.5                     # plateau: factor by which the rate decreases
     weight_decay: float = 0.1               # of the weights of matrix products and convolutions only
-    beta1: float = 0.9                      # momentum
-    beta2: float = 0.95                     # adamw, lion: decay of the second average
+    beta1: float = 0.9                      # adamw, sgd: momentum; lion: of the update.  Muon's own is 0.95
+    beta2: float = 0.95                     # adamw: decay of the mean of squares; lion: of the momentum
     grad_clip: float = 1.0                  # maximum norm of the gradient (0: no clipping)
     # evaluation and logging
     eval_interval: int = 250                # steps between evaluations, each of which writes a checkpoint
@@ -422,11 +422,11 @@ def describe(arch, model, trainer, data, cfg):
     for name, p in model.named_parameters():
         parts[name.split('.')[0]] += p.numel() * p.requires_grad
     trained, shares = sum(parts.values()), ', '.join(f'{part} {count:,}' for part, count in parts.items() if count)
-    world = trainer.machine.world
+    world, T, images = trainer.machine.world, model.config.block_size, data.unit == 'images'
     print(f'{arch}: {total:,} parameters' + f', of which {trained:,} are trained ({shares})' * (trained < total) +
-          f'; {trainer.tokens:,} tokens per step ({world} rank{"s" * (world > 1)} x {trainer.micro_steps} '
-          f'micro-step{"s" * (trainer.micro_steps > 1)} x {trainer.rows} {data.unit} of {model.config.block_size}); '
-          f'{data.noun}: {data.meta["source"]["name"]}')
+          f'; {trainer.tokens // (T if images else 1):,} {"images" if images else "tokens"} per step '
+          f'({world} rank{"s" * (world > 1)} x {trainer.micro_steps} micro-step{"s" * (trainer.micro_steps > 1)} x '
+          f'{trainer.rows} {data.unit}{"" if images else f" of {T}"}); {data.noun}: {data.meta["source"]["name"]}')
     for applies, warning in ((model.leaks, LEAKS), (model.bidirectional, BIDIRECTIONAL), (cfg.leaking_split, runs.OVERLAP),
                              (cfg.validate == 'train', runs.TRAINED_ON),
                              (cfg.new_vocabulary and not cfg.resume, runs.NEW_VOCABULARY)):

@@ -20,6 +20,10 @@ from harness import ROOT, UserError, describe_exception
 from harness.arch import Architecture, load_arch
 
 RENAMED = {'forget': 'memory_dropout'}      # settings of older versions and their new names
+NANOGPT = {'gradient_accumulation_steps': 'tokens_per_step, over all micro-steps', 'eval_iters': 'eval_windows',
+           'always_save_checkpoint': 'nothing: each evaluation writes ckpt.pt, and best.pt is kept beside it',
+           'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters, the end of the schedule', 'backend': 'nothing: it is chosen',
+           'wandb_run_name': 'out_dir'}
 
 
 @dataclasses.dataclass
@@ -58,6 +62,8 @@ def load(argv, TrainConfig):
             model[name] = coerce(name, value, model_types[name])
         elif name in RENAMED:
             raise UserError(f"the setting '{name}' is now called '{RENAMED[name]}'")
+        elif name in NANOGPT:
+            raise UserError(f"nanoGPT's {name} is here {NANOGPT[name]}")
         else:
             near = difflib.get_close_matches(name, [*train_types, *model_types], 1)
             raise UserError(f"unknown setting '{name}' (for arch '{arch.name}'): " +

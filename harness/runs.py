@@ -89,6 +89,8 @@ def new_model(settings, dataset):
         raise UserError('new_vocabulary replaces the vocabulary of a text model that --init_from names: leave it out')
     fitted = shape | overrides if task else dict(overrides)     # a text model keeps the vocab_size of its weights
     vocab_size = fitted.pop('vocab_size', shape['vocab_size']) if cfg.new_vocabulary else None
+    if cfg.init_from == 'resume':
+        raise UserError("init_from='resume' is nanoGPT's: continue a run with --resume")
     if cfg.init_from == 'scratch':
         model = build(arch, shape | overrides)
     elif checkpoint.is_ours(cfg.init_from):

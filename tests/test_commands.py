@@ -46,6 +46,7 @@ TRAIN = '''
 --dataset=../letters                '../letters'
 --dataset=bits                      task
 --init_from=TASK                    arch
+--init_from=resume                  --resume
 --init_from=CUT.safetensors         CUT.safetensors
 --batch_size=10000000000            batch_size=10000000000
 --tokens_per_step=7                 tokens_per_step=7

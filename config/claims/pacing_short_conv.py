@@ -1,4 +1,4 @@
-"""The control of PACING's claim: GPT and Llama with a causal depthwise convolution of 4 before attention.  See docs/pacing.md."""
+"""The control of PACING's claim: GPT and Llama with a causal convolution of 4 before attention.  See docs/pacing.md."""
 
 claim = 'PACING has a lower loss than GPT and Llama with a short convolution, at equal parameters and tokens'
 entrants = ['results/tune_pacing.json', 'results/tune_gpt_conv.json', 'results/tune_llama_conv.json']

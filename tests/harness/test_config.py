@@ -81,6 +81,7 @@ out_dir = str(Path(__file__).with_name('out'))
     ("learning_rate = '1e-3'", '', 'float, got str'), ("learning_rate = float('nan')", '', 'learning_rate=nan'),
     ('resume = 1', '', 'bool, got int'), ('compile = 1', '', 'bool or str, got int'), ('from math import pi', '', "'pi'"),
     ('max_itres = 5', '', "'max_itres' .*'max_iters'"), ('forget = 0.1', '', "'forget' .*'memory_dropout'"),
+    ('eval_iters = 5', '', 'eval_iters .*eval_windows'),
     ('exit()', '', 'mine.py, line 1: SystemExit'), ('x = 1\nx = (', '', 'line 2: '), ('\0', '', 'null bytes'),
     ('x = 1\n\ndef f():\n    return [][1]\nf()\n', '', 'line 4: IndexError'),      # the line that failed, not the call
     ("raise ValueError('two\\nlines')", '', 'line 1: ValueError: two lines'), (b'x = "\xff"', '', 'not a text file'),

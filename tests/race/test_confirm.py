@@ -36,6 +36,7 @@ def claim(race_configs, dataset, tmp_path, monkeypatch):
     """A protocol with records of sweeps, in the folder of this process; results/ is there, too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare, 'RESULTS', tmp_path / 'results')
+    monkeypatch.setattr(compare, 'commit', lambda: 'abc')
     (tmp_path / 'results').mkdir()
     for name in ('gpt', 'pic'):
         write_record(tmp_path / f'{name}.json', race_configs, name, dataset)
@@ -134,6 +135,13 @@ def test_sweeps_that_are_refused(claim, change, parts):
     path.write_text(json.dumps(sweep))
     said = sentence(compare.main, [f'--confirm={claim}'])
     assert all(part in said for part in parts) and not (claim.parent / 'out').exists(), said
+
+
+def test_a_changed_file_is_refused(claim, monkeypatch):
+    """The record names the commit of the code that ran."""
+    monkeypatch.setattr(compare, 'commit', lambda: 'abc+')
+    assert 'commit abc' in sentence(compare.main, [f'--confirm={claim}'])
+    assert not (claim.parent / 'results' / 'claim.json').exists()
 
 
 def test_what_is_inside_a_grid(claim):
