@@ -9,7 +9,7 @@ A discrete variational autoencoder: an image becomes a grid of tokens of a codeb
   nothing is near to moves to where patches are far from all codes (Dhariwal et al. 2020, Jukebox, "random restarts")
 - local = True: the encoder sees a patch alone, so equal patches have one token, which is easier to predict
 - the values of a patch have a normal distribution of a constant width: the squared error (the paper has a logit-Laplace
-  distribution, whose learned scale spends the codes on flat backgrounds)
+  distribution, which in our trials spent the codes on flat backgrounds)
 
 B batch   S patches of an image, h x w of them   D values of a patch   C channels (n_embd)   K codes
 """
