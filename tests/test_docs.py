@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
-import io
+import itertools
 import json
 import re
 import shlex
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, printed
 
 import train
 from harness import ROOT, arch, config
@@ -26,7 +27,7 @@ from views import diagrams
 
 PAGES = {p.relative_to(ROOT).as_posix(): p.read_text(encoding='utf-8')
          for p in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]}
-RECORDS = sorted((ROOT / 'results').glob('*.json'))
+RECORDS = {path: json.loads(path.read_text(encoding='utf-8')) for path in sorted((ROOT / 'results').glob('*.json'))}
 COMMANDS = [line for text in PAGES.values() for line in re.findall(r'^ {4}((?:python|torchrun) .*)$', text, re.M)]
 BLOCKS = [(page, code) for page, text in PAGES.items() for code in re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)]
 GRU = next(code for page, code in BLOCKS if 'nn.GRU' in code)
@@ -42,8 +43,8 @@ def test_tables_agree_with_their_records_and_stand_behind_the_command():
     """The command of a record stands on the same page, shortly before the table, and names configs that exist."""
     for name, page in PAGES.items():
         assert tables.refreshed(page, ROOT) == page, f'{name}: run python -m race.tables'
-    for path in RECORDS:
-        mark, command = f'<!-- results/{path.name} -->', json.loads(path.read_text(encoding='utf-8'))['command']
+    for path, record in RECORDS.items():
+        mark, command = f'<!-- results/{path.name} -->', record['command']
         page, = (text for text in PAGES.values() if mark in text)
         assert 0 <= page.index(mark) - page[:page.index(mark)].rindex(command.replace("'", '"')) < 4000, path.name
         assert all((ROOT / name).is_file() for name in re.findall(r'config/\w+\.py', command)), path.name
@@ -51,8 +52,7 @@ def test_tables_agree_with_their_records_and_stand_behind_the_command():
 
 def test_costs_by_window_are_those_of_every_text_architecture():
     texts = {name for name in arch.architectures() if arch.load_arch(name).Model.modality in ('text', 'masked text')}
-    for record in (json.loads(path.read_text(encoding='utf-8')) for path in RECORDS):
-        assert {r['arch'] for r in record.get('costs', [])} in (set(), texts)
+    assert all({r['arch'] for r in record.get('costs', [])} in (set(), texts) for record in RECORDS.values())
 
 
 def test_expected_losses_agree_with_their_records():
@@ -60,8 +60,7 @@ def test_expected_losses_agree_with_their_records():
                       PAGES['README.md'], re.M)
     assert len(rows) > 5
     for name, loss, full, seconds, path in rows:
-        record = json.loads((ROOT / path).read_text(encoding='utf-8'))
-        runs = next(e['runs'] for e in record['entrants'] if e['name'] == name.removeprefix('config/'))
+        runs = next(e['runs'] for e in RECORDS[ROOT / path]['entrants'] if e['name'] == name.removeprefix('config/'))
         for shown, values in ((loss, [r['val_loss'] for r in runs]), (full, [r['val_loss_full'] for r in runs])):
             assert shown == f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}', name
         assert int(seconds) == round(statistics.mean(r['seconds'] for r in runs)), name
@@ -80,14 +79,11 @@ def test_losses_of_the_speedrun_are_those_of_its_logs():
 
 def differences():
     """{(|difference|, p)} of all pairs of entrants in all races, as pages write them."""
-    found = set()
-    for record in (json.loads(path.read_text(encoding='utf-8')) for path in RECORDS):
-        for i, first in enumerate(record.get('entrants', [])):
-            for e in record['entrants'][i + 1:]:
-                for metric in ('val_loss', 'val_loss_full', *race_statistics.TASK_METRICS):
-                    if pair := race_statistics.difference({'entrants': [first]}, e, metric):
-                        found.add((race_statistics.format_difference(metric, abs(pair[0])), f'{pair[1]:.2g}'))
-    return found
+    pairs = [pair for record in RECORDS.values() for pair in itertools.combinations(record.get('entrants', []), 2)]
+    metrics = ('val_loss', 'val_loss_full', *race_statistics.TASK_METRICS)
+    return {(race_statistics.format_difference(metric, abs(found[0])), f'{found[1]:.2g}')
+            for first, e in pairs for metric in metrics
+            if (found := race_statistics.difference({'entrants': [first]}, e, metric))}
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -128,10 +124,8 @@ def test_verdicts_are_those_of_their_records():
         for line in (line for line in text.splitlines() if re.search(r'(?<!not )\bconfirmed: ', line, re.I)):
             paths = re.findall(r'results/\w+\.json', line)
             assert len(paths) == 1, f'{name}: {line[:80]} names no record'
-            wrong = verdicts_of(line, json.loads((ROOT / paths[0]).read_text(encoding='utf-8')))
-            assert not wrong, f'{name}: {wrong}'
-    for path in RECORDS:
-        record = json.loads(path.read_text(encoding='utf-8'))
+            assert not (wrong := verdicts_of(line, RECORDS[ROOT / paths[0]])), f'{name}: {wrong}'
+    for path, record in RECORDS.items():
         if protocol := record.get('protocol'):
             assert record['verdicts'] == race_statistics.confirmed(record)
             for file, sha256 in {protocol['path']: protocol['sha256'], **protocol['entrants']}.items():
@@ -206,18 +200,16 @@ def test_page_on_architectures_has_the_whole_contract():
 @pytest.mark.parametrize(('page', 'code'), BLOCKS, ids=[f'{page}-{i}' for i, (page, _) in enumerate(BLOCKS)])
 def test_code_prints_what_its_comments_say(page, code, root):
     expected = re.findall(r'^ *print\(.*\) +# (.*)$', code, re.M)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, page, 'exec'), {'__name__': 'example'})
-    assert printed.getvalue().splitlines()[:len(expected)] == expected
+    shown = printed(lambda _: exec(compile(code, page, 'exec'), {'__name__': 'example'}), [])
+    assert shown.splitlines()[:len(expected)] == expected
 
 
 def test_gru_of_readme_trains_and_keeps_the_contract(dataset, tmp_path, monkeypatch):
     (tmp_path / 'gru.py').write_text(GRU, encoding='utf-8')
     monkeypatch.setattr(arch, 'ROOT', tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    train.main(['--arch=gru', f'--dataset={dataset.name}', f'--out_dir={tmp_path / "run"}', '--n_embd=16', '--block_size=16',
-                '--batch_size=4', '--max_iters=20', '--eval_windows=8', '--sample_tokens=5', '--device=cpu'])
+    words = [w for w in TINY if 'n_layer' not in w]
+    train.main(['--arch=gru', f'--dataset={dataset.name}', f'--out_dir={tmp_path / "run"}', *words, '--max_iters=20'])
     gru, held = arch.load_arch('gru'), 0
     for name, test in vars(test_contract).items():
         needs = inspect.signature(test).parameters.keys() if name.startswith('test_') else {'another'}
