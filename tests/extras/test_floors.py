@@ -42,9 +42,8 @@ def test_kneser_ney_by_its_definition(n, D):
     for length in (0, 1, n - 1, n + 2):
         context = rng.integers(0, 6 if length == n - 1 else 4, (5, length))
         p = np.stack([model.probabilities(context, np.full(5, w)) for w in range(6)], axis=1)
-        assert np.allclose(p.sum(1), 1) and (p > 0).all()
         expected = [[by_definition(TEXT.tolist(), n, 6, D, row, w) for w in range(6)] for row in context.tolist()]
-        assert np.allclose(p, expected, rtol=1e-12, atol=0)
+        assert np.allclose(p.sum(1), 1) and (p > 0).all() and np.allclose(p, expected, rtol=1e-12, atol=0)
 
 
 def test_kneser_ney_against_nltk():
@@ -57,9 +56,8 @@ def test_kneser_ney_against_nltk():
     ours = floors.KneserNey(TEXT, n, 4, 0.4)
     ours.discounts[0] = 0.0
     for context in ([0, 1], [3, 0], [2, 2], [1]):
-        for w in range(4):
-            p = ours.probabilities(np.array([context]), np.array([w]))[0]
-            assert p == pytest.approx(other.score(str(w), [str(t) for t in context]), rel=1e-9)
+        p = ours.probabilities(np.tile(context, (4, 1)), np.arange(4))
+        assert p == pytest.approx([other.score(str(w), map(str, context)) for w in range(4)], rel=1e-9)
 
 
 def of(dataset, block_size):
@@ -71,16 +69,14 @@ def of(dataset, block_size):
 def test_floors_of_a_text(dataset, tmp_path, monkeypatch):
     """Losses of the windows that the runs are judged on, each token given those of its window."""
     monkeypatch.setattr(floors, 'trees', lambda *_: {'name': 'boosted trees', 'val_loss_full': 1.0})
-    found, text = floors.measure(of(dataset, 16), 20, tmp_path), data.TextData(dataset)
-    equal, unigram, ngram, _ = found
+    (equal, unigram, ngram, _), text = floors.measure(of(dataset, 16), 20, tmp_path), data.TextData(dataset)
     assert equal['val_loss'] == equal['val_loss_full'] == pytest.approx(math.log(text.vocab_size))
     n = int(ngram['name'].partition('-')[0])
     assert n > 2 and ngram['val_loss'] < unigram['val_loss'] - 0.3 < equal['val_loss']
     model = floors.KneserNey(text.tokens['train'], n, text.vocab_size)
     windows = [text.tokens['val'][s:s + 17].astype(int) for s in text.val_indices(20, 16)]
     losses = [[-math.log(model.probabilities(w[None, :t + 1], w[t + 1:t + 2])[0]) for t in range(16)] for w in windows]
-    expected = np.mean(losses), np.mean(losses, 0)[-1]
-    assert (ngram['val_loss'], ngram['val_loss_full']) == pytest.approx(expected)
+    assert (ngram['val_loss'], ngram['val_loss_full']) == pytest.approx((np.mean(losses), np.mean(losses, 0)[-1]))
 
 
 def test_boosted_trees_are_those_of_gbm(dataset, tmp_path):
@@ -126,10 +122,9 @@ def test_a_floor_above_all_entrants_is_marked():
     assert tables.across([r, task_record('accuracy', {'fpt': [0.5], 'urt': [0.6]})])[1][-1] == [
         'best floor', '70.0% (nearest neighbour)!', '']
     r = record(floors=[{'name': 'grams', 'val_loss': 1.2, 'val_loss_full': 1.3}, {'name': 'trees', 'val_loss_full': 1.9}])
-    rows = tables.tables(r)[0][1]
-    assert rows[-2] == ['floor: grams (above all entrants!)', '', '1.200', '', '1.300', '']
-    assert rows[-1][2:] == ['', '', '1.900', '']
-    assert '| floor: trees' in tables.short(r)
+    *_, grams, trees = tables.tables(r)[0][1]
+    assert grams == ['floor: grams (above all entrants!)', '', '1.200', '', '1.300', '']
+    assert trees[2:] == ['', '', '1.900', ''] and '| floor: trees' in tables.short(r)
 
 
 def test_tokens_are_features_of_0_or_1(root):

@@ -4,7 +4,6 @@ import re
 from html import unescape
 
 import pytest
-from conftest import sentence
 
 from harness import ROOT
 
@@ -40,8 +39,3 @@ def test_every_page_and_race_is_shown(page):
     assert ('pacing', 'pacing_tokens') in shown and ('racing', 'race_120s') in shown and len(shown) > 10
     cards = set(re.findall('<a class="card" href="#page-(.*?)">', text))
     assert cards <= {path.stem for path in (ROOT / 'docs' / 'img').glob('*.svg')} and {'pacing', 'mamba', 'dalle'} <= cards
-
-
-def test_a_file_that_cannot_be_written(tmp_path):
-    (tmp_path / 'file').write_text('')
-    assert 'choose another file by --out' in sentence(gallery.main, [f'--out={tmp_path / "file" / "x.html"}'])
