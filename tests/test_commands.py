@@ -1,7 +1,7 @@
 """Wrong commands: each is refused by one sentence that names what is wrong, its exit code is not 0, and it changes no file.
 
     entry point     a script, or a module of python -m
-    words           what follows it; RUN is a finished run of a GPT, TASK of a ViT, CONFIG a config, HOME the home folder
+    words           what follows it; RUN is a finished run of a GPT, TASK of a ViT, CONFIG a config, ~ the home folder
     named           what the sentence must contain
 
 A table has "words => named", or "words ... --a=1 b" for two commands: of "words --a=1", the sentence names a and then 1, and
@@ -85,8 +85,8 @@ memory CONFIG --arch=transformer => transformer.py | gpu => CUDA
 RUN ... RUN TEXT | => run | RUN => folder | TASK exported => 'vit'
 ''', 'extras/gbm.py ': '''
 --dataset=letters ... --features=0 --features=65 --rounds=0 --examples=-1 --learning_rate=2 --block_size=100000 --start=a
---dataset=letters ... --eval_windows=100000000000 | RUN ... --top_k=-1 | --dataset=nowhere => 'nowhere'
---dataset=bits => task | RUN => extras.gbm | RUN --rounds=3 => --rounds
+--dataset=letters ... --eval_windows=100000000000 | RUN ... --top_k=-1 | --dataset=nowhere => 'nowhere' | --dataset=bits => task
+RUN => extras.gbm | RUN --rounds=3 => --rounds
 ''', 'extras/play.py ': '''
 RUN ... --port=-1 --port=99999 --port=http --device=gpu | => run
 ''', 'prepare/': '''
@@ -105,29 +105,22 @@ cyp3a4.py --input=TEXT => TEXT | speech_commands.py --input=TEXT => TEXT
 ''', '': '''
 race/tables.py ... --chekc | extras/gallery.py ... --chekc | views/diagrams.py ... x | race/page.py => RECORD.json
 race/page.py nowhere.json x.png => nowhere.json | race/page.py TEXT x.png => TEXT | race/page.py LIST x.png => LIST
-race/page.py --help => usage
+race/page.py --help => usage | train.py ~/absent.py => ~ | train.py --init_from=~/absent --arch=pacing => ~
+sample.py --pretrained=~/absent.safetensors => ~ | train.py --arch=fpt --dataset=bits --trunk=~/absent => ~
+sample.py ~/absent => ~ | look.py ~/absent => ~ | compare.py ~/absent.py => ~
+compare.py CONFIG --out=~/text.txt/race --steps=1 => ~ | sweep.py ~/absent.py --search n_layer=1,2 --out=~/new => ~
+bench.py train ~/absent.py => ~ | extras/export.py ~/absent ~/x => ~ | extras/gbm.py ~/absent => ~
+extras/gallery.py --out=~/absent/x.html => ~ | prepare/text.py mine ~/absent => ~ | prepare/bpe.py mine ~/absent => ~
+prepare/gutenberg.py 84 --input=~/absent => ~ | prepare/openwebtext.py --input ~/absent.txt => ~
+prepare/shakespeare_char.py --input=~/absent => ~ | prepare/mnist.py --input=~/absent => ~
+prepare/cifar10.py --input=~/absent => ~ | prepare/cyp3a4.py --input=~/absent => ~
+prepare/speech_commands.py --input=~/absent => ~
 '''}
-
-# what cannot be there; HOME is the home folder
-PATHS = '''
-train.py HOME/absent.py | train.py --init_from=HOME/absent --arch=pacing | sample.py --pretrained=HOME/absent.safetensors
-train.py --arch=fpt --dataset=bits --trunk=HOME/absent | sample.py HOME/absent | look.py HOME/absent | compare.py HOME/absent.py
-compare.py CONFIG --out=HOME/text.txt/race --steps=1 | sweep.py HOME/absent.py --search n_layer=1,2 --out=HOME/new
-bench.py train HOME/absent.py | extras/export.py HOME/absent HOME/x | extras/gbm.py HOME/absent
-extras/gallery.py --out=HOME/absent/x.html | prepare/text.py mine HOME/absent | prepare/bpe.py mine HOME/absent
-prepare/gutenberg.py 84 --input=HOME/absent | prepare/openwebtext.py --input HOME/absent.txt
-prepare/shakespeare_char.py --input=HOME/absent | prepare/mnist.py --input=HOME/absent | prepare/cifar10.py --input=HOME/absent
-prepare/cyp3a4.py --input=HOME/absent | prepare/speech_commands.py --input=HOME/absent
-'''
-
-
-def cells(table):
-    return re.split(r' \| |\n', table.strip())
 
 
 def rows(table, before):
     """[(script, words, what the sentence must name, in this order)] of a table, with what stands before each command."""
-    for cell in cells(table):
+    for cell in re.split(r' \| |\n', table.strip()):
         (alone, _, named), (words, _, options) = cell.partition('=> '), cell.partition('... ')
         several = [(words + option, option.lstrip('-').split('=', 1)) for option in options.split()]
         for command, parts in several or [(alone, [named])]:
@@ -173,10 +166,9 @@ def place(tmp_path_factory):
 
 def refusal(place, path, words):
     """What the command says as it fails: one line on stderr.  Its exit code is not 0, and it changes no file."""
-    before, kept = contents(place), {p.name for p in place.iterdir()}
-    stderr, stdout = io.StringIO(), io.StringIO()
+    before, kept, stderr = contents(place), {p.name for p in place.iterdir()}, io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout), \
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()), \
                 warnings.catch_warnings(action='error'), pytest.raises(UserError) as e:
             run(path, words)
         said, after = f'{stderr.getvalue()}{e.value}', contents(place)
@@ -202,18 +194,13 @@ def filled(path, words):
 
 @pytest.mark.parametrize('path, words, named', COMMANDS, ids=lambda v: v or '-')
 def test_a_wrong_command_is_refused(place, path, words, named):
+    """It says the same of ~ as of the folder that it stands for."""
     for needs in {'extras/gbm.py': ['lightgbm'], 'extras/play.py': ['starlette', 'uvicorn']}.get(path, []):
         pytest.importorskip(needs)
     said = refusal(place, path, filled(path, words))
-    assert re.search('.*'.join(re.escape(with_names(part)) for part in named), said), said
-
-
-@pytest.mark.parametrize('command', cells(PATHS))
-def test_a_path_that_is_missing_and_may_begin_at_home(place, command):
-    """Every command names it, and says the same of ~ as of the folder that it stands for."""
-    path, _, words = command.partition(' ')
-    tilde, said = (refusal(place, path, filled(path, words.replace('HOME', home))) for home in ('~', str(place)))
-    assert tilde == said and str(place) in tilde and '~' not in tilde
+    assert re.search('.*'.join(re.escape(with_names(part).replace('~', str(place))) for part in named), said), said
+    if '~' in words:
+        assert '~' not in said and said == refusal(place, path, filled(path, words.replace('~', str(place))))
 
 
 # a number must not be negative, a text must be known, except of these settings; and what else a setting cannot be
@@ -228,7 +215,6 @@ NEITHER = {'n_embd': [0], 'n_head': [0], 'block_size': [0], 'dropout': [1.0], 'b
 
 @pytest.mark.parametrize('name', ['train', *arch.architectures()])
 def test_values_that_no_setting_has(name):
-    """Of TrainConfig and of the Config of every architecture."""
     Config = train.TrainConfig if name == 'train' else arch.load_arch(name).Config
     for field, kind in typing.get_type_hints(Config).items():
         values = [*NEITHER.get(field, []), *NEITHER.get(f'{name}.{field}', [])]
@@ -246,21 +232,19 @@ USES = {'sample': ('sample.py', 'hurt'), 'look': ('look.py', 'hurt'), 'export': 
 
 @pytest.fixture
 def hurt(place):
-    """A copy of the finished run."""
     yield shutil.copytree(place / 'run', place / 'hurt')
     shutil.rmtree(place / 'hurt')
 
 
 NAN = float('nan')
 BPE = {'kind': 'bpe', 'name': 'x', 'pattern': '.', 'ranks': [], 'special': {}}
-VALUES = [          # a place in a checkpoint, and what it cannot be; ... : missing
-    ('config/n_layer', '2'), ('config/n_embd', 16.5), ('config/bias', [1]), ('config', []), ('arch', 3), ('step', -1),
-    ('step', True), ('best', 'low'), ('best', NAN), ('seconds', [1]), ('seconds', NAN), ('tokens', -5), ('loop', ...),
-    ('evaluated', 'never'), ('loop/dataset', ...), ('loop/batch_size', '12'), ('data', ...), ('data/fingerprint', ...),
-    ('data/tokenizer', 'char'), ('format', 99), ('model/3', torch.zeros(1)), ('model/wte.weight', ...),
-    *(('model/wpe.weight', w) for w in ('y', torch.zeros(3), torch.zeros(16, 16) * 1j, torch.full((16, 16), NAN)))]
-CHECKPOINTS = [     # the commands that refuse it, the place, what is there, and what the sentence names
-    *(('sample look export resume init', where, value, where.partition('/')[2] or where) for where, value in VALUES),
+CHECKPOINTS = [     # the commands that refuse it, the place, what is there (... : nothing), and what the sentence names
+    *((' '.join(USES), where, value, where.partition('/')[2] or where) for where, value in (
+        ('config/n_layer', '2'), ('config/n_embd', 16.5), ('config/bias', [1]), ('config', []), ('arch', 3), ('step', -1),
+        ('step', True), ('best', 'low'), ('best', NAN), ('seconds', [1]), ('seconds', NAN), ('tokens', -5), ('loop', ...),
+        ('evaluated', 'never'), ('loop/dataset', ...), ('loop/batch_size', '12'), ('data', ...), ('data/fingerprint', ...),
+        ('data/tokenizer', 'char'), ('format', 99), ('model/3', torch.zeros(1)), ('model/wte.weight', ...),
+        *(('model/wpe.weight', w) for w in ('y', torch.zeros(3), torch.zeros(16, 16) * 1j, torch.full((16, 16), NAN))))),
     ('sample look export resume', 'config/n_embd', 1 << 40, '1099511627776'), ('sample', 'config/n_layer', 10 ** 9, 'n_layer'),
     ('sample', 'config/n_head', 3, 'n_head=3'), ('sample', 'config/rope', True, "'rope'"), ('sample', 'arch', 'gone', "'gone'"),
     ('look', 'loop/dataset', '../x', "'../x'"), ('sample look', 'data/tokenizer', ..., 'data.tokenizer'),
@@ -349,7 +333,6 @@ def test_a_damaged_record(place, name, content, named):
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('*.py')), ids=lambda p: p.stem)
 def test_every_config_fits_into_a_laptop(path, monkeypatch):
-    """Into 16 GB, of which some are not to be had."""
     monkeypatch.setattr(harness, 'machine_memory', lambda: 15 << 30)
     s = config.load([str(path)], train.TrainConfig)
     values = {'vocab_size': 50257} if s.arch.Model.modality == 'text' else {}

@@ -29,8 +29,7 @@ def by_definition(tokens, n, V, D, context, word):
     once, twice = (sum(c == i for c in Counter(counts).values()) for i in (1, 2))
     d = D if D is not None else once / (once + 2 * twice) if once else 0.5
     after = {g: c for g, c in counts.items() if g[:-1] == context}
-    lower = by_definition(tokens, n, V, D, context[1:], word) if k > 1 else 1 / V
-    total = sum(after.values())
+    lower, total = by_definition(tokens, n, V, D, context[1:], word) if k > 1 else 1 / V, sum(after.values())
     return (max(after.get((*context, word), 0) - d, 0) + d * len(after) * lower) / total if total else lower
 
 
@@ -60,16 +59,15 @@ def test_kneser_ney_against_nltk():
         assert p == pytest.approx([other.score(str(w), map(str, context)) for w in range(4)], rel=1e-9)
 
 
-def of(dataset, block_size):
+def test_floors_of_a_text(dataset, tmp_path):
+    """Losses of the windows that the runs are judged on, each token given those of its window; trees are measured before."""
+    gbm = pytest.importorskip('lightgbm') and pytest.importorskip('extras.gbm')
+    gbm.main([f'--dataset={dataset.name}', '--block_size=16', '--eval_windows=20', '--rounds=2', '--examples=500',
+              '--features=4', f'--out={tmp_path / "floor-trees"}'])
     text = data.TextData(dataset)
-    return SimpleNamespace(name='gpt', data=text, predicts='every', model=SimpleNamespace(block_size=block_size),
-                           settings=SimpleNamespace(train=SimpleNamespace(dataset=dataset.name)))
-
-
-def test_floors_of_a_text(dataset, tmp_path, monkeypatch):
-    """Losses of the windows that the runs are judged on, each token given those of its window."""
-    monkeypatch.setattr(floors, 'trees', lambda *_: {'name': 'boosted trees', 'val_loss_full': 1.0})
-    (equal, unigram, ngram, _), text = floors.measure(of(dataset, 16), 20, tmp_path), data.TextData(dataset)
+    gpt = SimpleNamespace(name='gpt', data=text, predicts='every', model=SimpleNamespace(block_size=16),
+                          settings=SimpleNamespace(train=SimpleNamespace(dataset=dataset.name)))
+    equal, unigram, ngram, trees = floors.measure(gpt, 20, tmp_path)
     assert equal['val_loss'] == equal['val_loss_full'] == pytest.approx(math.log(text.vocab_size))
     n = int(ngram['name'].partition('-')[0])
     assert n > 2 and ngram['val_loss'] < unigram['val_loss'] - 0.3 < equal['val_loss']
@@ -77,14 +75,7 @@ def test_floors_of_a_text(dataset, tmp_path, monkeypatch):
     windows = [text.tokens['val'][s:s + 17].astype(int) for s in text.val_indices(20, 16)]
     losses = [[-math.log(model.probabilities(w[None, :t + 1], w[t + 1:t + 2])[0]) for t in range(16)] for w in windows]
     assert (ngram['val_loss'], ngram['val_loss_full']) == pytest.approx((np.mean(losses), np.mean(losses, 0)[-1]))
-
-
-def test_boosted_trees_are_those_of_gbm(dataset, tmp_path):
-    gbm = pytest.importorskip('lightgbm') and pytest.importorskip('extras.gbm')
-    gbm.main([f'--dataset={dataset.name}', '--block_size=16', '--eval_windows=20', '--rounds=2', '--examples=500',
-              '--features=4', f'--out={tmp_path / "floor-trees"}'])         # the measurement of an earlier command
-    found = floors.trees(of(dataset, 16), 20, tmp_path)
-    assert found['val_loss_full'] > 0 and found.keys() == {'name', 'val_loss_full'}
+    assert trees['val_loss_full'] > 0 and trees.keys() == {'name', 'val_loss_full'}
 
 
 @pytest.mark.parametrize('kind', ['classify', 'bits', 'regress'])
@@ -99,8 +90,7 @@ def test_floors_of_a_task(task_data, kind):
     answer = y[((test[:, None] - flat[None]) ** 2).sum(-1).argmin(1)]
     by_hand = np.abs(answer - yt).mean() if kind == 'regress' else (answer == yt).mean()
     assert near[task.metric] == pytest.approx(by_hand, rel=0.1)         # neighbours at the same distance
-    chance = task.chance('test')[task.metric]
-    assert linear[task.metric] < 0.01 * chance if kind == 'regress' else linear[task.metric] > 0.9
+    assert linear[task.metric] < 0.01 * task.chance('test')[task.metric] if kind == 'regress' else linear[task.metric] > 0.9
 
 
 def test_what_has_no_floors(task_data, monkeypatch):
@@ -128,8 +118,7 @@ def test_a_floor_above_all_entrants_is_marked():
 
 
 def test_tokens_are_features_of_0_or_1(root):
-    """The class is the first token: no linear function of its number, but one of which token it is.  In numbers, the error
-    is that of the class."""
+    """The class is the first token: no linear function of its number, but one of which token it is."""
     pytest.importorskip('sklearn', reason='floors of tasks need it')
     rng, splits = np.random.default_rng(0), {}
     for split, n in (('train', 300), ('val', 50), ('test', 50)):

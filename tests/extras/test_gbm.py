@@ -21,7 +21,6 @@ F, BLOCK, WINDOWS = 4, 16, 50
 
 
 def command_line(folder, out, *more):
-    """A training run of less than a second."""
     return [f'--dataset={folder.name}', f'--out={out}', f'--features={F}', f'--block_size={BLOCK}', f'--eval_windows={WINDOWS}',
             '--examples=600', '--rounds=3', *more]
 
@@ -37,7 +36,6 @@ def trained(dataset, tmp_path_factory):
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A folder with a copy of the model."""
     return shutil.copytree(trained.out, tmp_path / 'copy')
 
 

@@ -53,7 +53,6 @@ def tokens(*shape, seed=1):
 
 
 def pixels(ax):
-    """The image on an axes, nan where it is masked."""
     return np.ma.filled(ax.images[0].get_array(), np.nan)
 
 
@@ -250,7 +249,6 @@ RUNS = {        # settings of a run, what is drawn of it, and the pictures
 
 @pytest.fixture(scope='module')
 def runs(dataset, tmp_path_factory):
-    """{kind: the folder of a finished run}."""
     folder = tmp_path_factory.mktemp('look') / 'lr$_$2'         # no mathematics
     with torch.enable_grad():
         for kind, (words, *_) in RUNS.items():
