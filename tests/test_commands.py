@@ -105,7 +105,8 @@ cyp3a4.py --input=TEXT => TEXT | speech_commands.py --input=TEXT => TEXT
 ''', '': '''
 race/tables.py ... --chekc | extras/gallery.py ... --chekc | views/diagrams.py ... x | race/page.py => RECORD.json
 race/page.py nowhere.json x.png => nowhere.json | race/page.py TEXT x.png => TEXT | race/page.py LIST x.png => LIST
-race/page.py --help => usage | train.py ~/absent.py => ~ | train.py --init_from=~/absent --arch=pacing => ~
+race/page.py --help => usage | extras/gallery.py --out=TEXT/x.html => choose another file by --out
+train.py ~/absent.py => ~ | train.py --init_from=~/absent --arch=pacing => ~
 sample.py --pretrained=~/absent.safetensors => ~ | train.py --arch=fpt --dataset=bits --trunk=~/absent => ~
 sample.py ~/absent => ~ | look.py ~/absent => ~ | compare.py ~/absent.py => ~
 compare.py CONFIG --out=~/text.txt/race --steps=1 => ~ | sweep.py ~/absent.py --search n_layer=1,2 --out=~/new => ~
