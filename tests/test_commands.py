@@ -4,8 +4,8 @@
     words           what follows it; RUN is a finished run of a GPT, TASK of a ViT, CONFIG a config, ~ the home folder
     named           what the sentence must contain
 
-A table has "words => named", or "words ... --a=1 b" for two commands: of "words --a=1", the sentence names a and then 1, and
-of "words b", b.
+A cell of a table is "words => named", or "words ... --a=1 b" for two commands: of "words --a=1", the sentence names a and
+then 1, and of "words b", b.  Cells are separated by |.
 """
 
 import contextlib
