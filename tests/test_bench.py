@@ -1,11 +1,16 @@
-"""bench.py windows: its record, its table and its picture, and what is left out."""
+"""bench.py: windows, its record, table and picture; gpu, all of whose stages run here on the CPU; memory."""
 
 import json
+import math
 
 import pytest
-from conftest import printed
+import torch
+from conftest import TINY, printed, sentence, train_here
 
 import bench
+import train
+from extras import gpu
+from harness import config
 from race import page, tables
 
 
@@ -39,3 +44,59 @@ def test_a_cost_that_grows_too_fast_is_not_measured(monkeypatch):
     assert not bench.affordable(row, 4096, 1000)            # 1024 was left out
     assert not bench.affordable(row | {'bytes': [100, 1000]}, 1024, 1000)
     assert bench.affordable(row | {'kind': 'generation'}, 1024, 1)
+
+
+def test_all_stages(dataset, tmp_path, monkeypatch):
+    """float16 fails on a CPU: its reason is kept, and it alone is measured again."""
+    def run(stages=tuple(gpu.STAGES)):
+        return gpu.run(plan, stages, path, 'python bench.py gpu')
+    monkeypatch.setattr(gpu.processes, 'train', lambda words, folder, *more: train_here(
+        [*words, *['--resume'] * (folder / 'ckpt.pt').exists()], folder))
+    monkeypatch.setattr(torch, 'compile', lambda model: model)
+    words = 'config/shakespeare_gpt.py', f'--dataset={dataset.name}', '--n_head=2', *TINY, '--max_iters=9'
+    path, rows = tmp_path / 'gpu_x.json', {'GPT': ' '.join(['config/shakespeare_gpt.py', *TINY, '--n_head=2'])}
+    plan = gpu.Plan('cpu', words, rows, steps=4, rounds=2, seconds=0.2, contract='test_shapes_and_loss and (wavenet or llama)')
+    assert sentence(run).startswith(f'{path} holds the errors of formats, float16: ')
+    record = json.loads(path.read_text())
+    found = record['gpu']
+    assert found.keys() == gpu.STAGES.keys() and record['command'] and 'torch' in record['machine']
+    assert found['contract']['tests']['passed'] >= 2 and found['contract']['tests']['failed'] == []
+    assert 'float32 and bfloat16' in found['formats'].pop('float16')['error'] and len(found['formats']) == 3
+    for row in (*found['formats'].values(), found['recipe']['nanoGPT']):
+        assert 1 < row['val_loss'] < 3 and row['tokens_per_second'] > 0
+    assert found['resume']['weights'].items() >= {'steps': [4, 4], 'largest difference': 0.0}.items()
+    assert max(found['ranks']['gradients'][name] for name in ('DDP', 'shards')) < 1e-6
+    for stage in ('speed', 'compiled'):
+        row = found[stage]['GPT']
+        assert row['tflops'] > 0 and row['mfu'] is None and row['parameters'] > 1000 and row['block_size'] == 16
+    shown = tables.short(record)
+    assert '| GPT ' in shown and '- resume, weights: steps [4, 4], largest difference 0' in shown and record['machine'] in shown
+    tried = []
+    monkeypatch.setattr(gpu, 'losses', lambda plan, *words: {'tried': tried.append(words)})
+    run()
+    assert len(tried) == 1 and '--dtype=float16' in tried[0]
+    path.write_text('[]')
+    assert 'gpu_x.json is no record' in sentence(run)
+
+
+@pytest.mark.parametrize('name', gpu.ROWS)
+def test_the_rows_are_of_the_sizes_that_they_name(name):
+    s = config.load(bench.split_words(gpu.ROWS[name]), train.TrainConfig)
+    with torch.device('meta'):
+        model = s.arch.Model(s.arch.Config(**{'vocab_size': 65} | s.model))
+    expected = {'124 M': 124.4e6, '129 M': 129e6, 'recipe': 10.7e6}[name.rpartition(', ')[2]]
+    assert abs(math.log(sum(p.numel() for p in model.parameters()) / expected)) < 0.2
+    assert train.split_batch(s.train, model.config.block_size, 1)[0] == 1
+
+
+def test_memory_of_a_step(race_configs):
+    """16 bytes a parameter; checkpointing keeps less of a window; a part of it on each rank."""
+    size = ['--n_layer=8', '--n_embd=512', '--block_size=512']
+    shown = printed(bench.main, ['memory', race_configs / 'gpt.py', *size, '--ranks=4'])
+    plain, again = ([c.strip() for c in line.strip('|').split('|')] for line in shown.splitlines()[2:])
+    assert plain[1] == 'no' and again[1] == 'yes' and plain[2] == again[2]
+    states, window, one, each = map(float, plain[3:7])
+    assert states == pytest.approx(16 * int(plain[2].replace(',', '')) / 2 ** 30, abs=0.005) and each < one
+    assert one == pytest.approx(states + window, abs=0.011) and 0 < float(again[4]) < window / 2
+    expected = 6 * (int(plain[2].replace(',', '')) - 512 * 512) + 12 * 8 * 512 * 512       # and of attention
+    assert float(plain[7]) == float(again[7]) == pytest.approx(expected / 1e9, rel=0.03)

@@ -1,23 +1,26 @@
-"""README.md and docs/: tables agree with records, commands and links lead somewhere, and code blocks run."""
+"""README.md, docs/ and notebooks/: tables agree with records, commands and links lead somewhere, and code runs."""
 
 import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import inspect
-import io
+import itertools
 import json
 import re
 import shlex
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, printed, script
 
 import train
 from harness import ROOT, arch, config
 from harness.files import digest
+from prepare import common
 from race import statistics as race_statistics
 from race import tables
 from tests.models import test_contract
@@ -26,7 +29,7 @@ from views import diagrams
 
 PAGES = {p.relative_to(ROOT).as_posix(): p.read_text(encoding='utf-8')
          for p in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]}
-RECORDS = sorted((ROOT / 'results').glob('*.json'))
+RECORDS = {path: json.loads(path.read_text(encoding='utf-8')) for path in sorted((ROOT / 'results').glob('*.json'))}
 COMMANDS = [line for text in PAGES.values() for line in re.findall(r'^ {4}((?:python|torchrun) .*)$', text, re.M)]
 BLOCKS = [(page, code) for page, text in PAGES.items() for code in re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)]
 GRU = next(code for page, code in BLOCKS if 'nn.GRU' in code)
@@ -38,21 +41,20 @@ def test_readme_is_short_and_links_to_every_page():
     assert PAGES.keys() - {'README.md'} <= set(re.findall(r'\]\((docs/\w+\.md)', readme))
 
 
-def test_tables_agree_with_their_records_and_stand_behind_the_command():
-    """The command of a record stands on the same page, shortly before the table, and names configs that exist."""
+def test_diagrams_and_tables_are_current_and_tables_stand_behind_their_command():
+    """Shortly behind it, and it names configs that exist; costs by window are those of every architecture of texts."""
+    texts = {name for name in arch.architectures() if arch.load_arch(name).Model.modality in ('text', 'masked text')}
+    for draw in diagrams.DIAGRAMS:
+        path = ROOT / 'docs' / 'img' / f'{draw.__name__}.svg'
+        assert path.read_text(encoding='utf-8') == draw(), f'{path.name}: run python -m views.diagrams'
     for name, page in PAGES.items():
         assert tables.refreshed(page, ROOT) == page, f'{name}: run python -m race.tables'
-    for path in RECORDS:
-        mark, command = f'<!-- results/{path.name} -->', json.loads(path.read_text(encoding='utf-8'))['command']
+    for path, record in RECORDS.items():
+        mark, command = f'<!-- results/{path.name} -->', record['command']
         page, = (text for text in PAGES.values() if mark in text)
         assert 0 <= page.index(mark) - page[:page.index(mark)].rindex(command.replace("'", '"')) < 4000, path.name
         assert all((ROOT / name).is_file() for name in re.findall(r'config/\w+\.py', command)), path.name
-
-
-def test_costs_by_window_are_those_of_every_text_architecture():
-    texts = {name for name in arch.architectures() if arch.load_arch(name).Model.modality in ('text', 'masked text')}
-    for record in (json.loads(path.read_text(encoding='utf-8')) for path in RECORDS):
-        assert {r['arch'] for r in record.get('costs', [])} in (set(), texts)
+        assert {r['arch'] for r in record.get('costs', [])} in (set(), texts), path.name
 
 
 def test_expected_losses_agree_with_their_records():
@@ -60,8 +62,7 @@ def test_expected_losses_agree_with_their_records():
                       PAGES['README.md'], re.M)
     assert len(rows) > 5
     for name, loss, full, seconds, path in rows:
-        record = json.loads((ROOT / path).read_text(encoding='utf-8'))
-        runs = next(e['runs'] for e in record['entrants'] if e['name'] == name.removeprefix('config/'))
+        runs = next(e['runs'] for e in RECORDS[ROOT / path]['entrants'] if e['name'] == name.removeprefix('config/'))
         for shown, values in ((loss, [r['val_loss'] for r in runs]), (full, [r['val_loss_full'] for r in runs])):
             assert shown == f'{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}', name
         assert int(seconds) == round(statistics.mean(r['seconds'] for r in runs)), name
@@ -78,27 +79,24 @@ def test_losses_of_the_speedrun_are_those_of_its_logs():
             assert (f'{int(count.replace(",", "")) / 1e6:.1f}', f'{int(seconds) / 60:.1f}') == (tokens, minutes)
 
 
+@pytest.fixture(scope='module')
 def differences():
     """{(|difference|, p)} of all pairs of entrants in all races, as pages write them."""
-    found = set()
-    for record in (json.loads(path.read_text(encoding='utf-8')) for path in RECORDS):
-        for i, first in enumerate(record.get('entrants', [])):
-            for e in record['entrants'][i + 1:]:
-                for metric in ('val_loss', 'val_loss_full', *race_statistics.TASK_METRICS):
-                    if pair := race_statistics.difference({'entrants': [first]}, e, metric):
-                        found.add((race_statistics.format_difference(metric, abs(pair[0])), f'{pair[1]:.2g}'))
-    return found
+    pairs = [pair for record in RECORDS.values() for pair in itertools.combinations(record.get('entrants', []), 2)]
+    metrics = ('val_loss', 'val_loss_full', *race_statistics.TASK_METRICS)
+    return {(race_statistics.format_difference(metric, abs(found[0])), f'{found[1]:.2g}')
+            for first, e in pairs for metric in metrics
+            if (found := race_statistics.difference({'entrants': [first]}, e, metric))}
 
 
 @pytest.mark.parametrize('page', PAGES)
-def test_differences_in_words_are_those_of_records(page):
+def test_differences_in_words_are_those_of_records(page, differences):
     """Each p-value outside of generated tables, and the signed difference, or the one 'above' or 'below', before it."""
-    known, prose = differences(), re.sub(r'<!-- results/.*?<!-- end -->', '', PAGES[page], flags=re.S)
-    before = 0
+    before, prose = 0, re.sub(r'<!-- results/.*?<!-- end -->', '', PAGES[page], flags=re.S)
     for p in re.finditer(r'\bp\s([\d.]+(?:e-\d+)?)(?=[):;,])', prose):
         said = re.findall(r'[+-](\d\.\d{3})|(\d\.\d{3})\s(?:above|below)|[+-](\d+\.\d points)', prose[before:p.start()][-160:])
         difference = ''.join(said[-1]) if said else None
-        assert any(q == p[1] and difference in (None, d) for d, q in known), f'{difference} (p {p[1]})'
+        assert any(q == p[1] and difference in (None, d) for d, q in differences), f'{difference} (p {p[1]})'
         before = p.end()
 
 
@@ -114,8 +112,7 @@ def verdicts_of(line, record):
 
 
 def test_verdicts_are_those_of_their_records():
-    """A verdict is explored, without a word of a confirmed one; or 'confirmed: better, `val_loss` -0.037 [-0.050, -0.024]',
-    with a link to the record of that race in the same line."""
+    """A verdict is explored, without a word of a confirmed one; or confirmed, and its line names the record of that race."""
     found = PAGES['README.md'].split('## What we found')[1].split('\n## ')[0]
     rows = re.findall(r'^\| .* \| (\S.*?) \| (\[.*) \|$', found, re.M)
     assert len(rows) > 8
@@ -128,10 +125,8 @@ def test_verdicts_are_those_of_their_records():
         for line in (line for line in text.splitlines() if re.search(r'(?<!not )\bconfirmed: ', line, re.I)):
             paths = re.findall(r'results/\w+\.json', line)
             assert len(paths) == 1, f'{name}: {line[:80]} names no record'
-            wrong = verdicts_of(line, json.loads((ROOT / paths[0]).read_text(encoding='utf-8')))
-            assert not wrong, f'{name}: {wrong}'
-    for path in RECORDS:
-        record = json.loads(path.read_text(encoding='utf-8'))
+            assert not (wrong := verdicts_of(line, RECORDS[ROOT / paths[0]])), f'{name}: {wrong}'
+    for path, record in RECORDS.items():
         if protocol := record.get('protocol'):
             assert record['verdicts'] == race_statistics.confirmed(record)
             for file, sha256 in {protocol['path']: protocol['sha256'], **protocol['entrants']}.items():
@@ -152,7 +147,6 @@ def test_a_confirmed_word_needs_its_record():
 
 
 def anchors(text):
-    """The #anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r'^#+ (.*)$', re.sub(r'^```.*?^```', '', text, flags=re.M | re.S), re.M)
     return {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
 
@@ -189,12 +183,6 @@ def test_options_in_commands_exist(line):
         importlib.import_module(Path(script).stem).arguments(words)
 
 
-def test_diagrams_are_current():
-    for draw in diagrams.DIAGRAMS:
-        path = ROOT / 'docs' / 'img' / f'{draw.__name__}.svg'
-        assert path.read_text(encoding='utf-8') == draw(), f'{path.name}: run python -m views.diagrams'
-
-
 def test_page_on_architectures_has_the_whole_contract():
     page = PAGES['docs/architectures.md']
     names = {name for contract in (arch.ModelContract, arch.DataContract)
@@ -206,18 +194,16 @@ def test_page_on_architectures_has_the_whole_contract():
 @pytest.mark.parametrize(('page', 'code'), BLOCKS, ids=[f'{page}-{i}' for i, (page, _) in enumerate(BLOCKS)])
 def test_code_prints_what_its_comments_say(page, code, root):
     expected = re.findall(r'^ *print\(.*\) +# (.*)$', code, re.M)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, page, 'exec'), {'__name__': 'example'})
-    assert printed.getvalue().splitlines()[:len(expected)] == expected
+    shown = printed(lambda _: exec(compile(code, page, 'exec'), {'__name__': 'example'}), [])
+    assert shown.splitlines()[:len(expected)] == expected
 
 
 def test_gru_of_readme_trains_and_keeps_the_contract(dataset, tmp_path, monkeypatch):
     (tmp_path / 'gru.py').write_text(GRU, encoding='utf-8')
     monkeypatch.setattr(arch, 'ROOT', tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    train.main(['--arch=gru', f'--dataset={dataset.name}', f'--out_dir={tmp_path / "run"}', '--n_embd=16', '--block_size=16',
-                '--batch_size=4', '--max_iters=20', '--eval_windows=8', '--sample_tokens=5', '--device=cpu'])
+    words = [w for w in TINY if 'n_layer' not in w]
+    train.main(['--arch=gru', f'--dataset={dataset.name}', f'--out_dir={tmp_path / "run"}', *words, '--max_iters=20'])
     gru, held = arch.load_arch('gru'), 0
     for name, test in vars(test_contract).items():
         needs = inspect.signature(test).parameters.keys() if name.startswith('test_') else {'another'}
@@ -228,3 +214,37 @@ def test_gru_of_readme_trains_and_keeps_the_contract(dataset, tmp_path, monkeypa
                 test(**{need: tmp_path if need == 'tmp_path' else model for need in needs})
                 held += len(needs) > 0
     assert held > 3
+
+
+FEW = {'STEPS': 2, 'EVERY': 2}
+SMALL = ['--n_layer=1', '--n_embd=16', '--device=cpu']
+VIT = [*SMALL, '--n_head=2']
+
+# {notebook: its parameters here, beside OUT, and the commands that make its data}
+NOTEBOOKS = {
+    'text': (FEW | {'DATASET': 'letters', 'SHAPE': [*SMALL, '--block_size=16', '--batch_size=2']}, []),
+    'pictures': (FEW | {'SHAPES': {'convnet': ['--network=tutorial', '--device=cpu'], 'vit': [*VIT, '--patch=8']}},
+                 [('prepare/shapes_classes.py', '--examples=180')]),
+    'tasks': (FEW | {'SHAPES': {'baselines': ['--network=lstm', '--n_embd=16', '--device=cpu'], 'vit': VIT}},
+              [('prepare/bit_xor.py', '--bits=4')])}
+
+
+@pytest.mark.parametrize('name', sorted(NOTEBOOKS.keys() | {path.stem for path in (ROOT / 'notebooks').glob('*.ipynb')}))
+def test_a_notebook_runs_from_top_to_bottom_and_has_no_outputs(name, root, tmp_path, monkeypatch):
+    notebook = json.loads((ROOT / 'notebooks' / f'{name}.ipynb').read_text(encoding='utf-8'))
+    parameters, commands = NOTEBOOKS[name]
+    for command in commands:
+        script(*command)
+    letters = 'abcdefgh .\n' * 400
+    common.write_text('letters', letters, common.char_tokenizer(letters), {'name': 'letters'}, 'text.py')
+    monkeypatch.chdir(ROOT / 'notebooks')
+    monkeypatch.setattr('sys.path', [*sys.path])
+    cells, names, marked = [cell for cell in notebook['cells'] if cell['cell_type'] == 'code'], {'__name__': name}, 0
+    for cell in cells:
+        assert not cell['outputs'] and cell['execution_count'] is None
+        exec(compile(''.join(cell['source']), f'{name}.ipynb', 'exec'), names)
+        if cell['metadata'].get('tags') == ['parameters']:
+            assert parameters.keys() <= names.keys()
+            names |= parameters | {'OUT': tmp_path / 'out'}
+            marked += 1
+    assert marked == 1

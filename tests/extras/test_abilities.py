@@ -18,14 +18,9 @@ def test_rivals_by_tasks(prepare, tmp_path, monkeypatch):
     for task in ('copying', 'parity'):
         prepare(f'{task}.py', '--length=8', '--examples=100', f'--name=tiny_{task}')
     trained = []
-
-    def count(words, folder, *_):
-        trained.append(folder.name)
-        return train_here(words, folder)
-    monkeypatch.setattr(sweep, 'train', count)
+    monkeypatch.setattr(sweep, 'train', lambda words, folder, *_: trained.append(folder.name) or train_here(words, folder))
     words = ['--tasks=tiny_copying,tiny_parity', '--rates=1e-3,1e-2', '--steps=3', '--examples=100', f'--out={tmp_path}']
-    shown = printed(abilities.main, [*SMALL[:1], *words])
-    shown = printed(abilities.main, [*SMALL, *words])
+    shown = [printed(abilities.main, [*rivals, *words]) for rivals in (SMALL[:1], SMALL)][1]
     assert len(trained) == 8 and (tmp_path / 'abilities.png').exists()
     record = json.loads((tmp_path / 'abilities.json').read_text())
     assert [r['name'] for r in record['rivals']] == SMALL and record['abilities']['tiny_parity']['trained'] == 8

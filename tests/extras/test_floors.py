@@ -29,8 +29,7 @@ def by_definition(tokens, n, V, D, context, word):
     once, twice = (sum(c == i for c in Counter(counts).values()) for i in (1, 2))
     d = D if D is not None else once / (once + 2 * twice) if once else 0.5
     after = {g: c for g, c in counts.items() if g[:-1] == context}
-    lower = by_definition(tokens, n, V, D, context[1:], word) if k > 1 else 1 / V
-    total = sum(after.values())
+    lower, total = by_definition(tokens, n, V, D, context[1:], word) if k > 1 else 1 / V, sum(after.values())
     return (max(after.get((*context, word), 0) - d, 0) + d * len(after) * lower) / total if total else lower
 
 
@@ -42,9 +41,8 @@ def test_kneser_ney_by_its_definition(n, D):
     for length in (0, 1, n - 1, n + 2):
         context = rng.integers(0, 6 if length == n - 1 else 4, (5, length))
         p = np.stack([model.probabilities(context, np.full(5, w)) for w in range(6)], axis=1)
-        assert np.allclose(p.sum(1), 1) and (p > 0).all()
         expected = [[by_definition(TEXT.tolist(), n, 6, D, row, w) for w in range(6)] for row in context.tolist()]
-        assert np.allclose(p, expected, rtol=1e-12, atol=0)
+        assert np.allclose(p.sum(1), 1) and (p > 0).all() and np.allclose(p, expected, rtol=1e-12, atol=0)
 
 
 def test_kneser_ney_against_nltk():
@@ -57,38 +55,27 @@ def test_kneser_ney_against_nltk():
     ours = floors.KneserNey(TEXT, n, 4, 0.4)
     ours.discounts[0] = 0.0
     for context in ([0, 1], [3, 0], [2, 2], [1]):
-        for w in range(4):
-            p = ours.probabilities(np.array([context]), np.array([w]))[0]
-            assert p == pytest.approx(other.score(str(w), [str(t) for t in context]), rel=1e-9)
+        p = ours.probabilities(np.tile(context, (4, 1)), np.arange(4))
+        assert p == pytest.approx([other.score(str(w), map(str, context)) for w in range(4)], rel=1e-9)
 
 
-def of(dataset, block_size):
+def test_floors_of_a_text(dataset, tmp_path):
+    """Losses of the windows that the runs are judged on, each token given those of its window; trees are measured before."""
+    gbm = pytest.importorskip('lightgbm') and pytest.importorskip('extras.gbm')
+    gbm.main([f'--dataset={dataset.name}', '--block_size=16', '--eval_windows=20', '--rounds=2', '--examples=500',
+              '--features=4', f'--out={tmp_path / "floor-trees"}'])
     text = data.TextData(dataset)
-    return SimpleNamespace(name='gpt', data=text, predicts='every', model=SimpleNamespace(block_size=block_size),
-                           settings=SimpleNamespace(train=SimpleNamespace(dataset=dataset.name)))
-
-
-def test_floors_of_a_text(dataset, tmp_path, monkeypatch):
-    """Losses of the windows that the runs are judged on, each token given those of its window."""
-    monkeypatch.setattr(floors, 'trees', lambda *_: {'name': 'boosted trees', 'val_loss_full': 1.0})
-    found, text = floors.measure(of(dataset, 16), 20, tmp_path), data.TextData(dataset)
-    equal, unigram, ngram, _ = found
+    gpt = SimpleNamespace(name='gpt', data=text, predicts='every', model=SimpleNamespace(block_size=16),
+                          settings=SimpleNamespace(train=SimpleNamespace(dataset=dataset.name)))
+    equal, unigram, ngram, trees = floors.measure(gpt, 20, tmp_path)
     assert equal['val_loss'] == equal['val_loss_full'] == pytest.approx(math.log(text.vocab_size))
     n = int(ngram['name'].partition('-')[0])
     assert n > 2 and ngram['val_loss'] < unigram['val_loss'] - 0.3 < equal['val_loss']
     model = floors.KneserNey(text.tokens['train'], n, text.vocab_size)
     windows = [text.tokens['val'][s:s + 17].astype(int) for s in text.val_indices(20, 16)]
     losses = [[-math.log(model.probabilities(w[None, :t + 1], w[t + 1:t + 2])[0]) for t in range(16)] for w in windows]
-    expected = np.mean(losses), np.mean(losses, 0)[-1]
-    assert (ngram['val_loss'], ngram['val_loss_full']) == pytest.approx(expected)
-
-
-def test_boosted_trees_are_those_of_gbm(dataset, tmp_path):
-    gbm = pytest.importorskip('lightgbm') and pytest.importorskip('extras.gbm')
-    gbm.main([f'--dataset={dataset.name}', '--block_size=16', '--eval_windows=20', '--rounds=2', '--examples=500',
-              '--features=4', f'--out={tmp_path / "floor-trees"}'])         # the measurement of an earlier command
-    found = floors.trees(of(dataset, 16), 20, tmp_path)
-    assert found['val_loss_full'] > 0 and found.keys() == {'name', 'val_loss_full'}
+    assert (ngram['val_loss'], ngram['val_loss_full']) == pytest.approx((np.mean(losses), np.mean(losses, 0)[-1]))
+    assert trees['val_loss_full'] > 0 and trees.keys() == {'name', 'val_loss_full'}
 
 
 @pytest.mark.parametrize('kind', ['classify', 'bits', 'regress'])
@@ -103,8 +90,7 @@ def test_floors_of_a_task(task_data, kind):
     answer = y[((test[:, None] - flat[None]) ** 2).sum(-1).argmin(1)]
     by_hand = np.abs(answer - yt).mean() if kind == 'regress' else (answer == yt).mean()
     assert near[task.metric] == pytest.approx(by_hand, rel=0.1)         # neighbours at the same distance
-    chance = task.chance('test')[task.metric]
-    assert linear[task.metric] < 0.01 * chance if kind == 'regress' else linear[task.metric] > 0.9
+    assert linear[task.metric] < 0.01 * task.chance('test')[task.metric] if kind == 'regress' else linear[task.metric] > 0.9
 
 
 def test_what_has_no_floors(task_data, monkeypatch):
@@ -126,15 +112,13 @@ def test_a_floor_above_all_entrants_is_marked():
     assert tables.across([r, task_record('accuracy', {'fpt': [0.5], 'urt': [0.6]})])[1][-1] == [
         'best floor', '70.0% (nearest neighbour)!', '']
     r = record(floors=[{'name': 'grams', 'val_loss': 1.2, 'val_loss_full': 1.3}, {'name': 'trees', 'val_loss_full': 1.9}])
-    rows = tables.tables(r)[0][1]
-    assert rows[-2] == ['floor: grams (above all entrants!)', '', '1.200', '', '1.300', '']
-    assert rows[-1][2:] == ['', '', '1.900', '']
-    assert '| floor: trees' in tables.short(r)
+    *_, grams, trees = tables.tables(r)[0][1]
+    assert grams == ['floor: grams (above all entrants!)', '', '1.200', '', '1.300', '']
+    assert trees[2:] == ['', '', '1.900', ''] and '| floor: trees' in tables.short(r)
 
 
 def test_tokens_are_features_of_0_or_1(root):
-    """The class is the first token: no linear function of its number, but one of which token it is.  In numbers, the error
-    is that of the class."""
+    """The class is the first token: no linear function of its number, but one of which token it is."""
     pytest.importorskip('sklearn', reason='floors of tasks need it')
     rng, splits = np.random.default_rng(0), {}
     for split, n in (('train', 300), ('val', 50), ('test', 50)):

@@ -1,10 +1,9 @@
-"""Boosted trees: the loss by hand, the examples, repeatable trees and texts, damaged files.
-
-(Wrong commands are in tests/test_commands.py.)"""
+"""Boosted trees: the loss by hand, the examples, repeatable trees and texts, damaged files."""
 
 import json
 import math
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -22,7 +21,6 @@ F, BLOCK, WINDOWS = 4, 16, 50
 
 
 def command_line(folder, out, *more):
-    """A training run of less than a second."""
     return [f'--dataset={folder.name}', f'--out={out}', f'--features={F}', f'--block_size={BLOCK}', f'--eval_windows={WINDOWS}',
             '--examples=600', '--rounds=3', *more]
 
@@ -38,10 +36,7 @@ def trained(dataset, tmp_path_factory):
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A folder with a copy of the model."""
-    for name in ('model.txt', 'meta.json'):
-        (tmp_path / name).write_bytes((trained.out / name).read_bytes())
-    return tmp_path
+    return shutil.copytree(trained.out, tmp_path / 'copy')
 
 
 def test_the_loss_by_hand(trained, dataset, tmp_path, capsys):
@@ -95,11 +90,10 @@ def test_each_token_is_the_most_likely_one(trained, capsys, start):
     ('meta.json', lambda b: b'[]', 'TypeError'), ('meta.json', lambda b: b.replace(b'"sha256"', b'"sha"'), 'sha256'),
     ('meta.json', lambda b: b.replace(b'"a",', b''), 'tokenizer')])
 def test_a_damaged_model_is_refused(copied, name, change, said):
-    path = copied / name
-    path.write_bytes(change(path.read_bytes()))
+    (copied / name).write_bytes(change((copied / name).read_bytes()))
     text = sentence(gbm.main, [str(copied)])
     assert said in text and text.startswith(f'{copied} is damaged') and '--overwrite' in text
-    path.unlink()
+    (copied / name).unlink()
     assert f'{copied} ({name}: ' in sentence(gbm.main, [str(copied)])
 
 

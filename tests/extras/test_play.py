@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -59,8 +58,7 @@ def digits():
 
 @pytest.fixture(scope='module')
 def runs(dataset, digits, tmp_path_factory):
-    """Paths of runs: of three architectures, of a ViT, one cut in two, one that is gone, one of an unknown architecture, and
-    one with a hostile name."""
+    """Three architectures, a ViT, one that is cut in two, gone, of an unknown architecture, and with a hostile name."""
     out, more = tmp_path_factory.mktemp('play'), ['--max_iters=6', '--log_interval=2', '--eval_interval=3', '--sample_tokens=0']
     for name, arch in zip(ARCHS, ('model', 'pacing', 'mamba'), strict=True):
         _, *words = tiny_train(dataset, out / name, f'--arch={arch}', *more)
@@ -70,8 +68,7 @@ def runs(dataset, digits, tmp_path_factory):
     for name in ('broken', 'unknown', hostile):
         shutil.copytree(out / 'gpt', out / name)
     (out / 'broken' / 'best.pt').write_bytes((out / 'gpt' / 'best.pt').read_bytes()[:9000])
-    content = torch.load(out / 'gpt' / 'best.pt', weights_only=True)
-    torch.save(content | {'arch': 'nowhere'}, out / 'unknown' / 'best.pt')
+    torch.save(torch.load(out / 'gpt' / 'best.pt', weights_only=True) | {'arch': 'nowhere'}, out / 'unknown' / 'best.pt')
     return [out / name for name in (*ARCHS, 'vit', 'broken', 'gone', 'unknown', hostile)]
 
 
@@ -97,17 +94,22 @@ def site(runs):
         yield site
 
 
-def asked(site, path, body=None, method='POST', **headers):
-    """(status, body) of a request."""
+def request(site, path, body=None, method='POST', **headers):
+    """The answer to a request, to be read."""
     connection = http.client.HTTPConnection('127.0.0.1', site.port, timeout=60)
-    if isinstance(body, dict):
-        body = json.dumps(body)
-    usual = {'Content-Type': 'application/json'} if method == 'POST' else {}
-    connection.request(method, f'/{path}', body, usual | {k.replace('_', '-'): v for k, v in headers.items()})
-    answer = connection.getresponse()
-    found = answer.status, answer.read().decode()
-    connection.close()
-    return found
+    usual = {'Connection': 'close'} | ({'Content-Type': 'application/json'} if method == 'POST' else {})
+    connection.request(method, f'/{path}', json.dumps(body) if isinstance(body, dict) else body,
+                       usual | {k.replace('_', '-'): v for k, v in headers.items()})
+    return connection.getresponse()
+
+
+def asked(site, *what, **more):
+    answer = request(site, *what, **more)
+    return answer.status, answer.read().decode()
+
+
+def data_url(content):
+    return 'data:image/png;base64,' + base64.b64encode(content).decode()
 
 
 def image(width=20, height=20):
@@ -116,20 +118,22 @@ def image(width=20, height=20):
     pixels[:height // 2, :width // 2] = 250
     f = io.BytesIO()
     Image.fromarray(pixels).save(f, 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(f.getvalue()).decode()
+    return data_url(f.getvalue())
+
+
+def pixels_of(url):
+    return np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(',')[2]))))
 
 
 def request_of(**settings):
     return play.parse(json.dumps({'runs': [0], **settings}), [None])[1]
 
 
-# the server -------------------------------------------------------------------------------------------------------------------
-
 def test_runs_say_what_they_are_and_what_is_wrong(site):
     about = json.loads(asked(site, 'runs', method='GET')[1])['runs']
     assert [run['name'] for run in about] == [str(run.name) for run in site.runs]
-    for i, name in enumerate(('model', 'pacing', 'mamba')):
-        assert about[i]['parts'] == ['write', 'see', 'watch'] and (about[i]['arch'], about[i]['step']) == (name, 6)
+    assert [(run['arch'], run['step']) for run in about[:3]] == [('model', 6), ('pacing', 6), ('mamba', 6)]
+    assert [run['parts'] for run in about[:3]] == [['write', 'see', 'watch']] * 3
     assert about[TASK]['parts'] == ['draw', 'watch'] and about[TASK]['reads'] == 'image'
     for i, said in ((BROKEN, 'truncated'), (GONE, 'No such file'), (UNKNOWN, "'nowhere'")):
         assert said in about[i]['error'] and about[i]['parts'] == ['watch']
@@ -140,20 +144,17 @@ def test_write_is_what_sample_writes(site, i):
     """Token for token, with the probabilities of the model; and it goes on from any token."""
     model, content = checkpoint.load_model(site.runs[i].name)
     tokenizer = checkpoint.tokenizer(content, '')
-    options = {'temperature': 0.9, 'top_k': 7, 'top_p': 0.95, 'seed': 5}
-    found = site.post('write', runs=[i], text='abc d', count=30, **options)
+    found = site.post('write', runs=[i], text='abc d', count=30, temperature=0.9, top_k=7, top_p=0.95, seed=5)
     assert found[0]['step'] == 6 and 'speed' in found[-2] and found[-1] == {'run': i, 'done': True}
-    tokens = [item for item in found if 'token' in item]
-    start = tokenizer.encode('abc d')
+    tokens, start = [item for item in found if 'token' in item], tokenizer.encode('abc d')
     expected = list(next(iter(continuations(model, [start], 30, 0.9, 7, 0.95, tokenizer.n_vocab, 5))))
     assert [item['token'] for item in tokens] == expected
     assert ''.join(item['text'] for item in tokens) == tokenizer.decode(expected)
     with torch.no_grad():
         p = model(torch.tensor([start]))[0][0, -1].softmax(-1)
     assert tokens[0]['bits'] == pytest.approx(-math.log2(p[expected[0]]), abs=2e-3)
-    best = p.topk(10)
-    assert [other[0] for other in tokens[0]['others']] == best.indices.tolist()
-    assert [other[2] for other in tokens[0]['others']] == pytest.approx(best.values.tolist(), abs=1e-4)
+    best, (others, _, chances) = p.topk(10), zip(*tokens[0]['others'], strict=True)
+    assert [*others] == best.indices.tolist() and chances == pytest.approx(best.values.tolist(), abs=1e-4)
     again = site.post('write', runs=[i], text='abc d', ids=expected[:9], count=4, temperature=0)
     greedy = list(next(iter(continuations(model, [start + expected[:9]], 4, 0, 0, 1, tokenizer.n_vocab, 0))))
     assert [item['token'] for item in again if 'token' in item] == greedy
@@ -166,121 +167,89 @@ def test_stress(site):
         found = site.post('write', runs=runs, text='a', count=3, seed=seed % 20, temperature=1)
         return [[item['token'] for item in found if item['run'] == i and 'token' in item] for i in runs]
 
-    def memory():
-        return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    used, statm = [], Path('/proc/self/statm')
     alone = [ask(seed) for seed in range(20)]
     assert len({str(row) for row in alone}) > 15
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert [*pool.map(ask, range(100))] == [alone[seed % 20] for seed in range(100)]
-        before = memory() if Path('/proc/self/statm').exists() else 0
-        assert [*pool.map(ask, range(100))] == [alone[seed % 20] for seed in range(100)]
-        after = memory() if Path('/proc/self/statm').exists() else 0
-    assert after - before < 16 << 20
+        for _ in range(2):
+            assert [*pool.map(ask, range(100))] == [alone[seed % 20] for seed in range(100)]
+            used.append(int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') if statm.exists() else 0)
+    assert used[1] - used[0] < 16 << 20
     wait(lambda: not site.app.state.answering)
 
 
 def wait(condition):
-    """Until another thread has made it so."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def test_a_closed_connection_ends_the_generation(site):
+def test_answers_at_once_are_bounded_and_a_closed_connection_ends_one(site, monkeypatch):
     steps, model = [], site.runs[0].load().model
-    real, model.step = model.step, lambda *args: (steps.append(1), real(*args))[1]
-    try:
-        with socket.create_connection(('127.0.0.1', site.port)) as connection:
-            body = json.dumps({'runs': [0], 'text': 'a', 'count': 2000})
-            connection.sendall(f'POST /write HTTP/1.1\r\nHost: localhost:{site.port}\r\nContent-Type: application/json\r\n'
-                               f'Content-Length: {len(body)}\r\n\r\n{body}'.encode())
-            while b'"token"' not in connection.recv(1 << 16):
-                assert site.app.state.answering
-        wait(lambda: not site.app.state.answering)
-    finally:
-        del model.step
+    monkeypatch.setattr(model, 'step', lambda *args, real=model.step: steps.append(1) or real(*args))
+    monkeypatch.setattr(play, 'STREAMS', 1)         # answers at once
+    with request(site, 'write', {'runs': [0], 'text': 'a', 'count': 2000}) as answer:
+        while b'"token"' not in answer.readline():
+            assert site.app.state.answering
+        assert asked(site, 'write', {'runs': [0], 'text': 'a'})[0] == 503
+    wait(lambda: not site.app.state.answering)
     assert 0 < len(steps) < 1900
 
 
 def test_a_server_that_ends_ends_its_answers(runs, capsys):
     """Without an error, after the token that is computed."""
     with served(runs[:1]) as site:
-        connection = http.client.HTTPConnection('127.0.0.1', site.port, timeout=60)
-        connection.request('POST', '/write', '{"runs": [0], "count": 2000}', {'Content-Type': 'application/json'})
-        answer = connection.getresponse()
+        answer = request(site, 'write', {'runs': [0], 'count': 2000})
         assert b'"step"' in answer.readline()
-    rest = answer.read().splitlines()
-    assert len(rest) < 1900 and capsys.readouterr().err == ''
-
-
-def test_requests_at_once_are_bounded(site, monkeypatch):
-    monkeypatch.setattr(play, 'STREAMS', 0)
-    status, said = asked(site, 'write', {'runs': [0], 'text': 'a'})
-    assert status == 503 and 'stop one' in said
+    assert len(answer.read().splitlines()) < 1900 and capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize('status, named, path, body, headers', [
-    (413, '524,288', 'write', {'runs': [0], 'text': 'a' * 1_000_000}, {}),
-    (400, '30,000 characters', 'write', {'runs': [0], 'text': 'a' * 30_000}, {}),
-    (400, 'JSON', 'write', '{"runs": [0', {}), (400, 'JSON', 'write', '[' * 100_000, {}), (400, 'runs', 'write', '[]', {}),
-    (400, 'runs', 'write', {'runs': ['../../etc/passwd']}, {}), (400, 'runs', 'write', {'runs': [-1]}, {}),
-    (400, '0 to 7', 'write', {'runs': [8]}, {}), (400, 'different', 'write', {'runs': [0, 0]}, {}),
-    (400, 'at least one', 'write', {'runs': []}, {}), (400, "'path'", 'write', {'runs': [0], 'path': '/etc'}, {}),
-    (400, 'count=1,000,000,000 must be 1 to 2,000', 'write', {'runs': [0], 'count': 10 ** 9}, {}),
-    (400, 'count=0', 'write', {'runs': [0], 'count': 0}, {}),
-    (400, 'top_k=-1 must be 0 to 1,000,000', 'write', {'runs': [0], 'top_k': -1}, {}),
-    (400, 'temperature=nan must be', 'write', '{"runs": [0], "temperature": NaN}', {}),
-    (400, 'count', 'write', {'runs': [0], 'count': 1.5}, {}),
-    (400, 'temperature', 'write', {'runs': [0], 'temperature': 'x'}, {}),
-    (400, 'temperature=11', 'write', {'runs': [0], 'temperature': 11}, {}),
-    (400, 'top_p=0', 'write', {'runs': [0], 'top_p': 0}, {}),
-    (400, '4,294,967,295', 'write', {'runs': [0], 'seed': 10 ** 400}, {}),
-    (400, '3,000', 'write', {'runs': [0], 'ids': [0] * 3000}, {}),
-    (200, 'token 11 is not one of the 11', 'write', {'runs': [0], 'ids': [11]}, {}),
-    (200, "no token for 'é'", 'write', {'runs': [0], 'text': 'é'}, {}),
-    (200, 'no part', 'write', {'runs': [TASK], 'text': 'a'}, {}), (200, 'truncated', 'write', {'runs': [BROKEN]}, {}),
-    (200, 'no checkpoint', 'write', {'runs': [GONE], 'last': True}, {}), (200, "'nowhere'", 'see', {'runs': [UNKNOWN]}, {}),
-    (200, '1 token', 'see', {'runs': [0], 'text': 'a'}, {}), (200, '1,001', 'see', {'runs': [0], 'text': 'a' * 1001}, {}),
-    (200, 'there is no image', 'draw', {'runs': [TASK]}, {}), (200, 'no image that can be read', 'draw', {
-        'runs': [TASK], 'image': 'data:image/png;base64,' + base64.b64encode(b'It is none.').decode()}, {}),
-    (200, '3000 x 3000', 'draw', {'runs': [TASK], 'image': image(3000, 3000)}, {}),
-    (200, 'damaged', 'draw', {'runs': [TASK], 'image': 'data:image/png;base64,A'}, {}),
-    (404, "'steal'", 'steal', {'runs': [0]}, {}), (400, 'host', 'write', {'runs': [0]}, {'Host': 'rebinding.example'}),
-    (403, 'own pages', 'write', {'runs': [0]}, {'Origin': 'http://elsewhere.example'}),
-    (403, 'own pages', 'write', {'runs': [0]}, {'Origin': 'http://127.0.0.1:1'}),
-    (403, 'own', 'write', {'runs': [0]}, {'Origin': 'null'}),
+    (413, '524,288', 'write', {'runs': [0], 'text': 'a' * 1_000_000}, {}), (404, "'steal'", 'steal', {'runs': [0]}, {}),
+    (400, 'host', 'write', {'runs': [0]}, {'Host': 'rebinding.example'}),
     (415, 'json', 'write', '{"runs": [0]}', {'Content_Type': 'text/plain'}),
+    *((403, 'own', 'write', {'runs': [0]}, {'Origin': o}) for o in ('http://elsewhere.example', 'http://127.0.0.1:1', 'null')),
+    *((400, named, 'write', body, {}) for named, body in (
+        ('JSON', '{"runs": [0'), ('JSON', '[' * 100_000), ('runs', '[]'),
+        ('temperature=nan', '{"runs": [0], "temperature": NaN}'))),
+    *((400, named, 'write', {'runs': runs}, {}) for named, runs in (
+        ('runs', ['../../etc/passwd']), ('runs', [-1]), ('0 to 7', [8]), ('different', [0, 0]), ('at least one', []))),
+    *((400, named, 'write', {'runs': [0], **settings}, {}) for named, settings in (
+        ('30,000 characters', {'text': 'a' * 30_000}), ("'path'", {'path': '/etc'}), ('count=0', {'count': 0}),
+        ('count=1,000,000,000 must be 1 to 2,000', {'count': 10 ** 9}), ('top_k=-1 must be 0 to 1,000,000', {'top_k': -1}),
+        ('count', {'count': 1.5}), ('temperature', {'temperature': 'x'}), ('temperature=11', {'temperature': 11}),
+        ('top_p=0', {'top_p': 0}), ('4,294,967,295', {'seed': 10 ** 400}), ('3,000', {'ids': [0] * 3000}))),
+    *((200, named, 'write', {'runs': [run], **settings}, {}) for named, run, settings in (
+        ('token 11 is not one of the 11', 0, {'ids': [11]}), ("no token for 'é'", 0, {'text': 'é'}),
+        ('no part', TASK, {'text': 'a'}), ('truncated', BROKEN, {}), ('no checkpoint', GONE, {'last': True}))),
+    *((200, named, 'see', {'runs': [run], **settings}, {}) for named, run, settings in (
+        ("'nowhere'", UNKNOWN, {}), ('1 token', 0, {'text': 'a'}), ('1,001', 0, {'text': 'a' * 1001}))),
+    *((200, named, 'draw', {'runs': [TASK], **settings}, {}) for named, settings in (
+        ('there is no image', {}), ('no image that can be read', {'image': data_url(b'It is none.')}),
+        ('3000 x 3000', {'image': image(3000, 3000)}), ('damaged', {'image': 'data:image/png;base64,A'}))),
 ], ids=lambda v: str(v)[:30])
 def test_a_wrong_request_is_refused(site, status, named, path, body, headers):
     found, said = asked(site, path, body, **headers)
     assert found == status and named in said.replace('\\u00e9', 'é') and 'Traceback' not in said
 
 
-@pytest.mark.parametrize('path', ['../README.md', '%2e%2e/%2e%2e/etc/passwd', 'out/ckpt.pt', 'write'])
-def test_there_are_no_files_to_get(site, path):
-    assert asked(site, path, method='GET')[0] in (404, 405)
-
-
 def test_the_page_is_alone(site):
-    """It names no other host, and its policy lets it load nothing else."""
-    connection = http.client.HTTPConnection('127.0.0.1', site.port)
-    connection.request('GET', '/')
-    answer = connection.getresponse()
+    """It names no other host, its policy lets it load nothing else, and no other file can be got."""
+    answer = request(site, '', method='GET')
     page, policy = answer.read().decode(), answer.headers['Content-Security-Policy']
-    connection.close()
     assert "default-src 'none'" in policy and 'unsafe' not in policy and answer.headers['X-Content-Type-Options'] == 'nosniff'
-    assert not {'innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write', 'eval('} & {w for w in (
-        'innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write', 'eval(') if w in page}
+    assert not [w for w in ('innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write', 'eval(') if w in page]
     assert page.replace('http://www.w3.org/2000/svg', '').count('://') == 0
+    for path in ('../README.md', '%2e%2e/%2e%2e/etc/passwd', 'out/ckpt.pt', 'write'):
+        assert asked(site, path, method='GET')[0] in (404, 405), path
 
 
 def test_a_checkpoint_that_changes_is_read_again(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / 'run')
     run, path = play_parts.Run(tmp_path / 'run', torch.device('cpu')), tmp_path / 'run' / 'best.pt'
     assert run.about()['step'] == 6 and run.load() is run.load()
-    content = torch.load(path, weights_only=True)
-    torch.save(content | {'step': 7}, path)
+    torch.save(torch.load(path, weights_only=True) | {'step': 7}, path)
     assert run.about()['step'] == 7
     path.write_bytes(b'no longer')
     assert 'ckpt.pt' in run.about()['error']
@@ -295,22 +264,19 @@ def test_what_is_seen_of_a_text(site, i):
     """Its loss by brute force; an influence of earlier tokens only; attention where there is any, and PACING's pictures."""
     from views.behaviour import influence
     model, content = checkpoint.load_model(site.runs[i].name)
-    ids = checkpoint.tokenizer(content, '').encode('abc d. gh')
-    found = site.post('see', runs=[i], text='abc d. gh')
+    ids, found = checkpoint.tokenizer(content, '').encode('abc d. gh'), site.post('see', runs=[i], text='abc d. gh')
     with torch.no_grad():
         log_p = model(torch.tensor([ids]))[0][0].log_softmax(-1)
-    bits = [item['bits'] for item in found if 'read' in item]
-    assert bits[0] is None
-    assert bits[1:] == pytest.approx([-log_p[t, ids[t + 1]].item() / math.log(2) for t in range(8)], abs=1e-3)
+    first, *bits = (item['bits'] for item in found if 'read' in item)
+    assert first is None and bits == pytest.approx([-log_p[t, ids[t + 1]].item() / math.log(2) for t in range(8)], abs=1e-3)
     assert ''.join(item['read'] for item in found if 'read' in item) == 'abc d. gh'
     matrix = np.array([item['influence'] for item in found if 'influence' in item]).T
     assert matrix == pytest.approx(influence(model, torch.tensor([ids])), abs=1e-3) and np.triu(matrix, 1).max() < 1e-6
     maps = [item for item in found if 'attention' in item]
     assert [item['heads'] for item in maps] == ([[2, 2]] if ARCHS[i] == 'gpt' else [])
-    if maps:
-        packed = np.frombuffer(base64.b64decode(maps[0]['attention']), np.uint8).reshape(4, 9, 9)
-        expected = np.concatenate(attention.attention_maps(model, torch.tensor([ids])))
-        assert np.abs((packed / 255) ** 2 - expected).max() < 5e-3
+    for item in maps:
+        packed = np.frombuffer(base64.b64decode(item['attention']), np.uint8).reshape(4, 9, 9)
+        assert np.abs((packed / 255) ** 2 - np.concatenate(attention.attention_maps(model, torch.tensor([ids])))).max() < 5e-3
     assert [item['picture'] for item in found if 'picture' in item] == ['picture', 'kernels'] * (ARCHS[i] == 'pacing')
     assert found[1]['state'] == {'gpt': 2 * 2 * 16 * 16 * 4}.get(ARCHS[i], found[1]['state']) and found[1]['state'] > 0
 
@@ -358,7 +324,7 @@ def test_pictures_of_pixels_are_completed(given):
     run.tokenizer = Tokenizer({'kind': 'palette', 'colours': [[0, 0, 0], [250, 250, 250]], 'width': 4, 'height': 4})
     assert play_parts.use_of(run)['parts'] == ['draw']
     found = [*play_parts.complete(run, request_of(image=image() if given else ''))]
-    made = [np.array(Image.open(io.BytesIO(base64.b64decode(src.split(',')[1])))) for src in found[-1]['images']]
+    made = [pixels_of(url) for url in found[-1]['images']]
     assert len(made) == play_parts.COMPLETED and all(one.shape == (4, 4, 3) and set(one.ravel()) <= {0, 250} for one in made)
     assert sum('progress' in item for item in found) == (8 if given else 16)
     if given:       # the upper half is that of the image
@@ -374,12 +340,10 @@ def test_published_weights_have_no_curves(monkeypatch):
 
 
 def test_an_image_is_answered_as_the_model_does(site):
-    found = site.post('draw', runs=[TASK], image=image())
-    run = site.runs[TASK].load()
+    found, run = site.post('draw', runs=[TASK], image=image()), site.runs[TASK].load()
     mean, deviation = run.dataset.standard
-    pixels = np.zeros((8, 8), np.float32)
-    pixels[:4, :4] = 250
-    x = torch.from_numpy(np.stack([pixels[r:r + 4, c:c + 4].ravel() for r in (0, 4) for c in (0, 4)]))[None]
+    x = torch.zeros(1, 4, 16)
+    x[:, 0] = 250
     with torch.no_grad():
         p = run.model((x - mean) / deviation)[0][0].softmax(-1)
     answers = next(item['answers'] for item in found if 'answers' in item)
@@ -399,16 +363,14 @@ def image_runs(module_root):  # noqa: F811
     return found
 
 
+@torch.no_grad()
 @pytest.mark.parametrize('arch, reads, instant', [
     ('dvae', 'image', True), ('dalle', 'caption', False), ('clip', 'image and captions', True),
     ('transformer', 'image', False)])
 def test_images_and_captions(image_runs, arch, reads, instant):
-    run = image_runs[arch]
-    about = run.about()
+    run, about = image_runs[arch], image_runs[arch].about()
     assert (about['parts'], about['reads'], about['instant']) == (['draw', 'watch'], reads, instant)
-    with torch.no_grad():
-        asked = request_of(image=image(50, 40), captions='a red circle\n\na blue square', seed=3)
-        found = [*play.respond('draw', run, asked)]
+    found = [*play.respond('draw', run, request_of(image=image(50, 40), captions='a red circle\n\na blue square', seed=3))]
     assert not [item for item in found if 'error' in item]
     merged = {key: value for item in found for key, value in item.items()}
     if arch == 'clip':
@@ -416,13 +378,12 @@ def test_images_and_captions(image_runs, arch, reads, instant):
     elif arch == 'transformer':
         assert isinstance(merged['caption'], str)
     else:
-        assert len(merged['images']) == {'dvae': 1, 'dalle': play_parts.IMAGES}[arch]
-        assert Image.open(io.BytesIO(base64.b64decode(merged['images'][0].split(',')[1]))).size == (32, 32)
+        count = {'dvae': 1, 'dalle': play_parts.IMAGES}[arch]
+        assert [pixels_of(url).shape[:2] for url in merged['images']] == [(32, 32)] * count
     if arch == 'dalle':
         assert merged['progress'] == 1
-        with torch.no_grad():       # as many captions as there may be of a choice, and none
-            for captions, said in (('', '0 captions'), ('a\n' * 21, '21 captions')):
-                assert said in [*play.respond('draw', run, request_of(captions=captions))][-1]['error']
+        for captions, said in (('', '0 captions'), ('a\n' * 21, '21 captions')):       # a choice has fewer
+            assert said in [*play.respond('draw', run, request_of(captions=captions))][-1]['error']
 
 
 def test_curves(runs, tmp_path):
@@ -446,17 +407,12 @@ def test_curves(runs, tmp_path):
 
 
 def test_a_port_in_use_and_a_package_that_is_missing(monkeypatch):
-    """(Other wrong commands are in tests/test_commands.py.)"""
-    with socket.socket() as taken:
-        taken.bind(('127.0.0.1', 0))
-        taken.listen()
+    with play.listen(0) as taken:
         port = taken.getsockname()[1]
         assert f'--port={port}' in sentence(play.main, ['out/x', f'--port={port}'])
     monkeypatch.setitem(sys.modules, 'starlette', None)
     assert 'pip install starlette uvicorn' in sentence(play.main, ['out/x'])
 
-
-# the page ---------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def browser():
@@ -476,8 +432,7 @@ def open_part(browser, site):
     context.set_default_timeout(60_000)
     page = context.new_page()
     page.on('pageerror', lambda e: wrong.append(str(e)))
-    page.on('console', lambda message: wrong.append(message.text)
-            if message.type == 'error' and 'status of 400' not in message.text else None)     # a request that is refused
+    page.on('console', lambda message: wrong.append(message.text) if message.type == 'error' else None)
     page.on('dialog', lambda dialog: wrong.append(dialog.message))
 
     def start(name):
@@ -488,11 +443,23 @@ def open_part(browser, site):
     yield start
     assert page.evaluate('document.documentElement.scrollWidth') <= 390     # readable on a phone
     context.close()
-    assert not wrong
+    assert not [s for s in wrong if 'status of 400' not in s]           # that of a request that is refused
 
 
 def idle(page):
     page.wait_for_function("() => document.getElementById('stop').hidden && document.getElementById('stop2').hidden")
+
+
+def go(page, **settings):
+    """Fill in these settings, press the button, and wait for the whole answer."""
+    for name, value in settings.items():
+        page.fill(f'#{name}', value)
+    page.click('#go')
+    idle(page)
+
+
+def lengths(cards):
+    return [card.locator('.t').count() for card in cards.all()]
 
 
 def test_write_in_a_browser(open_part, site):
@@ -501,12 +468,7 @@ def test_write_in_a_browser(open_part, site):
     cards = page.locator('#written .card')
     assert cards.count() == 4 and page.locator('.chip.broken').count() == 3 and page.locator('img').count() == 0
     assert page.locator('.chip b').all_inner_texts()[-1] == site.runs[HOSTILE].name
-    page.fill('#text', 'abc ')
-    page.fill('#count', '12')
-    page.click('#go')
-    for i in range(3):
-        cards.nth(i).locator('.t').nth(11).wait_for()
-    idle(page)
+    go(page, text='abc ', count='12')
     tokens = cards.nth(0).locator('.t')
     before = tokens.all_text_contents()
     expected = site.post('write', runs=[0], text='abc ', count=12, top_k=50)
@@ -517,11 +479,9 @@ def test_write_in_a_browser(open_part, site):
     other = expected[6]['others'][3]
     assert choices.count() == 10 and other[0] == [i for i in expected if 'token' in i][5]['others'][3][0]
     choices.nth(3).click()
-    cards.nth(0).locator('.t').nth(17).wait_for()
     idle(page)
     after = tokens.all_text_contents()
-    assert after[:5] == before[:5] and after[5] == other[1] and len(after) == 18
-    assert cards.nth(1).locator('.t').count() == 12                     # the others stay
+    assert after[:5] == before[:5] and after[5] == other[1] and lengths(cards) == [18, 12, 12, 12]      # the others stay
     page.fill('#count', '2000')
     page.click('#go')
     tokens.nth(3).wait_for()
@@ -529,35 +489,27 @@ def test_write_in_a_browser(open_part, site):
     idle(page)
     wait(lambda: not site.app.state.answering)
     assert tokens.count() < 2000
-    page.fill('#text', '<b>é</b>')
-    page.click('#go')
-    page.locator('#written .bad:not([hidden])').first.wait_for()
-    assert "'<'" in page.locator('#written .bad').first.inner_text() and page.locator('#written b').count() == 0
-    page.fill('#count', '0')
-    page.click('#go')
-    page.locator('#message:not([hidden])').wait_for()
-    assert 'count=0' in page.locator('#message').inner_text()
+    go(page, text='<b>é</b>')
+    bad = page.locator('#written .bad').first
+    assert bad.is_visible() and "'<'" in bad.inner_text() and page.locator('#written b').count() == 0
+    go(page, count='0')
+    assert 'count=0' in page.locator('#message:not([hidden])').inner_text()
 
 
 def test_a_run_that_goes_and_comes_back_in_a_browser(open_part, site):
-    """The page says so, and the other runs go on."""
-    folder, cards = Path(site.runs[0].name), '#written .card'
+    folder = Path(site.runs[0].name)
     away = folder.rename(folder.with_name('away'))
     page = open_part('write')
-    assert page.locator(cards).count() == 3 and 'No such file' in page.locator('.chip').first.inner_text()
+    cards = page.locator('#written .card')
+    assert cards.count() == 3 and 'No such file' in page.locator('.chip').first.inner_text()
     away.rename(folder)
     page.locator('nav button[data-part=write]').click()
-    page.locator(cards).nth(3).wait_for()
-    page.fill('#count', '3')
-    page.click('#go')
-    for i in range(4):
-        page.locator(cards).nth(i).locator('.t').nth(2).wait_for()
-    idle(page)
+    cards.nth(3).wait_for()
+    go(page, count='3')
+    assert lengths(cards) == [3, 3, 3, 3]
     folder.rename(away)
-    page.click('#go')
-    page.locator(cards).first.get_by_text('No such file').wait_for()
-    idle(page)
-    assert page.locator(cards).nth(1).locator('.t').count() == 3
+    go(page)
+    assert cards.first.get_by_text('No such file').is_visible() and lengths(cards) == [0, 3, 3, 3]
     page.locator('nav button[data-part=write]').click()
     page.wait_for_function("() => document.querySelectorAll('#written .card').length === 3")
     away.rename(folder)
@@ -565,11 +517,8 @@ def test_a_run_that_goes_and_comes_back_in_a_browser(open_part, site):
 
 def test_see_in_a_browser(open_part):
     page = open_part('see')
-    page.fill('#text', 'abc d. gh ab')
-    page.click('#go')
-    page.locator('#seen .card').nth(1).locator('details').nth(1).wait_for()
-    idle(page)
-    assert page.locator('#race polyline').count() == 4
+    go(page, text='abc d. gh ab')
+    assert page.locator('#seen .card').nth(1).locator('details').count() == 2 and page.locator('#race polyline').count() == 4
     page.locator('#modes label', has_text='influence').click()
 
     def heat(card):
@@ -586,11 +535,7 @@ def test_see_in_a_browser(open_part):
 
 def test_draw_in_a_browser(open_part, tmp_path):
     page = open_part('draw')
-    box = page.locator('#pad').bounding_box()
-    page.mouse.move(box['x'] + 40, box['y'] + 40)
-    page.mouse.down()
-    page.mouse.move(box['x'] + 90, box['y'] + 90, steps=4)
-    page.mouse.up()
+    page.locator('#pad').drag_to(page.locator('#pad'), source_position={'x': 40, 'y': 40}, target_position={'x': 90, 'y': 90})
     page.locator('#asked .answer').nth(3).wait_for()
     assert sorted(page.locator('#asked .answer span:first-child').all_inner_texts()) == sorted(['<b>one</b>', *'234'])
     assert page.locator('#asked .seen line').count() == 2               # the edges of four patches
@@ -613,17 +558,14 @@ def test_draw_in_a_browser(open_part, tmp_path):
 
 
 def test_watch_in_a_browser(open_part, site):
-    """Curves of all runs, a sample of the checkpoint, and a row that is new."""
     page = open_part('watch')
     page.locator('#watched .card').first.get_by_text('a sample of step 6').wait_for()      # samples arrive in any order
     page.locator('#loss polyline').nth(13).wait_for(state='attached')
     assert page.locator('#loss polyline').count() == 14                 # of seven runs; one is gone
     path = Path(site.runs[0].name) / 'metrics.csv'
-    text = path.read_text()
+    text, row = path.read_text(), {'step': 9, 'tokens': 999, 'seconds': 1, 'grad_norm': 7.25}
     try:
-        head = text.splitlines()[0].split(',')
-        row = {'step': 9, 'tokens': 999, 'seconds': 1, 'grad_norm': 7.25}
-        path.write_text(text + ','.join(str(row.get(name, '')) for name in head) + '\n')
+        path.write_text(text + ','.join(str(row.get(name, '')) for name in text.splitlines()[0].split(',')) + '\n')
         page.locator('#watched .card:nth-child(1) dd', has_text='7.25').wait_for()
     finally:
         path.write_text(text)

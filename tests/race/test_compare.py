@@ -1,6 +1,4 @@
-"""A race: every run has the same budget and windows, and no run is repeated, however often the race is interrupted.
-
-tests/test_commands.py has more wrong commands and damaged records."""
+"""A race: every run has the same budget and windows, and no run is repeated, however often the race is interrupted."""
 
 import contextlib
 import csv
@@ -13,13 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from conftest import begin, contents, printed, sentence, train_here, until
+from conftest import begin, contents, names, printed, sentence, train_here, until
 
 import compare
 from harness import UserError, checkpoint, data, device, runs
@@ -47,7 +44,6 @@ def untrained(monkeypatch):
 
 @pytest.fixture
 def made_up(monkeypatch):
-    """Results without training."""
     monkeypatch.setattr(compare, 'run', lambda e, seed, *_: {'seed': seed, 'val_loss': 2 + seed % 7 / 100, **FIGURES})
     monkeypatch.setattr(compare, 'influence', lambda *_: {})
 
@@ -100,7 +96,7 @@ def test_entrants_take_turns_and_no_run_is_repeated(race, copied, untrained):
     after = stamps(race.out)
     assert len(race.before) == 6 and len(after) == 18 and all(after[p] == stamp for p, stamp in race.before.items())
     files = {'race.json', 'results.json', 'report.html', 'race.png', 'table.md', 'table.csv'}
-    assert {p.name for p in race.out.iterdir()} >= files and 'progress' not in results(race.out)
+    assert files <= {*names(race.out)} and 'progress' not in results(race.out)
     page = (race.out / 'report.html').read_text(encoding='utf-8')
     assert page.count('<svg') == 3 and page.count('data:image/png') == 2        # curves; the influence of each entrant
     words, out = copied
@@ -121,13 +117,12 @@ def test_the_last_weights_are_judged_on_the_same_windows(race, dataset):
             model, content = checkpoint.load_model(race.out / f'{e["name"]}-{seed}' / 'ckpt.pt')
             assert content['step'] == 10 and content['loop']['seed'] == r['seed'] == seed
             expected = evaluate(model, text, text.val_indices(200, 16), 64, machine)
-            for k, v in expected.items():
-                assert r[k] == pytest.approx(v, rel=1e-5), k
+            assert {k: r[k] for k in expected} == pytest.approx(expected, rel=1e-5)
             assert r['bits_per_character'] == pytest.approx(expected['val_loss_full'] / math.log(2), rel=1e-5)
             assert (r['steps'], r['tokens'], r['flops']) == (10, 10 * 4 * 16, 10 * per_step)
-            rows = read_rows(race.out / f'{e["name"]}-{seed}' / 'metrics.csv')
-            assert r['curve']['step'] == [row['step'] for row in rows if 'val_loss' in row] == [0, 5, 10]
-            assert r['curve']['val_loss'] == pytest.approx([row['val_loss'] for row in rows if 'val_loss' in row], rel=1e-4)
+            rows = [row for row in read_rows(race.out / f'{e["name"]}-{seed}' / 'metrics.csv') if 'val_loss' in row]
+            assert r['curve']['step'] == [row['step'] for row in rows] == [0, 5, 10]
+            assert r['curve']['val_loss'] == pytest.approx([row['val_loss'] for row in rows], rel=1e-4)
     assert len({r['val_loss'] for e in results(race.out)['entrants'] for r in e['runs']}) == 6
 
 
@@ -142,18 +137,17 @@ def test_the_best_weights_do_not_matter(copied, race_configs):
     assert len(again['sample']) == 400 and set(again['sample']) <= set('abcdefgh .\n')
 
 
-def test_a_diverged_entrant_is_reported_and_not_tried_again(copied, monkeypatch):
+def test_a_diverged_entrant_is_reported_and_not_tried_again(copied, untrained):
     words, out = copied
     before = stamps(out)
-    monkeypatch.setattr(compare, 'train', train_here)
     words[2:2] = [f'{words[0]} --arch=highorder --optimizer=sgd --learning_rate=1e12']     # a nan is an index there
-    shown = main(*words, '--seeds=1')
+    with mock.patch.object(compare, 'train', train_here):
+        shown = main(*words, '--seeds=1')
     assert all(stamps(out)[p] == stamp for p, stamp in before.items())
     e = results(out)['entrants'][2]
     assert re.search(r'loss became (nan|inf) at step \d+', e['runs'][0]['diverged']) and e['runs'][0]['steps'] < 10
     assert f'{e["name"]} diverged in 1 of 1 runs' in shown and '| diverged |' in (out / 'table.md').read_text(encoding='utf-8')
     before = stamps(out)
-    monkeypatch.setattr(compare, 'train', lambda *_: pytest.fail('a run was started'))
     main(*words, '--seeds=1')
     assert stamps(out) == before and results(out)['entrants'][2] == e
 
@@ -165,11 +159,11 @@ def test_all_runs_are_judged_on_the_windows_of_the_first_command(race_configs, t
     main(*words)
     monkeypatch.setattr(compare, 'affordable', lambda *_: (80, 3000))
     main(words[0], race_configs / 'pic.py', *words[1:])
-    assert results(tmp_path)['windows'] == 1200
-    assert json.loads((tmp_path / 'race.json').read_text())['eval_windows'] == 70
+    assert results(tmp_path)['windows'] == 1200 and json.loads((tmp_path / 'race.json').read_text())['eval_windows'] == 70
     assert '1200' in refusal(*words, '--windows=3000')
 
 
+ALIVE = SimpleNamespace(is_alive=lambda: True)      # for until(), where no process is begun
 linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc to find the process that trains')
 
 
@@ -193,11 +187,10 @@ def test_a_stopped_race_resumes(copied, monkeypatch):
     words, name = slow(words)
     monkeypatch.setattr(compare.page, 'write', lambda *_: None)
     monkeypatch.setattr(compare, 'influence', lambda *_: {})
-    others, trained, waiting = children(os.getpid()), [], threading.Event()
+    others, trained = children(os.getpid()), []
 
     def stop():
-        while not (out / name / 'ckpt.pt').exists():        # of step 0
-            waiting.wait(0.01)
+        until((out / name / 'ckpt.pt').exists, ALIVE)       # of step 0
         trained.extend(set(children(os.getpid())) - set(others))
         os.kill(os.getpid(), signal.SIGTERM)
     stopper = threading.Thread(target=stop, daemon=True)
@@ -212,8 +205,7 @@ def test_a_stopped_race_resumes(copied, monkeypatch):
     assert turns(main(*words)) == [('gpt', 1337), ('pic', 1337), ('gpt tokens_per_step=3200', 1337)]
     assert f'resumed at step {step}' in (out / f'{name}.log').read_text()
     r = json.loads((out / name / 'result.json').read_text())
-    assert (r['steps'], r['tokens']) == (10, 32_000)
-    assert all(stamps(out)[p] == stamp for p, stamp in before.items())
+    assert (r['steps'], r['tokens']) == (10, 32_000) and all(stamps(out)[p] == stamp for p, stamp in before.items())
 
 
 @linux
@@ -233,27 +225,21 @@ def test_a_killed_race_takes_its_run_with_it(copied):
             with contextlib.suppress(UserError), runs.lock(folder, '--out'):
                 break
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):    # the lock goes before the process, which frees memory
-        for _ in range(10_000):
-            if 'Z' in (status := Path(f'/proc/{trained}/stat').read_text().split()):
-                break
-            time.sleep(0.001)
-        assert 'Z' in status, 'the run goes on'
+        until(lambda: 'Z' in Path(f'/proc/{trained}/stat').read_text().split(), ALIVE)
     assert turns(main(*words))[-1] == ('gpt tokens_per_step=3200', 1337)
 
 
 def test_a_failed_run_does_not_stop_the_race(race_configs, tmp_path, monkeypatch):
     """Its reason is the last line that it printed."""
-    def start(words, **more):
-        error = 'raise RuntimeError("the ninth step is too much")'
-        return subprocess.Popen([sys.executable, '-c', error], stdin=subprocess.PIPE, **more)
-    monkeypatch.setattr(processes.runs, 'start', start)
-    real = compare.train
+    error, real = 'raise RuntimeError("the ninth step is too much")', compare.train
+    monkeypatch.setattr(processes.runs, 'start', lambda words, **more: subprocess.Popen(
+        [sys.executable, '-c', error], stdin=subprocess.PIPE, **more))
     monkeypatch.setattr(compare, 'train', lambda words, *more: (real if '--n_layer=2' in words else train_here)(words, *more))
     gpt, out = race_configs / 'gpt.py', tmp_path / 'race'
     errors = refusal(f'{gpt} --n_layer=2', gpt, '--steps=10', '--windows=50', '--seeds=1', f'--out={out}')
     assert errors.startswith('1 of 2 runs failed, first gpt n_layer=2, seed 1337: RuntimeError: the ninth step is too much')
-    fails, gpt = results(out)['entrants']
-    assert fails['runs'][0]['failed'] == 'RuntimeError: the ninth step is too much' and gpt['runs'][0]['steps'] == 10
+    fails, gpt = (e['runs'][0] for e in results(out)['entrants'])
+    assert fails['failed'] == 'RuntimeError: the ninth step is too much' and gpt['steps'] == 10
     assert 'gpt n_layer=2 failed in 1 of 1 runs: RuntimeError' in (out / 'table.md').read_text(encoding='utf-8')
     assert 'Traceback' in (out / 'gpt_n_layer=2-1337.log').read_text()
 
@@ -262,8 +248,7 @@ ROWS = [(1, 64, 0.5, 2.5, 1.0), (2, 128, 1.0, 2.4, 1.0)]
 
 
 @pytest.mark.parametrize(('rows', 'reason', 'result', 'trained'), [
-    (ROWS, 'no space', {'failed': 'no space'}, 2),
-    (ROWS, None, {'failed': 'it was stopped at step 2'}, 2),
+    (ROWS, 'no space', {'failed': 'no space'}, 2), (ROWS, None, {'failed': 'it was stopped at step 2'}, 2),
     ([], None, {'failed': 'it was stopped at step 0'}, 2),
     # float16 skips a step whose gradient overflowed: that is no divergence
     ([(1, 64, 0.5, 2.5, 'inf')], 'it was killed by signal 9', {'failed': 'it was killed by signal 9'}, 2),
@@ -275,8 +260,8 @@ def test_failed_runs_are_tried_again_and_diverged_ones_are_not(tmp_path, monkeyp
     def train(words, folder, *_):
         folder.mkdir(exist_ok=True)
         calls.append(words)
-        lines = [','.join(map(str, row)) for row in (('step', 'tokens', 'seconds', 'train_loss', 'grad_norm'), *rows)]
-        (folder / 'metrics.csv').write_text('\n'.join(lines) + '\n')
+        lines = ['step,tokens,seconds,train_loss,grad_norm', *(','.join(map(str, row)) for row in rows), '']
+        (folder / 'metrics.csv').write_text('\n'.join(lines))
         return reason
     monkeypatch.setattr(compare, 'train', train)
     race = {'entrants': {'gpt': {'plan': {'flags': {'max_iters': 10, 'max_seconds': 0}}}}}
@@ -288,17 +273,16 @@ def test_failed_runs_are_tried_again_and_diverged_ones_are_not(tmp_path, monkeyp
 @pytest.mark.parametrize(('rival', 'words', 'parts'), [
     ('pic.py --dataset=OTHER', [], ['other data (OTHER, ']), ('pic.py --leaking_split', [], ['other data', '-leaking)']),
     ('pic.py --block_size=8', [], ['windows of 8 tokens', 'of 16,', 'block_size=16']), ('pic.py --n_lyer=2', [], ['n_layer']),
-    ('gpt.py', [], ["two entrants are called 'gpt'"]), ('pic.py', ['--set', 'n_lyer=2'], ['--set n_lyer=2']),
     ('pic.py', ['--set', 'out_dir=x'], ['--out_dir=x', '--out']), ('pic.py --resume', [], ['--resume', '--out']),
     ('pic.py', ['--set', 'max_iters=0', 'max_seconds=1'], ['gpt has no max_iters', '--seconds']),
-    ('pic.py', ['--windows=few'], ['--windows=few', "'auto'"]), ('pic.py', ['--flops=1e4'], ['--flops=10000 gives gpt 0']),
-    ('pic.py', ['--tokens=10'], ['--tokens=10 gives gpt 0 steps of 64 tokens', 'at least 64']),
-    ('pic.py', ['--steps=10', '--set', 'eval_interval=50'], ['--steps=10 gives gpt 10 steps', 'at least 50'])], ids=range(13))
+    ('pic.py', ['--windows=few'], ['--windows=few', "'auto'"]), ('pic.py', ['--flops=1e4'], ['--flops=10000 ', 'gpt 0 ']),
+    ('pic.py', ['--tokens=10'], ['--tokens=10 ', 'gpt 0 steps of 64 tokens', 'at least 64']),
+    ('pic.py', ['--steps=10', '--set', 'eval_interval=50'], ['--steps=10 ', 'gpt 10 steps', 'at least 50'])], ids=range(11))
 def test_bad_commands_are_refused_before_training(race_configs, other_data, tmp_path, untrained, rival, words, parts):
     out = tmp_path / 'race'
     said = refusal(race_configs / 'gpt.py', f'{race_configs}/{rival.replace("OTHER", other_data)}', *words, f'--out={out}')
     assert all(s.replace('OTHER', other_data) in said for s in parts), said
-    assert not out.exists() or [p.name for p in out.iterdir()] == ['.lock']
+    assert names(out) in ([], ['.lock'])
 
 
 def test_data_is_compared_before_a_trunk_is_trained(race_configs, task_data, tmp_path, monkeypatch):
@@ -323,36 +307,32 @@ def test_another_race_in_the_same_folder_is_refused(race, other_data, untrained,
 
 
 def test_overwrite_starts_again(copied, monkeypatch):
-    """But not before the new race is known to be valid."""
     words, out = copied
     before = stamps(out)
     monkeypatch.setattr(compare, 'train', lambda *_: 'this is a test')
     refusal(*words, '--overwrite', '--set', 'n_lyer=2')
-    assert stamps(out) == before
-    assert '6 of 6 runs failed' in refusal(*words, '--overwrite')
-    assert not stamps(out)
+    assert stamps(out) == before                    # the new race was not valid
+    assert '6 of 6 runs failed' in refusal(*words, '--overwrite') and not stamps(out)
 
 
 def test_a_leak_is_reported(race_configs, tmp_path, made_up):
     wave = f'{race_configs}/gpt.py --arch=wavenet --join=4 --reads='
     shown = main(race_configs / 'gpt.py', f'{wave}memory', f'{wave}leak', '--steps=10', f'--out={tmp_path / "model"}')
-    lines = [s for s in shown.splitlines() if 'is not compared' in s]
-    assert len(lines) == 1 and 'reads=leak' in lines[0]
+    line, = (s for s in shown.splitlines() if 'is not compared' in s)
+    assert 'reads=leak' in line
     words = [race_configs / 'gpt.py', '--steps=10', f'--out={tmp_path / "split"}', '--seeds=1']
     assert 'THE SPLIT LEAKS' in main(*words, '--set', 'leaking_split=True') and '-leaking' in refusal(*words)
 
 
-def test_a_race_on_a_task(task_data, tmp_path):
+def test_a_race_on_a_task(task_data, tmp_path, untrained):
     config, out, folder = tmp_path / 'small_fpt.py', tmp_path / 'race', task_data('classify')
-    config.write_text(f"arch, dataset, device = 'fpt', '{folder.name}', 'cpu'\n"
-                      'n_layer, n_head, n_embd, positions = 2, 2, 16, 16\n'
-                      "optimizer, learning_rate, batch_size, dropout, stop_after = 'adamw', 1e-2, 8, 0.0, 4\n")
+    config.write_text(f"arch, dataset, device, positions, stop_after, dropout = 'fpt', '{folder.name}', 'cpu', 16, 4, 0.0\n"
+                      "n_layer, n_head, n_embd, optimizer, learning_rate, batch_size = 2, 2, 16, 'adamw', 1e-2, 8\n")
     words = [config, f'{config} --mode=urt', '--steps=60', '--seeds=2', '--out', out]
     with mock.patch.object(compare, 'train', train_here):
         main(*words)
     record, before = results(out), stamps(out)
-    with mock.patch.object(compare, 'train', lambda *_: pytest.fail('a run was started')):
-        main(*words)
+    main(*words)
     assert stamps(out) == before and results(out)['entrants'] == record['entrants']
     assert record['task'].items() >= {'kind': 'classify', 'metric': 'accuracy',
                                       'guess': data.open_data(folder.name).chance('test')}.items()
@@ -365,8 +345,6 @@ def test_a_race_on_a_task(task_data, tmp_path):
     for r in frozen['runs']:            # the weights that were frozen, which the settings do not name
         content = checkpoint.load(out / f'{slug(frozen["name"])}-{r["seed"]}' / 'ckpt.pt')
         assert r['model']['trunk_hash'] == content['config']['trunk_hash'] != ''
-    table = (out / 'table.md').read_text()
-    assert 'test accuracy' in table and f'{frozen["trained"]:,}' in table and '| chance' in table
-    with open(out / 'table.csv', newline='') as f:
-        accuracies = [float(row['accuracy_mean']) for row in csv.DictReader(f)]
+    assert all(s in (out / 'table.md').read_text() for s in ('test accuracy', f'{frozen["trained"]:,}', '| chance'))
+    accuracies = [float(row['accuracy_mean']) for row in csv.DictReader((out / 'table.csv').read_text().splitlines())]
     assert accuracies == [pytest.approx(sum(r['accuracy'] for r in e['runs']) / 2) for e in record['entrants']]

@@ -1,6 +1,4 @@
-"""What is reported of a race: differences that are worked out by hand, verdicts, tables, curves and the page.
-
-tests/test_docs.py compares the tables of README.md and docs/ with their records: of races, tasks, sweeps and speeds."""
+"""What is reported of a race: differences that are worked out by hand, verdicts, tables, curves and the page."""
 
 import base64
 import copy
@@ -17,8 +15,6 @@ import pytest
 
 from race import page, statistics, tables
 from race.statistics import difference, verdicts
-
-PIXEL = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
 
 
 def run(seed, loss, **more):
@@ -113,10 +109,9 @@ def test_val_loss_is_compared_only_between_models_that_learn_all_positions(which
 
 def test_a_race_on_pictures_is_in_bits_per_dimension():
     r = record()
-    for e in r['entrants']:
-        for one in e['runs']:
-            del one['val_loss_full'], one['bits_per_character'], one['accuracy_full']
-            one |= {'bits_per_dimension': one['val_loss'] / math.log(2), 'accuracy': 0.8}
+    for one in (one for e in r['entrants'] for one in e['runs']):
+        del one['val_loss_full'], one['bits_per_character'], one['accuracy_full']
+        one |= {'bits_per_dimension': one['val_loss'] / math.log(2), 'accuracy': 0.8}
     for shown in (tables.text(r), tables.short(r)):
         assert 'bits_per_dimension' in shown and '-0.144' in shown and 'val_loss_full' not in shown
     assert 'val_loss lower by 0.100' in verdicts(r)[0]
@@ -125,11 +120,11 @@ def test_a_race_on_pictures_is_in_bits_per_dimension():
 @pytest.mark.parametrize('word', ['diverged', 'failed'])
 def test_unfinished_runs(word):
     r = record(entrant('gpt', GPT), entrant('pic', {}, runs=[stopped(word, 1), stopped(word, 2)]))
-    first, _, cost = tables.tables(r)
-    assert set(first[1][1][2:]) == {word, ''} and set(cost[1][1][1:]) == {word} and 'cannot be compared' in verdicts(r)[0]
+    first, _, cost = (rows[1] for _, rows in tables.tables(r))
+    assert set(first[2:]) == {word, ''} and set(cost[1:]) == {word} and 'cannot be compared' in verdicts(r)[0]
     r['entrants'][1]['runs'].append(run(3, 1.25))               # the third has finished
-    first, _, cost = tables.tables(r)
-    assert first[1][1][2] == '1.250' and cost[1][1][1] == '10'
+    first, _, cost = (rows[1] for _, rows in tables.tables(r))
+    assert first[2] == '1.250' and cost[1] == '10'
     assert f'pic {word} in 2 of 3 runs: it {word} at step 7' in statistics.notes(r)
     r['entrants'][1]['runs'][-1]['diverged'] = 'the training loss became nan'       # whatever metrics it has
     assert statistics.values(r['entrants'][1], 'steps') == {}
@@ -137,8 +132,7 @@ def test_unfinished_runs(word):
 
 def test_leaks_and_sizes_and_progress():
     r = record(notes=['a note of the race'], progress=[4, 9])
-    for e in r['entrants']:
-        e['settings']['leaking_split'] = True
+    r['entrants'][0]['settings']['leaking_split'] = r['entrants'][1]['settings']['leaking_split'] = True
     text = tables.text(r)
     assert text.index('THE SPLIT LEAKS') < text.index('learns more') and 'a note of the race' in text and '4 of 9 runs' in text
     r = record(entrant('gpt', GPT), entrant('pic', PIC, leaks=True))
@@ -164,23 +158,21 @@ def test_numbers_and_text():
 def test_tables_fit_a_terminal(name):
     r = record(*(entrant(f'{name} {i}', {s: v * 1000 + i * s for s, v in GPT.items()}) for i in range(3)))
     lines = [line for line in tables.text(r, 120).splitlines() if line.startswith('|')]
-    assert max(map(len, lines)) <= 120
-    for _, rows in tables.tables(r):            # nothing is lost
-        assert all(any(c in line for line in lines) for row in rows for c in row)
-    assert any(re.search('val_loss_full.* difference', line) for line in lines)
+    assert max(map(len, lines)) <= 120 and any(re.search('val_loss_full.* difference', line) for line in lines)
+    cells = [c for _, rows in tables.tables(r) for row in rows for c in row]
+    assert all(any(c in line for line in lines) for c in cells)         # nothing is lost
 
 
 def test_csv():
     r = record(entrant('gpt', GPT), entrant('pic, the second', PIC), entrant('bad', {}, runs=[stopped('failed')]))
-    f = io.StringIO()
-    tables.write_csv(r, f)
+    tables.write_csv(r, f := io.StringIO())
     rows = list(csv.DictReader(io.StringIO(f.getvalue())))
     assert [(row['config'], row['runs']) for row in rows] == [('gpt', '3'), ('pic, the second', '3'), ('bad', '0')]
     for row, e in zip(rows[:2], r['entrants'], strict=False):
         for k in statistics.METRICS.keys() & e['runs'][0].keys():
             values = [x[k] for x in e['runs']]
-            assert float(row[f'{k}_mean']) == pytest.approx(reference.mean(values))
-            assert float(row[f'{k}_std']) == pytest.approx(reference.stdev(values), abs=1e-12)
+            expected = pytest.approx([reference.mean(values), reference.stdev(values)], abs=1e-12)
+            assert [float(row[f'{k}_mean']), float(row[f'{k}_std'])] == expected
     d, p, _ = difference(r, r['entrants'][1], 'val_loss')
     assert (float(rows[1]['val_loss_difference']), float(rows[1]['val_loss_p'])) == (d, p)
     assert rows[0]['val_loss_difference'] == rows[2]['val_loss_difference'] == rows[2]['val_loss_mean'] == ''
@@ -247,19 +239,17 @@ NASTY = '<script>alert("1 & 2")</script>'
 
 
 def shown(page):
-    """The text of a page, without its tags."""
     return unescape(re.sub('<[^>]*>', '', page))
 
 
 def test_the_page_stands_alone_and_escapes_everything(tmp_path):
-    """In the ink of the page; all files are written."""
     r = record(entrant('gpt', GPT), entrant(NASTY, PIC), notes=[f'a note & {NASTY}'], command=f"compare.py '{NASTY}'")
-    r['entrants'][1]['runs'][0]['sample'] = f'ROMEO: {NASTY}\n</pre>'
-    r['entrants'][1]['settings']['dims'] = [1, 2]
-    r['entrants'][1]['runs'].append(stopped('diverged', 4))
+    rival = r['entrants'][1]
+    rival['runs'][0]['sample'], rival['settings']['dims'] = f'ROMEO: {NASTY}\n</pre>', [1, 2]
+    rival['runs'].append(stopped('diverged', 4))
     for e in r['entrants']:
         with_curves(e, [{0: 4.0, 5: 3.0, 10: x.get('val_loss', math.nan)} for x in e['runs']])
-    page.write(copy.deepcopy(r), {'gpt': {f'a picture & {NASTY}': base64.b64decode(PIXEL)}}, tmp_path)
+    page.write(copy.deepcopy(r), {'gpt': {f'a picture & {NASTY}': b'a PNG'}}, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {'report.html', 'race.png', 'table.md', 'table.csv', 'results.json'}
     assert (tmp_path / 'table.md').read_text(encoding='utf-8') == tables.text(r)
     kept = (tmp_path / 'results.json').read_text(encoding='utf-8')
@@ -268,7 +258,7 @@ def test_the_page_stands_alone_and_escapes_everything(tmp_path):
     assert not {'script', 'link', 'iframe', 'object', 'base'} & {*re.findall(r'<(\w+)', html)} and '@import' not in html
     links = re.findall(r'(?:src|href|srcset)="([^"]*)|url\(["\']?([^)]*)', html)
     assert links and all(link.startswith(('#', 'data:')) for link in map(''.join, links))
-    assert f'"data:image/png;base64,{PIXEL}"' in html and html.count('<img') == 1
+    assert f'"data:image/png;base64,{base64.b64encode(b"a PNG").decode()}"' in html and html.count('<img') == 1
     for s in (f'ROMEO: {NASTY}\n</pre>', f'a note & {NASTY}', f'a picture & {NASTY}', f"compare.py '{NASTY}'", 'a text of 1',
               f'{NASTY} diverged in 1 of 4 runs', '1.633 ± 0.153', *verdicts(r), *statistics.notes(r)):
         assert s in shown(html), s

@@ -53,8 +53,8 @@ def most_varied(layer, inputs):
     for i in range(layer.in_features):
         seen = inputs[:, i % inputs.shape[1]]
         if (~seen.isnan()).sum() > 1:
-            variance = alone(layer, i, seen[~seen.isnan()]).var(0)
-            found.append((variance.max().item(), [i, variance.argmax().item()]))
+            variance, o = alone(layer, i, seen[~seen.isnan()]).var(0).max(0)
+            found.append((variance.item(), [i, o.item()]))
     return [place for _, place in sorted(found, reverse=True)]
 
 
@@ -90,10 +90,9 @@ def test_curves_are_what_the_layer_computes(kind, n, segments, periodic, conv, f
     figure = links.draw_refinement('x', layer, inputs)
     assert float(figure.get_suptitle().split()[-1]) < 1e-4
     assert list(finer) == [int(s) for s in re.findall(r'\d+', figure.legends[0].get_texts()[1].get_text())]
-    for ax, i, o in panels(figure):
-        for line in (line for line in ax.lines if line.get_linestyle() != 'None'):
-            x, y = (v[~np.isnan(v)] for v in line.get_data())
-            np.testing.assert_allclose(y, alone(layer, i, x)[:, o], atol=1e-4)
+    for line, i, o in ((line, i, o) for ax, i, o in panels(figure) for line in ax.lines if line.get_linestyle() != 'None'):
+        x, y = (v[~np.isnan(v)] for v in line.get_data())
+        np.testing.assert_allclose(y, alone(layer, i, x)[:, o], atol=1e-4)
 
 
 def test_absent_inputs_do_not_count():
@@ -143,10 +142,9 @@ def test_characters_and_segments_in_use(more):
     used = {(f, s * edges.spacing + k) for f, s in zip(*counts.nonzero(), strict=True) for k in range(edges.n)}
     assert f'{100 - 100 * len(used) / (3 * edges.P):.2g} % of the parameters' in first.get_title()
     inside = np.zeros((16, S))
-    for row in read:
-        for c, value in enumerate(row):
-            value = 1 - abs((value + 1) % 4 - 2) if model.config.periodic else value
-            inside[c, min(max(math.floor((value + 1) / 2 * S), 0), S - 1)] += 1
+    for c, value in (pair for row in read for pair in enumerate(row)):
+        value = 1 - abs((value + 1) % 4 - 2) if model.config.periodic else value
+        inside[c, min(max(math.floor((value + 1) / 2 * S), 0), S - 1)] += 1
     for ax, expected in ((first, counts / counts.sum(1, keepdims=True)), (hidden, inside / 24)):
         np.testing.assert_allclose(np.nan_to_num(np.ma.filled(ax.images[0].get_array(), 0)), expected, rtol=1e-5)
 

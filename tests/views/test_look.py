@@ -1,6 +1,7 @@
 """look.py: measurements against brute force, figures read back, and the command line."""
 
 import math
+import shutil
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, sentence
+from conftest import TINY, names, printed, sentence
 
 import highorder
 import look
@@ -52,11 +53,8 @@ def tokens(*shape, seed=1):
 
 
 def pixels(ax):
-    """The image on an axes, nan where it is masked."""
     return np.ma.filled(ax.images[0].get_array(), np.nan)
 
-
-# measurements -----------------------------------------------------------------------------------------------------------------
 
 def test_influence_by_brute_force():
     """The mean over windows and tries of half the L1 distance, for the replacements that were made, one token at a time."""
@@ -93,8 +91,7 @@ def test_a_leak_is_shown(outputs, offsets, bidirectional, title):
     left, right, *_ = behaviour.draw_influence(matrix, bidirectional=bidirectional).axes
     assert right.get_title().startswith(title) and pixels(left) == pytest.approx(np.maximum(matrix, 1e-9))
     for line, back in zip(right.lines[:1 + bidirectional], (range(bidirectional, 9), range(-1, -9, -1)), strict=False):
-        expected = [max(np.diagonal(matrix, 9 - outputs - d).mean(), 1e-9) for d in back]        # of distance - 1
-        assert line.get_ydata() == pytest.approx(expected)
+        assert line.get_ydata() == pytest.approx([max(np.diagonal(matrix, 9 - outputs - d).mean(), 1e-9) for d in back])
 
 
 @pytest.mark.parametrize('kind', CONFIGS)
@@ -109,13 +106,11 @@ def test_losses_by_position_and_surprise_by_brute_force(kind, monkeypatch):
         end, start = (12, 12 - n) if kind == 'last' else (n, 0)
         log_p = [model(row[None, start:M + end])[0][0, -1].log_softmax(-1) for row in x]
         assert losses == pytest.approx([-p[target[end - 1]].item() for p, target in zip(log_p, y, strict=True)], abs=1e-4), n
-    expected = []
-    for t in range(4, 45):
+    def logits(t):
         if kind == 'centered':
-            logits = model.net(ids.where(torch.arange(45) != t, (ids + 3) % V)[None])[0, t]
-        else:
-            logits = model(ids[None, max(0, t - 16 - (M if t >= 16 + M else 0)):t])[0][0, -1]
-        expected.append(-logits.log_softmax(-1)[ids[t]].item() / math.log(2))
+            return model.net(ids.where(torch.arange(45) != t, (ids + 3) % V)[None])[0, t]
+        return model(ids[None, max(0, t - 16 - (M if t >= 16 + M else 0)):t])[0][0, -1]
+    expected = [-logits(t).log_softmax(-1)[ids[t]].item() / math.log(2) for t in range(4, 45)]
     assert behaviour.surprise(model, ids.tolist(), 4) == pytest.approx(expected, abs=1e-4)
 
 
@@ -124,8 +119,6 @@ def test_context_is_drawn_with_its_standard_error():
     assert ax.lines[0].get_xydata().tolist() == [[1, 3.5], [2, 2], [4, 1.5]]
     assert ax.collections[0].get_paths()[0].vertices[:, 1].max() == pytest.approx(3.5 + 0.5 / math.sqrt(2))
 
-
-# pictures ---------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('length', [16, 3])
 def test_attention_is_what_the_model_computes(length):
@@ -147,17 +140,14 @@ def test_attention_is_what_the_model_computes(length):
 
 def layout(ax):
     """The characters on the axes as lines, and the colour value below each."""
-    grid, rows = pixels(ax), {}
-    for t in ax.texts:
-        column, row = map(int, t.get_position())
-        rows.setdefault(row, {})[column] = t.get_text()
-    return [''.join(rows.get(r, {}).get(c, ' ') for c in range(grid.shape[1])).rstrip() for r in range(len(grid))], grid
+    grid, letters = pixels(ax), {tuple(map(int, t.get_position())): t.get_text() for t in ax.texts}
+    return [''.join(letters.get((c, r), ' ') for c in range(grid.shape[1])).rstrip() for r in range(len(grid))], grid
 
 
 def test_surprise_is_drawn_line_by_line():
     """A token of several characters has one colour, also across a line break; a token without a prediction has none."""
     n = np.nan
-    ax, *_ = behaviour.draw_surprise(['ab', 'c\nd', 'e', '\n', '\n', 'f'], [n, 2, 3, 4, 5, 6]).axes
+    ax = behaviour.draw_surprise(['ab', 'c\nd', 'e', '\n', '\n', 'f'], [n, 2, 3, 4, 5, 6]).axes[0]
     lines, grid = layout(ax)
     assert lines == ['abc⏎', 'de⏎', '⏎', 'f'] and '4.00 bits' in ax.get_title()
     assert np.array_equal(grid, [[n, n, 2, 2], [2, 3, 4, n], [5, n, n, n], [6, n, n, n]], equal_nan=True)
@@ -238,8 +228,6 @@ def test_attention_weights_of_any_call(options):
     assert weights @ v[0].repeat_interleave(4 // v.shape[1], 0).numpy() == pytest.approx(y[0].numpy(), abs=1e-5)
 
 
-# the command ------------------------------------------------------------------------------------------------------------------
-
 def test_pictures_are_of_the_given_text():
     """A model file's own pictures get its end; the first token has no prediction."""
     chars, text, model = sorted({*'abcdefgh .\n'}), 'abc d.\nefgh ab ab gh fe dc ba ab', build('gpt')
@@ -261,7 +249,6 @@ RUNS = {        # settings of a run, what is drawn of it, and the pictures
 
 @pytest.fixture(scope='module')
 def runs(dataset, tmp_path_factory):
-    """{kind: the folder of a finished run}."""
     folder = tmp_path_factory.mktemp('look') / 'lr$_$2'         # no mathematics
     with torch.enable_grad():
         for kind, (words, *_) in RUNS.items():
@@ -270,13 +257,12 @@ def runs(dataset, tmp_path_factory):
 
 
 @pytest.mark.parametrize('kind', RUNS)
-def test_pictures_of_a_run(runs, capsys, monkeypatch, kind):
-    _, only, names = RUNS[kind]
+def test_pictures_of_a_run(runs, monkeypatch, kind):
+    _, only, stems = RUNS[kind]
     monkeypatch.setattr(look, 'CONTEXT', 1 << 12)
-    look.main([str(runs[kind]), *only])
-    paths = [runs[kind] / 'look' / f'{name}.png' for name in names]
-    assert capsys.readouterr().out.splitlines()[-len(names):] == list(map(str, paths))
-    assert sorted(paths) == sorted((runs[kind] / 'look').iterdir())
+    shown = printed(look.main, [runs[kind], *only])
+    paths = [runs[kind] / 'look' / f'{stem}.png' for stem in stems]
+    assert shown.splitlines()[-len(stems):] == list(map(str, paths)) and sorted(paths) == sorted(paths[0].parent.iterdir())
     for path in paths:
         image = plt.imread(path)            # raises if it is truncated
         assert 100 < image.shape[0] < 4000 and 300 < image.shape[1] < 4000 and image[:, :, :3].std() > 0.01, path
@@ -284,18 +270,15 @@ def test_pictures_of_a_run(runs, capsys, monkeypatch, kind):
         assert "'context'" in sentence(look.main, [str(runs[kind]), '--only=context'])
 
 
-def test_a_prompt_needs_no_data(runs, dataset, root, capsys):
+def test_a_prompt_needs_no_data(runs, dataset, root):
     """Missing data and other data of that name are not used: the loss would be that of another text."""
-    run, folder = str(runs['gpt']), root / 'data' / dataset.name
+    run, folder, fingerprint = str(runs['gpt']), root / 'data' / dataset.name, data.read_meta(dataset)['fingerprint']
     missing = sentence(look.main, [run])
-    folder.mkdir(parents=True)
-    for file in dataset.iterdir():
-        fingerprint = data.read_meta(dataset)['fingerprint'].encode()
-        (folder / file.name).write_bytes(file.read_bytes().replace(fingerprint, fingerprint[::-1]))
+    shutil.copytree(dataset, folder)
+    (folder / 'meta.json').write_text((dataset / 'meta.json').read_text().replace(fingerprint, fingerprint[::-1]))
     assert f'data/{dataset.name} is missing or is not' in missing == sentence(look.main, [run]) and '--prompt' in missing
     content = checkpoint.load(runs['gpt'] / 'ckpt.pt')
     checkpoint.save(root / 'best.pt', {k: v for k, v in content.items() if k != 'format'} | {'step': 0})
-    look.main([str(root / 'best.pt'), '--prompt=ab', '--out', str(root / 'deep' / 'er')])
-    printed = capsys.readouterr().out
-    assert {path.stem for path in (root / 'deep' / 'er').iterdir()} == {'influence', 'surprise', 'attention'}
-    assert f'context.png was left out: data/{dataset.name}' in printed and 'step 0: this network is untrained' in printed
+    shown = printed(look.main, [root / 'best.pt', '--prompt=ab', '--out', root / 'deep' / 'er'])
+    assert names(root / 'deep' / 'er') == ['attention.png', 'influence.png', 'surprise.png']
+    assert f'context.png was left out: data/{dataset.name}' in shown and 'step 0: this network is untrained' in shown
