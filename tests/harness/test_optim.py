@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+import re
 
 import pytest
 import torch
@@ -67,9 +68,9 @@ def test_groups_follow_the_type_of_the_module_and_its_marks(name):
 
 
 def test_dry_run_reports_unmarked_matrices():
-    net = with_config(torch.nn.ModuleList([torch.nn.Embedding(7, 32), Product(32, 128, matrix=False)]))
+    net = with_config(torch.nn.ModuleList([torch.nn.Embedding(7, 32), Product(32, 128)]))
     del net[1].kernel.matrix
-    assert 'note: 92% of the parameters' in optim.describe(net, 'muon', 1) and 'matrix = True' in optim.describe(net, 'muon', 1)
+    assert re.search('note: 92% of the parameters.*matrix = True', optim.describe(net, 'muon', 1))
     net[1].kernel.no_weight_decay = True
     assert 'note' not in optim.describe(net, 'muon', 1)
 
@@ -108,8 +109,7 @@ def test_muon_is_torchs():
         for o in optimizers:
             o.step()
         if step == 2:
-            states = [o.state_dict() for o in optimizers]
-            for o, state in zip(optimizers, reversed(states), strict=True):
+            for o, state in zip(optimizers, [o.state_dict() for o in reversed(optimizers)], strict=True):
                 o.load_state_dict(state)
     for p, q, was in zip(ours, theirs, start, strict=True):
         assert (p - q).norm() < 0.02 * (q - was).norm()
@@ -149,11 +149,10 @@ def test_the_plateau_is_torchs_and_its_state_is_exact():
     """The rates of ReduceLROnPlateau on the mean loss of each interval, also after a restart within each interval."""
     rng = random.Random(0)
     cfg = train.TrainConfig(schedule='plateau', learning_rate=0.3, min_lr=0.02, patience=2, factor=0.6)
-    sgd = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    sgd, rates = torch.optim.SGD([torch.zeros(1)], lr=0.3), []
     expected = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, factor=0.6, patience=2, min_lr=0.02)
     whole, cut, constant = optim.Plateau(cfg), optim.Plateau(cfg), optim.Plateau(train.TrainConfig(patience=0))
     constant.judge()                            # before any step
-    rates = []
     for i in range(60):
         losses = [1 + 3 * 0.8 ** i + rng.gauss(0, 0.05) for _ in range(rng.randint(1, 4))]
         expected.step(sum(losses) / len(losses))
