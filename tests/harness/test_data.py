@@ -142,7 +142,7 @@ def in_shards(folder, cuts=(5000, 10000), splits=('train',), dtype='uint16'):
     return folder
 
 
-DAMAGES = [         # what is done to the folder, and what the error must name
+@pytest.mark.parametrize('damage, reason', [        # what is done to the folder, and what the error must name
     (lambda f: os.truncate(f / 'train.bin', 21_599), r'train\.bin is truncated .* 21,599 bytes.*python prepare/text\.py'),
     (lambda f: (f / 'val.bin').unlink(), r'val\.bin .* 0 bytes'),
     (lambda f: rewrite(f, 'train', 'uint32'), r'train\.bin .*uint16'),
@@ -154,10 +154,7 @@ DAMAGES = [         # what is done to the folder, and what the error must name
     (lambda f: change(f, shards={'train': []}), r'meta\.json is damaged'),
     (lambda f: change(in_shards(f), shards={'test': [3]}), r'train\.bin .* 0 bytes'),
     *((lambda f, key=key: change(f, **{key: None}), rf'meta\.json lacks {key}')
-      for key in ('kind', 'dtype', 'vocab_size', 'tokens', 'tokenizer', 'source', 'script', 'fingerprint'))]
-
-
-@pytest.mark.parametrize('damage, reason', DAMAGES, ids=range(len(DAMAGES)))
+      for key in ('kind', 'dtype', 'vocab_size', 'tokens', 'tokenizer', 'source', 'script', 'fingerprint'))])
 def test_damaged_data(broken, damage, reason):
     data.TextData(broken)
     damage(broken)

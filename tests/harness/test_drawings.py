@@ -19,8 +19,6 @@ from prepare import shapes
 from tests.harness.test_captions import go, module_root  # noqa: F401 (a fixture)
 from views.drawings import strips
 
-WITHOUT = ['block_size', 'n_head']
-
 
 @pytest.fixture(scope='module')
 def runs(module_root):  # noqa: F811
@@ -28,7 +26,7 @@ def runs(module_root):  # noqa: F811
     folders = {arch: module_root / arch for arch in ('dvae', 'dalle', 'clip')}
     more = {'dvae': ['--codes=9'], 'dalle': [f'--vae={folders["dvae"]}'], 'clip': []}
     for arch, folder in folders.items():
-        go(arch, folder, '--max_iters=6', *more[arch], without=WITHOUT)
+        go(arch, folder, '--max_iters=6', *more[arch], without=['block_size', 'n_head'])
     return folders
 
 
@@ -110,7 +108,7 @@ def test_bad_settings(runs, tmp_path):
     for more, said in (([f'--vae={tmp_path}/gone'], f'{tmp_path}/gone'), ([f'--vae={runs["clip"]}'], "arch='clip'"),
                        ([f'--vae={runs["dvae"]}', '--patch=4'], 'block_size=16.*64'),
                        (['--dataset=shapes', '--text_weight=2'], 'text_weight=2')):
-        assert re.search(said, sentence(go, 'dalle', tmp_path / 'x', '--dry_run', *more, without=WITHOUT))
+        assert re.search(said, sentence(go, 'dalle', tmp_path / 'x', '--dry_run', *more, without=['block_size', 'n_head']))
     for command, words, said in ((look, ['dalle', '--prompt=a'], '--prompt'), (drawn, ['dvae'], 'draws no images'),
                                  (drawn, ['dalle', '--captions=0'], '--captions=0')):
         assert said in sentence(command.main, [str(runs[words[0]]), *words[1:]])

@@ -29,12 +29,9 @@ def squares(counts=(60, 20, 20), shape=(16, 16, 3), grid=(2, 2)):
     return splits
 
 
-LABELS = [*'0123']
-
-
 @pytest.fixture
 def folder(root):
-    write_images('squares', squares(), SOURCE, 'squares.py', LABELS, char_tokenizer('corner 0123'), parts={'first': (0, 5)})
+    write_images('squares', squares(), SOURCE, 'squares.py', [*'0123'], char_tokenizer('corner 0123'), parts={'first': (0, 5)})
     return root / 'data' / 'squares'
 
 

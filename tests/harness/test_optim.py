@@ -1,9 +1,9 @@
 """Optimizers: the group of each parameter, Lion by its formula, Muon and the plateau by torch's own."""
 
-import dataclasses
 import math
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +12,9 @@ import train
 from harness import optim
 
 
-def with_config(module, vocab_size=7):
-    module.config = dataclasses.make_dataclass('Config', ['vocab_size'])(vocab_size)
-    return module
-
-
 class Product(torch.nn.Module):
     """Multiplies by its kernel, but is no Linear: it marks its weight."""
+    config = SimpleNamespace(vocab_size=7)
 
     def __init__(self, in_features, out_features, matrix=True):
         super().__init__()
@@ -30,6 +26,7 @@ class Product(torch.nn.Module):
 
 class Net(torch.nn.Module):
     """A module of each kind, by the name of the group its weights belong to."""
+    config = Product.config
 
     def __init__(self):
         super().__init__()
@@ -50,7 +47,7 @@ class Net(torch.nn.Module):
 @pytest.mark.parametrize('name', optim.STATES)
 def test_groups_follow_the_type_of_the_module_and_its_marks(name):
     """Only matrices and kernels are decayed, and Muon has those of two dimensions."""
-    net = with_config(Net())
+    net = Net()
     table, names = {kind: {p for _, p in params} for kind, params in optim.groups(net).items()}, dict(net.named_parameters())
     for path, p in names.items():
         expected = 'rest' if 'bias' in path else path.split('.')[0]
@@ -63,12 +60,13 @@ def test_groups_follow_the_type_of_the_module_and_its_marks(name):
     assert decay == {p: 0.0 if kind == 'rest' else 0.1 for kind, params in table.items() for p in params}
     if name == 'muon':
         assert set(optimizers[0].param_groups[0]['params']) == table['matrix']
-    net.config.vocab_size = None
+    net.config = SimpleNamespace(vocab_size=None)
     assert not optim.groups(net)['head']
 
 
 def test_dry_run_reports_unmarked_matrices():
-    net = with_config(torch.nn.ModuleList([torch.nn.Embedding(7, 32), Product(32, 128)]))
+    net = torch.nn.ModuleList([torch.nn.Embedding(7, 32), Product(32, 128)])
+    net.config = Product.config
     del net[1].kernel.matrix
     assert re.search('note: 92% of the parameters.*matrix = True', optim.describe(net, 'muon', 1))
     net[1].kernel.no_weight_decay = True
@@ -79,7 +77,7 @@ def test_dry_run_reports_unmarked_matrices():
 def test_lion_is_its_formula(name):
     """u = sign(b1 m + (1 - b1) g); w -= lr (u + wd w); m = b2 m + (1 - b2) g, number by number; sparse: not where g is 0."""
     torch.manual_seed(0)
-    net = with_config(Product(3, 8).double())
+    net = Product(3, 8).double()
     (lion,), w = optim.build(net, name, 0.1, (0.9, 0.99), 0.2), net.kernel
     own, m = w.flatten().tolist(), [0.0] * 24
     for _ in range(6):

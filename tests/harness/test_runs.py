@@ -312,14 +312,11 @@ def test_trackers(dataset, tmp_path, monkeypatch):
 
 # the system ---------------------------------------------------------------------------------------------------------------
 
-ENOUGH = 'MASTER_ADDR=a MASTER_PORT=1 '
-
-
 @pytest.mark.parametrize('env, expected', [
-    ('', (1, 0, 0)), ('WORLD_SIZE=1', (1, 0, 0)), ('WORLD_SIZE=', (1, 0, 0)),
-    (ENOUGH + 'WORLD_SIZE=4 RANK=3 LOCAL_RANK=1', (4, 3, 1)), ('WORLD_SIZE=2', 'WORLD_SIZE=2, RANK=(not set)'),
-    ('WORLD_SIZE=two', 'WORLD_SIZE=two'), ('RANK=1', 'RANK=1'), ('LOCAL_RANK=1', 'LOCAL_RANK=1'),
-    ('WORLD_SIZE=2 RANK=0', 'RANK=0'), ('WORLD_SIZE=0', 'WORLD_SIZE=0'), (ENOUGH + 'WORLD_SIZE=2 RANK=2', 'RANK=2')])
+    ('', (1, 0, 0)), ('WORLD_SIZE=1', (1, 0, 0)), ('WORLD_SIZE=', (1, 0, 0)), ('WORLD_SIZE=2', 'WORLD_SIZE=2, RANK=(not set)'),
+    ('WORLD_SIZE=4 RANK=3 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=1', (4, 3, 1)), ('WORLD_SIZE=two', 'WORLD_SIZE=two'),
+    ('WORLD_SIZE=2 RANK=2 MASTER_ADDR=a MASTER_PORT=1', 'RANK=2'), ('RANK=1', 'RANK=1'), ('LOCAL_RANK=1', 'LOCAL_RANK=1'),
+    ('WORLD_SIZE=2 RANK=0', 'RANK=0'), ('WORLD_SIZE=0', 'WORLD_SIZE=0')])
 def test_the_environment_of_torchrun(env, expected):
     with mock.patch.dict(os.environ, dict(pair.split('=') for pair in env.split()), clear=True):
         if isinstance(expected, tuple):

@@ -235,18 +235,15 @@ def test_a_lost_rank_ends_the_other(dataset, tmp_path):
     assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['step'] == 5
 
 
-RESTARTED = """
+def test_torchrun_restarts_from_the_last_checkpoint(dataset, tmp_path, cli):
+    """A rank is lost at step 17; the run ends with the weights of one process that lost nothing."""
+    (tmp_path / 'restarted.py').write_text("""
 import os, sys, train
 from tests.harness.test_train import lose_rank_1
 lose_rank_1(17 if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' else None)
 train.main(sys.argv[1:])
 train.device.leave()
-"""
-
-
-def test_torchrun_restarts_from_the_last_checkpoint(dataset, tmp_path, cli):
-    """A rank is lost at step 17; the run ends with the weights of one process that lost nothing."""
-    (tmp_path / 'restarted.py').write_text(RESTARTED)
+""")
     words = [*SGD, '--max_iters=22', '--eval_interval=10', '--tokens_per_step=128']
     torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', '--max-restarts=1']
     done = cli(*torchrun, tmp_path / 'restarted.py', *words_of(dataset, tmp_path / 'run', *words),
