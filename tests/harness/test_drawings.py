@@ -30,7 +30,7 @@ def runs(module_root):  # noqa: F811
     return folders
 
 
-def test_patches_become_images_again(module_root):  # noqa: F811
+def test_patches_become_images_again_and_losses(module_root):  # noqa: F811
     found = data.open_data('shapes', modality='patches', patch=8)
     x, y = found.batch('val', np.arange(7), None)
     assert x is y and found.model_settings() == {'block_size': 16, 'features': 192}
@@ -38,9 +38,6 @@ def test_patches_become_images_again(module_root):  # noqa: F811
     metrics = found.total([found.score(x[part] + 0.1, x[part], y[part]) for part in (slice(4), slice(4, 7))])
     plain = np.mean([(0.1 * deviation / 255) ** 2 for deviation in found.meta['standard'][1]])
     assert metrics == pytest.approx({'val_loss': 0.01, 'psnr': -10 * math.log10(plain)}, rel=1e-4)
-
-
-def test_loss_of_captions_and_images(module_root):  # noqa: F811
     found = data.open_data('shapes', modality='drawings', patch=8)
     T, y = found.model_settings()['block_size'], torch.tensor([[1, 2, -1], [3, -1, -1]])
     losses = torch.zeros(2, T + 16)

@@ -44,13 +44,6 @@ def made(prepare):
     return splits
 
 
-def test_a_ninth_of_the_training_pictures_can_validate(made):
-    text, whole = data.open_data('tiny', validate='tune'), data.open_data('tiny').tokens['train'].tolist()
-    assert [len(text.tokens[split]) for split in ('train', 'val')] == [53 * (T + 1), 7 * (T + 1)]
-    assert [*text.tokens['train'], *text.tokens['val']] == whole and len(text.val_indices(0, T)) == 7
-    assert data.open_data('tiny', modality='masked text', validate='tune').tokens['val'].tolist() == whole[53 * (T + 1):]
-
-
 def test_palette():
     """Of tokens to a picture and back, as text, and the start, which is in no picture."""
     tokenizer, ids = Tokenizer(SPEC), np.random.default_rng(0).integers(4, size=T).tolist()
@@ -138,6 +131,12 @@ def test_windows_are_pictures(made):
     found = text.total([text.score(torch.zeros(3, T, 6), x, y)])        # all 6 tokens have the same chance
     assert found['val_loss'] == pytest.approx(np.log(6)) and found['bits_per_dimension'] == pytest.approx(np.log2(6))
     assert 'val_loss_full' not in found and '2.585' in text.format_metrics(found)
+    # a ninth of the training pictures can validate, and no picture is cut
+    whole, at = text.tokens['train'].tolist(), 53 * (T + 1)
+    for modality in ('text', 'masked text'):
+        tune = data.open_data('tiny', modality=modality, validate='tune')
+        assert [tune.tokens[split].tolist() for split in ('train', 'val')] == [whole[:at], whole[at:]]
+        assert len(whole) == 60 * (T + 1) and len(tune.val_indices(0, T)) == 7
 
 
 def test_no_picture_is_in_two_splits(prepare, capsys):

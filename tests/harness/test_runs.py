@@ -91,19 +91,17 @@ def test_kills_at_random_moments(dataset, tmp_path, monkeypatch, optimizer):
         ended, step, out = ended + 1, -1, tmp_path / str(ended + 1)
 
 
-WRITES = ((os, 'replace'), (os, 'rename'), (os, 'fsync'), (os, 'rmdir'), (os, 'unlink'), (torch, 'save'), (Path, 'mkdir'))
-
-
 @needs_fork
 def test_an_overwrite_that_is_killed_at_any_write(dataset, finished, tmp_path, monkeypatch):
     """The next start finds the whole old run, or the whole new one from its first evaluation after a step on."""
     monkeypatch.setattr(log.Log, 'plot', lambda *_: None)
     words = ['--seed=2', '--overwrite', '--max_iters=3']
+    writes = *((os, name) for name in ('replace', 'rename', 'fsync', 'rmdir', 'unlink')), (torch, 'save'), (Path, 'mkdir')
     before, ends, event = contents(finished), [], 'events.out.tfevents.1'
     for last in range(100):
         out = shutil.copytree(finished, tmp_path / str(last))
         (out / event).write_text('of the old run')
-        if not killed(last, WRITES, train.main, words_of(dataset, out, *words)):
+        if not killed(last, writes, train.main, words_of(dataset, out, *words)):
             break
         if (out / '.new').exists():                                 # the old run is as it was for whoever reads it now
             assert contents(out).items() >= before.items()
@@ -225,13 +223,9 @@ def test_resume_goes_with_the_init_from_of_the_run(dataset, finished, tmp_path):
         assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['loop']['init_from'] == str(finished)
 
 
-SAME = ['--max_iters=8', '--learning_rate=0', '--min_lr=0']     # no better best.pt
-
-
-@pytest.mark.parametrize('kilobytes, more, expected', [
-    (4, SAME, ['ckpt.pt could not be written', '--out_dir']),           # from the first block on: torch has an error of its own
-    (40, SAME, ['ckpt.pt could not be written', '--out_dir']),          # in the middle
-    (4, ['--max_iters=1000', '--eval_interval=10000'], ['metrics.csv could not be written', '--resume'])])
+@pytest.mark.parametrize('kilobytes, more, expected', [     # from the first block on, torch has an error of its own
+    *((size, '--max_iters=8 --learning_rate=0 --min_lr=0', ['ckpt.pt could not be written', '--out_dir']) for size in (4, 40)),
+    (4, '--max_iters=1000 --eval_interval=10000', ['metrics.csv could not be written', '--resume'])])
 def test_a_full_disk_keeps_the_checkpoint(dataset, old, capfd, kilobytes, more, expected):
     """On a disk that accepts no longer file."""
     resource, before = pytest.importorskip('resource'), contents(old)
@@ -239,7 +233,7 @@ def test_a_full_disk_keeps_the_checkpoint(dataset, old, capfd, kilobytes, more, 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, limits[1]))
     try:
-        said = sentence(train.main, words_of(dataset, old, '--resume', *more))
+        said = sentence(train.main, words_of(dataset, old, '--resume', *more.split()))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert all(s in said for s in ['too large', *expected]) and capfd.readouterr().err == ''

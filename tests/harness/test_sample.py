@@ -72,8 +72,8 @@ def test_sampling_follows_the_distribution(options, expected):
     assert (counts / 20_000 - torch.tensor(expected) / sum(expected)).abs().max() < 0.015
 
 
-STEPPING = [('model', {}), ('pacing', {}), ('wavenet', {}), ('wavenet', {'reads': 'causal'}), ('mamba', {}), ('llama', {})]
-stepping = pytest.mark.parametrize('arch, change', STEPPING, ids=str)
+stepping = pytest.mark.parametrize('arch, change', [
+    ('model', {}), ('pacing', {}), ('wavenet', {}), ('wavenet', {'reads': 'causal'}), ('mamba', {}), ('llama', {})], ids=str)
 
 
 @stepping
