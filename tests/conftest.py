@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import train
-from harness import ROOT, SPLITS, UserError, data, files
+from harness import ROOT, SPLITS, UserError, checkpoint, data, files, optim
 from prepare import common
 
 torch.set_num_threads(1)
@@ -186,7 +186,34 @@ TINY = ['--n_layer=2', '--n_embd=16', '--block_size=16', '--batch_size=4', '--ev
 
 def tiny_train(dataset, out_dir, *more):
     """The words of a training run of seconds: GPT with 2 layers of 16 channels."""
-    return ['train.py', f'--dataset={Path(dataset).name}', f'--out_dir={out_dir}', '--n_head=2', *TINY, *more]
+    fixed = '--dtype=float32'       # auto would measure, and choose by the load of this machine
+    return ['train.py', f'--dataset={Path(dataset).name}', f'--out_dir={out_dir}', '--n_head=2', fixed, *TINY, *more]
+
+
+def tiny_run(dataset, out_dir, *more, without=()):
+    """That run, in this process, without these of its settings.  Returns its last checkpoint."""
+    words = tiny_train(dataset, out_dir)[1:]
+    train.main([*(word for word in words if word[2:].partition('=')[0] not in without), *more])
+    return checkpoint.load(Path(out_dir) / 'ckpt.pt')
+
+
+def resumes(run, folder, whole):
+    """run(folder, *words): 5 steps, resumed, and 5 more end with the weights of `whole`, 10 steps in one go."""
+    run(folder, '--max_iters=5')
+    run(folder, '--max_iters=10', '--resume')
+    one, two = (checkpoint.load(path / 'ckpt.pt')['model'] for path in (whole, folder))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.fixture
+def before_step(monkeypatch):
+    """before_step(n, action): calls action() before step n of the runs in this process."""
+    real = optim.learning_rate
+
+    def arm(n, action):
+        monkeypatch.setattr(optim, 'learning_rate', lambda cfg, step, *more: (
+            action() if step == n else None, real(cfg, step, *more))[1])
+    return arm
 
 
 def script(path, *words):
@@ -235,10 +262,10 @@ def refused(cli):
     return run
 
 
-def sentence(call, *args):
-    """What the UserError of call(*args) says: one sentence, on one line."""
+def sentence(call, *args, **more):
+    """What the UserError of call(*args, **more) says: one sentence, on one line."""
     with pytest.raises(UserError) as e:
-        call(*args)
+        call(*args, **more)
     assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) > 20
     return str(e.value)
 

@@ -28,8 +28,8 @@ from harness.arch import architectures, complete, load_arch
 from harness.generate import continuations
 from harness.tokenizer import Tokenizer
 from prepare import common
+from tests.harness.test_captions import go as train_on_images
 from tests.harness.test_captions import module_root  # noqa: F401 (a fixture)
-from tests.harness.test_captions import words as image_words
 from views import attention
 
 uvicorn = pytest.importorskip('uvicorn', reason='extras/play.py needs starlette and uvicorn: pip install starlette uvicorn')
@@ -357,8 +357,8 @@ def image_runs(module_root):  # noqa: F811
     """{name of an architecture: a Run on data/shapes, or of pixels}."""
     found = {}
     for arch, *more in (('dvae', '--codes=9'), ('dalle', f'--vae={module_root / "dvae"}'), ('clip',), ('transformer',)):
-        words = image_words(arch, module_root / arch, '--max_iters=2', *more)
-        train.main([w for w in words if 'n_head' not in w or arch != 'dvae'])
+        without = ['block_size', 'n_head'] if arch == 'dvae' else ['block_size']
+        train_on_images(arch, module_root / arch, '--max_iters=2', *more, without=without)
         found[arch] = play_parts.Run(module_root / arch, torch.device('cpu'))
     return found
 

@@ -5,11 +5,12 @@ import re
 import sys
 
 import pytest
+from conftest import sentence
 
 import look
 import sample
 import train
-from harness import UserError, arch, config
+from harness import arch, config
 from harness.arch import build, load_arch
 
 
@@ -43,8 +44,7 @@ def test_defaults_then_file_then_command_line(load):
     found = config.load([], TrainConfig)
     assert found.train == TrainConfig() and found.name == 'model' and found.model == {}
     assert load(text, '--arch=model', '--n_head=2').arch.name == 'model'
-    with pytest.raises(UserError, match=r"'n_head' \(for arch 'pacing'\)"):
-        load(text, '--n_head=2')
+    assert "'n_head' (for arch 'pacing')" in sentence(load, text, '--n_head=2')
 
 
 @pytest.mark.parametrize('words, expected', [
@@ -91,25 +91,20 @@ out_dir = str(Path(__file__).with_name('out'))
     ('', '--learning_rate=1e999', "learning_rate='1e999'"), ('', '--heads=x', "heads='x' .*int"),
     ('', '--arch=pacing --depths=2', 'tuple, got int'), ('', '--arch=pacing --depths=1.5,2', 'depths=1.5 .* int')])
 def test_bad_settings(load, text, words, expected):
-    with pytest.raises(UserError, match=expected) as e:
-        load(text, *words.split())
-    assert '\n' not in str(e.value)
+    assert re.search(expected, sentence(load, text, *words.split()))
 
 
 def test_the_nearest_file_is_named_from_any_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for word in ('shakespear_pacing.py', 'config/shakespeare_pacing.py', 'shakespeare_pacing'):
-        with pytest.raises(UserError) as e:
-            config.load([word], TrainConfig)
-        near = re.search(r'No such file.*did you mean (.*)\?', str(e.value))[1]
+        near = re.search(r'No such file.*did you mean (.*)\?', sentence(config.load, [word], TrainConfig))[1]
         assert config.load([near], train.TrainConfig).name == 'shakespeare_pacing'
 
 
 @pytest.mark.parametrize('words', [['-h'], ['--help', '--arch', 'pacing']])
 def test_help_lists_every_setting_with_its_comment(capsys, words):
-    with pytest.raises(SystemExit) as e:
+    with pytest.raises(SystemExit, match=r'^0$'):
         config.load(words, train.TrainConfig)
-    assert e.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     for cls in (train.TrainConfig, load_arch('pacing' if 'pacing' in words else 'model').Config):
         for field in dataclasses.fields(cls):
@@ -124,8 +119,6 @@ def test_a_tilde_in_a_setting_and_in_a_text(load, monkeypatch, tmp_path):
     assert sample.arguments(['run', '--start', '~/ is home']).start == ['~/ is home']
     assert look.arguments(['run', '--prompt', '~/ is home']).prompt == '~/ is home'
 
-
-# model files --------------------------------------------------------------------------------------------------------------
 
 MODEL = """
 from dataclasses import dataclass

@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, downloads that resume, and data in Python packages."""
 
+import contextlib
 import gzip
 import hashlib
+import itertools
 import os
 import re
 import zipfile
@@ -21,20 +23,15 @@ def test_atomic_writes_the_new_file_or_leaves_the_old_one(tmp_path, error, old):
     path = tmp_path / 'file'
     if old:
         path.write_bytes(old)
-    try:
-        with files.atomic(path, 'w') as f:
-            f.write('\u00e9\r\n')
-            f.flush()
-            assert (path.read_bytes() if path.exists() else None) == old
-            if error:
-                raise error
-    except BaseException as e:
-        assert type(e) is error
+    with pytest.raises(error) if error else contextlib.nullcontext(), files.atomic(path, 'w') as f:
+        f.write('\u00e9\r\n')
+        f.flush()
+        assert (path.read_bytes() if path.exists() else None) == old
+        if error:
+            raise error
     expected = old if error else b'\xc3\xa9\r\n'
     assert names(tmp_path) == (['file'] if expected else []) and (not expected or path.read_bytes() == expected)
 
-
-# downloads ----------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def server(root, serve):
@@ -95,19 +92,14 @@ def test_what_is_not_the_file(server):
     with pytest.raises(OSError, match='hash'):
         fetch(server)
     assert names(files.DOWNLOADS) == []
-    for server.refuse in (404, 416, 503):
-        for content in (None, BODY[:300]):
-            if content:
-                (files.DOWNLOADS / 'file.partial').write_bytes(content)
-            with pytest.raises(OSError, match=f'^{server.refuse} '):
-                fetch(server)
-            (files.DOWNLOADS / 'file.partial').unlink(missing_ok=True)
+    for server.refuse, content in itertools.product((404, 416, 503), (b'', BODY[:300])):
+        (files.DOWNLOADS / 'file.partial').write_bytes(content)
+        with pytest.raises(OSError, match=f'^{server.refuse} '):
+            fetch(server)
     (files.DOWNLOADS / 'file').write_bytes(BODY[1:])
     assert str(files.DOWNLOADS / 'file') in sentence(files.download, server.url, 'file', SHA256)
     assert (files.DOWNLOADS / 'file').read_bytes() == BODY[1:]
 
-
-# Python packages ----------------------------------------------------------------------------------------------------------
 
 def test_a_package_is_downloaded_once(root, tmp_path, monkeypatch):
     """From a package registry with one package, nano-data 1.0, whose hash must be the expected one."""
@@ -115,10 +107,8 @@ def test_a_package_is_downloaded_once(root, tmp_path, monkeypatch):
     (tmp_path / 'registry').mkdir()
     wheel, info = tmp_path / 'registry' / 'nano_data-1.0-py3-none-any.whl', 'nano_data-1.0.dist-info/'
     with zipfile.ZipFile(wheel, 'w') as f:
-        f.writestr('nano_data/text.txt', 'some data')
         f.writestr(info + 'METADATA', 'Metadata-Version: 2.1\nName: nano-data\nVersion: 1.0\n')
         f.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
-        f.writestr(info + 'RECORD', '')
     for name, value in {'PIP_CONFIG_FILE': os.devnull, 'PIP_NO_INDEX': '1', 'PIP_INDEX_URL': 'http://127.0.0.1:1',
                         'PIP_EXTRA_INDEX_URL': '', 'PIP_FIND_LINKS': str(wheel.parent)}.items():
         monkeypatch.setenv(name, value)

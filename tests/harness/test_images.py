@@ -6,35 +6,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import sentence
+from conftest import names, resumes, sentence
 
 import compare
 import look
 import train
-from harness import SPLITS, checkpoint, data, images
+from harness import SPLITS, data, images
 from prepare.common import char_tokenizer, write_images
 
 SOURCE = {'name': 'squares'}
 
 
-def squares(counts=(60, 20, 20), shape=(16, 16, 3)):
-    """Images that can be learned: a bright square in one of four corners, which is the class and the caption."""
-    rng, splits = np.random.default_rng(0), {}
+def squares(counts=(60, 20, 20), shape=(16, 16, 3), grid=(2, 2)):
+    """Images that can be learned: one part of a grid is bright, which is the class and the caption."""
+    rng, splits, (h, w) = np.random.default_rng(0), {}, np.floor_divide(shape[:2], grid)
     for split, n in zip(SPLITS, counts, strict=True):
-        x, y = rng.integers(0, 60, (n, *shape), dtype=np.uint8), rng.integers(4, size=n)
-        for image, corner in zip(x, y, strict=True):
-            down, right = (corner // 2) * 8, (corner % 2) * 8
-            image[down:down + 8, right:right + 8] += 150
+        x, y = rng.integers(0, 100, (n, *shape), dtype=np.uint8), np.arange(n) % np.prod(grid)
+        for image, k in zip(x, y, strict=True):
+            down, right = k // grid[1] * h, k % grid[1] * w
+            image[down:down + h, right:right + w] += 150
         splits[split] = {'x': x, 'y': y, 'captions': [f'corner {k}' for k in y]}
     return splits
 
 
-LABELS = [*'0123']
-
-
 @pytest.fixture
 def folder(root):
-    write_images('squares', squares(), SOURCE, 'squares.py', LABELS, char_tokenizer('corner 0123'), parts={'first': (0, 5)})
+    write_images('squares', squares(), SOURCE, 'squares.py', [*'0123'], char_tokenizer('corner 0123'), parts={'first': (0, 5)})
     return root / 'data' / 'squares'
 
 
@@ -55,59 +52,50 @@ def test_images_and_patches(folder):
     assert [whole.text(row) for row in whole.captions['val']] == splits['val']['captions']
 
 
-def test_augmentation():
-    """Shifted and mirrored copies, the same for the same key; on average half are mirrored and all shifts occur."""
+def test_augmentation(folder):
+    """Shifted and mirrored copies, anew in each step; on average half are mirrored and all shifts occur."""
     x = np.random.default_rng(0).integers(1, 256, (300, 16, 16, 1), dtype=np.uint8)
     keys = [(1, 2, i) for i in range(300)]
     flipped, cropped, both = (images.augment(x, how, keys) for how in ('flip', 'crop', 'flip+crop'))
-    assert np.array_equal(both, images.augment(x, 'flip+crop', keys)) and not np.array_equal(
-        both, images.augment(x, 'flip+crop', [(1, 3, i) for i in range(300)]))
     mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, x, strict=True)]
     assert 0.4 < np.mean(mirrored) < 0.6
     assert all(m or np.array_equal(a, b) for m, a, b in zip(mirrored, flipped, x, strict=True))
     shifts = set()
     for a, b, whole, m in zip(cropped, both, x, mirrored, strict=True):
-        padded = np.pad(whole, ((2, 2), (2, 2), (0, 0)), 'edge')
-        at = [(i, j) for i in range(5) for j in range(5) if np.array_equal(a, padded[i:i + 16, j:j + 16])]
-        assert len(at) == 1 and np.array_equal(b, np.pad(whole[:, ::-1] if m else whole, ((2, 2), (2, 2), (0, 0)), 'edge')[
-            at[0][0]:at[0][0] + 16, at[0][1]:at[0][1] + 16])
-        shifts.add(at[0])
+        one, two = (np.pad(image, ((2, 2), (2, 2), (0, 0)), 'edge') for image in (whole, whole[:, ::-1] if m else whole))
+        (i, j), = [(i, j) for i in range(5) for j in range(5) if np.array_equal(a, one[i:i + 16, j:j + 16])]
+        assert np.array_equal(b, two[i:i + 16, j:j + 16])
+        shifts.add((i, j))
     assert len(shifts) == 25
-
-
-def test_each_step_augments_anew(folder):
     found, cfg = data.open_data('squares', modality='images'), SimpleNamespace(seed=1, augment='flip+crop')
     one, same, other = (found.train_batch(np.arange(40), None, cfg, step)[0] for step in (3, 3, 4))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 QUICK = ['--dataset=squares', '--batch_size=8', '--eval_interval=5', '--warmup_iters=2', '--device=cpu', '--augment=flip+crop',
-         '--schedule=constant']
+         '--schedule=constant', '--dtype=float32']
 
 
 @pytest.mark.parametrize('words', [['--arch=convnet', '--n_embd=4'], ['--arch=convnet', '--network=tutorial'],
                                    ['--arch=vit', '--patch=8', '--n_layer=1', '--n_head=2', '--n_embd=16']], ids=str)
-def test_a_run(folder, tmp_path, capsys, words):
-    """Training, also with ranks' micro-steps; resuming to the same weights, running statistics too; test split; pictures."""
-    train.main([*words, *QUICK, f'--out_dir={tmp_path}/one', '--max_iters=10'])
-    assert {'accuracy', 'test_loss'} <= json.loads((tmp_path / 'one' / 'test.json').read_text()).keys()
-    for more in (['--max_iters=5'], ['--max_iters=10', '--resume']):
-        train.main([*words, *QUICK, f'--out_dir={tmp_path}/two', *more])
-    one, two = (checkpoint.load(tmp_path / name / 'ckpt.pt')['model'] for name in ('one', 'two'))
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    look.main([str(tmp_path / 'one')])
-    drawn = {path.stem for path in (tmp_path / 'one' / 'look').iterdir()}
-    assert {'trained', 'confusion', 'wrong'} <= drawn and ('gaze' in drawn) == ('--arch=vit' in words)
-    capsys.readouterr()
+def test_a_run(folder, tmp_path, words):
+    """Training; resuming to the same weights, running statistics too; test split; pictures."""
+    def run(folder, *more):
+        train.main([*words, *QUICK, f'--out_dir={folder}', *more])
+    run(one := tmp_path / 'one', '--max_iters=10')
+    assert {'accuracy', 'test_loss'} <= json.loads((one / 'test.json').read_text()).keys()
+    resumes(run, tmp_path / 'two', one)
+    look.main([str(one)])
+    drawn = names(one / 'look')
+    assert {'trained.png', 'confusion.png', 'wrong.png'} <= {*drawn} and ('gaze.png' in drawn) == ('--arch=vit' in words)
 
 
-def test_what_does_not_fit_is_refused(folder, dataset, tmp_path, monkeypatch):
-    go = [*QUICK, '--dry_run', f'--out_dir={tmp_path}/x']
-    assert 'patch=5 does not divide' in sentence(train.main, ['--arch=vit', '--patch=5', *go])
-    assert 'height=8 does not fit' in sentence(train.main, ['--arch=convnet', '--height=8', *go])
-    assert 'augment' in sentence(train.main, ['--arch=convnet', *go[:-3], '--augment=turn', '--dry_run'])
+def test_what_does_not_fit_is_refused(folder, tmp_path):
     write_images('named', squares(), SOURCE, 'x.py', tokenizer=char_tokenizer('corner 0123'))
-    assert 'without classes' in sentence(train.main, ['--arch=convnet', *go, '--dataset=named'])
+    for words, said in (('vit --patch=5', 'patch=5'), ('convnet --height=8', 'height=8'), ('convnet --augment=turn', 'augment'),
+                        ('convnet --dataset=named', 'without classes')):
+        more = f'--out_dir={tmp_path}/x --dry_run --arch={words}'.split()
+        assert said in sentence(train.main, [*QUICK, *more])
     for name, change in (('val_x', lambda a: a[:, :8]), ('val_x', lambda a: a.astype(int)), ('train_y', lambda a: a + 1),
                          ('test_captions', lambda a: a + 9), ('test_y', lambda a: a[:-1])):
         path = folder / f'{name}.npy'
@@ -115,11 +103,8 @@ def test_what_does_not_fit_is_refused(folder, dataset, tmp_path, monkeypatch):
         np.save(path, change(whole))
         assert name[:5] in sentence(data.open_data, 'squares')
         np.save(path, whole)
-
-
-def test_a_race_of_networks_that_read_images_differently(folder, tmp_path):
-    """In steps, of as many images; a race in tokens is refused, because a patch is one for ViT and an image for a ResNet."""
+    # a race in tokens: a patch is one for ViT, and an image for a ResNet
     (tmp_path / 'a.py').write_text("arch, n_embd = 'convnet', 4\n")
     (tmp_path / 'b.py').write_text("arch, patch, n_layer, n_head, n_embd = 'vit', 8, 1, 2, 16\n")
-    both = [str(tmp_path / 'a.py'), str(tmp_path / 'b.py'), '--out', str(tmp_path / 'race'), '--set', 'dataset=squares']
+    both = [f'{tmp_path}/a.py', f'{tmp_path}/b.py', f'--out={tmp_path}/race', '--set', 'dataset=squares']
     assert '--steps' in sentence(compare.main, [*both, '--tokens=1e5'])

@@ -1,5 +1,6 @@
 """--init_from: a setting that differs from the checkpoint's is refused by name, or does not change the function."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -30,17 +31,13 @@ def saved(tmp_path_factory):
 def others(config, field):
     """Other values of a setting that the Config accepts: half and twice a number, and the words in the model file."""
     was = getattr(config, field)
-    if isinstance(was, str):
-        tried = re.findall(r"'(\w+)'", inspect.getsource(inspect.getmodule(type(config))))
-    else:
-        tried = [not was] if isinstance(was, bool) else [was * 2, type(was)(was / 2)] if isinstance(was, (int, float)) else \
-            [{**was, 'n_types': 2}] if isinstance(was, dict) else [(*was, *was[-1:])]
-    for value in tried:
-        try:
+    words = re.findall(r"'(\w+)'", inspect.getsource(inspect.getmodule(type(config))))
+    tried = {str: lambda: words, bool: lambda: [not was], int: lambda: [was * 2, was // 2], float: lambda: [was * 2, was / 2],
+             dict: lambda: [{**was, 'n_types': 2}], tuple: lambda: [(*was, *was[-1:])]}[type(was)]
+    for value in tried():
+        with contextlib.suppress(ValueError):
             if dataclasses.replace(config, **{field: value}) != config:
                 yield value
-        except ValueError:
-            pass
 
 
 @torch.no_grad()

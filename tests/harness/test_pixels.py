@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import sentence, tiny_train
+from conftest import sentence, tiny_run
 from PIL import Image
 
 import bert
@@ -16,28 +16,23 @@ import model as gpt
 import sample
 import train
 from extras import probe
-from harness import SPLITS, checkpoint, data, palette
+from harness import SPLITS, data, log, palette
 from harness.arch import complete
 from harness.tokenizer import Tokenizer, same
 from prepare import pixels
 from prepare.common import write_images
 from race import tables
+from tests.harness.test_images import squares
 
 W, H, T = 6, 4, 24
 COLOURS = [[0, 0, 0], [90, 90, 90], [255, 0, 0], [255, 255, 255]]
 SPEC = {'kind': 'palette', 'colours': COLOURS, 'width': W, 'height': H}
 
 
-def write_pictures(name='pictures', labels=('left', 'right'), shape=(2 * H, 2 * W, 3), counts=(60, 12, 12)):
-    """data/<name>: pictures whose left or right half is light, which is their class, with noise."""
-    rng, splits = np.random.default_rng(0), {}
-    for split, n in zip(SPLITS, counts, strict=True):
-        y = np.arange(n) % 2
-        x = rng.integers(0, 100, (n, *shape))
-        for image, right in zip(x, y, strict=True):
-            image[:, right * shape[1] // 2:(right + 1) * shape[1] // 2] += 150
-        splits[split] = {'x': x.astype(np.uint8), 'y': y.astype(np.uint8)}
-    write_images(name, splits, {'name': 'made-up pictures'}, 'pictures.py', list(labels))
+def write_pictures(shape=(2 * H, 2 * W, 3), counts=(60, 12, 12)):
+    """data/pictures, whose left or right half is light, which is their class."""
+    splits = squares(counts, shape, (1, 2))
+    write_images('pictures', splits, {'name': 'made-up pictures'}, 'pictures.py', ['left', 'right'])
     return splits
 
 
@@ -49,25 +44,9 @@ def made(prepare):
     return splits
 
 
-def save_png(path, pixels, **more):
-    Image.fromarray(np.asarray(pixels, np.uint8), **more).save(path)
-    return path
-
-
-def test_a_ninth_of_the_training_pictures_can_validate(made):
-    """No picture is cut."""
-    text, whole = data.open_data('tiny', validate='tune'), data.open_data('tiny').tokens['train'].tolist()
-    assert [len(text.tokens[split]) for split in ('train', 'val')] == [53 * (T + 1), 7 * (T + 1)]
-    assert [*text.tokens['train'], *text.tokens['val']] == whole and len(text.val_indices(0, T)) == 7
-    assert data.open_data('tiny', modality='masked text', validate='tune').tokens['val'].tolist() == whole[53 * (T + 1):]
-
-
-# the palette ----------------------------------------------------------------------------------------------------------------
-
 def test_palette():
     """Of tokens to a picture and back, as text, and the start, which is in no picture."""
-    tokenizer, rng = Tokenizer(SPEC), np.random.default_rng(0)
-    ids = rng.integers(4, size=T).tolist()
+    tokenizer, ids = Tokenizer(SPEC), np.random.default_rng(0).integers(4, size=T).tolist()
     picture = palette.picture(ids, SPEC)
     assert picture.shape == (H, W, 3) and palette.tokens(picture[None], SPEC)[0].tolist() == ids
     assert tokenizer.n_vocab == 4 and tokenizer.length == T and tokenizer.begin() == [4]
@@ -123,11 +102,9 @@ def test_kmeans():
     assert pixels.kmeans(few.repeat(5, 0), 3).tolist() == few.tolist()
 
 
-# data -----------------------------------------------------------------------------------------------------------------------
-
 def test_windows_are_pictures(made):
-    """Those of the images, in order, for language models, for models that fill in pixels, and for models of classes."""
-    text, spec = data.open_data('tiny'), data.open_data('tiny').tokenizer.spec
+    """Those of the images, in order, for models that write pixels, fill them in or name classes; losses are over all pixels."""
+    spec = (text := data.open_data('tiny')).tokenizer.spec
     expected = {s: palette.tokens(palette.resize(made[s]['x'], W, H), spec) for s in SPLITS}
     assert text.vocab_size == 6 and text.model_settings() == {'vocab_size': 6, 'block_size': T} and len(spec['colours']) == 5
     for step in range(30):
@@ -150,15 +127,16 @@ def test_windows_are_pictures(made):
         assert y.tolist() == made[split]['y'].tolist()
     assert task.model_settings() == {'block_size': T, 'vocab_size': 6, 'features': 0, 'outputs': 2, 'kind': 'classify'}
     assert len({d.fingerprint for d in (text, masked, task)}) == 1
-
-
-def test_the_loss_is_over_all_pixels(made):
-    """A model that gives all 6 tokens the same chance: ln 6 nats a pixel, log2 6 bits per dimension."""
-    text, logits = data.open_data('tiny'), torch.zeros(3, T, 6)
     x, y = text.windows('val', text.val_indices(3, T), T)
-    found = text.total([text.score(logits, x, y)])
+    found = text.total([text.score(torch.zeros(3, T, 6), x, y)])        # all 6 tokens have the same chance
     assert found['val_loss'] == pytest.approx(np.log(6)) and found['bits_per_dimension'] == pytest.approx(np.log2(6))
     assert 'val_loss_full' not in found and '2.585' in text.format_metrics(found)
+    # a ninth of the training pictures can validate, and no picture is cut
+    whole, at = text.tokens['train'].tolist(), 53 * (T + 1)
+    for modality in ('text', 'masked text'):
+        tune = data.open_data('tiny', modality=modality, validate='tune')
+        assert [tune.tokens[split].tolist() for split in ('train', 'val')] == [whole[:at], whole[at:]]
+        assert len(whole) == 60 * (T + 1) and len(tune.val_indices(0, T)) == 7
 
 
 def test_no_picture_is_in_two_splits(prepare, capsys):
@@ -177,21 +155,19 @@ def test_no_picture_is_in_two_splits(prepare, capsys):
 
 def test_damaged_data(made):
     folder = data.local('tiny')
-    meta, train_bin = json.loads((folder / 'meta.json').read_text()), (folder / 'train.bin').read_bytes()
-    for change, words in (({'width': W + 1}, 'pictures of 28 pixels'), ({'colours': COLOURS}, 'vocab_size=6'),
-                          ({'colours': 7}, 'colours')):
-        (folder / 'meta.json').write_text(json.dumps(meta | {'tokenizer': meta['tokenizer'] | change}))
-        assert words in sentence(data.open_data, 'tiny')
-    (folder / 'meta.json').write_text(json.dumps(meta | {'labels': None}))
-    assert 'without classes' in sentence(data.open_data, 'tiny', False, 'task')
-    (folder / 'meta.json').write_text(json.dumps(meta))
-    (folder / 'train.bin').write_bytes(train_bin[2:] + train_bin[:2])
-    assert 'train.bin is not made of pictures' in sentence(data.open_data, 'tiny')
-    (folder / 'train.bin').write_bytes(train_bin)
-    (folder / 'test.bin').write_bytes(b'')
-    assert 'test.bin' in sentence(data.open_data, 'tiny', False, 'task') and data.open_data('tiny')
-    (folder / 'val_y.npy').unlink()
-    assert 'val_y.npy' in sentence(data.open_data, 'tiny', False, 'task')
+    meta, tokens = json.loads((folder / 'meta.json').read_text()), (folder / 'train.bin').read_bytes()
+    spec = meta['tokenizer']
+    for name, change, words in (
+            ('meta.json', {'tokenizer': spec | {'width': W + 1}}, 'pictures of 28 pixels'), ('val_y.npy', b'', 'val_y.npy'),
+            ('meta.json', {'tokenizer': spec | {'colours': COLOURS}}, 'vocab_size=6'), ('test.bin', b'', 'test.bin'),
+            ('meta.json', {'tokenizer': spec | {'colours': 7}}, 'colours'), ('meta.json', {'labels': None}, 'without classes'),
+            ('train.bin', tokens[2:] + tokens[:2], 'train.bin is not made of pictures')):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(change if isinstance(change, bytes) else json.dumps(meta | change).encode())
+        assert words in sentence(data.open_data, 'tiny', False, 'task')
+        (folder / name).write_bytes(whole)
+    (folder / 'test.bin').unlink()
+    assert data.open_data('tiny'), 'a language model does not read it'
 
 
 @pytest.mark.parametrize(('words', 'part'), [
@@ -205,22 +181,17 @@ def test_bad_arguments(made, prepare, words, part):
     assert part in sentence(prepare, 'pixels.py', *words) and not data.local('new').exists()
 
 
-# from a run to its pictures ---------------------------------------------------------------------------------------------------
-
 @pytest.fixture
 def run(made, tmp_path):
-    """The folder of a run of GPT on data/tiny."""
-    train.main(tiny_train('tiny', tmp_path / 'run', '--max_iters=10', f'--block_size={T}', '--sample_tokens=3')[1:])
+    tiny_run('tiny', tmp_path / 'run', '--max_iters=10', f'--block_size={T}', '--sample_tokens=3')
     return tmp_path / 'run'
 
 
 def test_a_run(run, capsys):
     """Its log, a sample in the terminal, completions that keep what was given, dreams, pictures, and the second stage."""
-    rows = (run / 'metrics.csv').read_text().splitlines()
-    assert 'bits_per_dimension' in rows[0] and rows[1].count(',') == rows[0].count(',')
-    text = data.open_data('tiny')
-    spec, half = text.tokenizer.spec, run / 'half.png'
-    save_png(half, palette.picture(range(5), spec)[:2].repeat(3, 0).repeat(3, 1))       # 18 x 6 pixels: 2 of 4 rows
+    assert 'bits_per_dimension' in log.read(run / 'metrics.csv')[-1]
+    spec, half = data.open_data('tiny').tokenizer.spec, run / 'half.png'
+    Image.fromarray(palette.picture(range(5), spec)[:2].repeat(3, 0).repeat(3, 1)).save(half)       # 18 x 6 pixels: 2 of 4 rows
     (given,) = palette.tokens(np.asarray(Image.open(half).resize((W, 2), Image.NEAREST))[None], spec)
     capsys.readouterr()
     sample.main([str(run), '--start', f'FILE:{half}', '--num_samples=3', '--out', str(run / 'grid.png'), '--device=cpu'])
@@ -251,19 +222,17 @@ def test_a_run(run, capsys):
     look.main([f'{run}_fpt', '--only=wrong,confusion', '--device=cpu'])
 
 
-@pytest.mark.parametrize('arch', ['pacing', 'bert', 'wavenet'])
-def test_other_models(made, tmp_path, arch):
+@pytest.mark.parametrize('arch, more, shown', [
+    ('pacing', [f'--columns={W}'], 'picture'), ('bert', [], 'pixels'), ('wavenet', [f'--join={T}'], 'surprise')])
+def test_other_models(made, tmp_path, arch, more, shown):
     """Each makes pictures, or fills them in, and has its pictures and a probe."""
-    more = {'pacing': [f'--columns={W}'], 'bert': ['--n_head=2'], 'wavenet': ['--n_head=2', f'--join={T}']}[arch]
-    words = [w for w in tiny_train('tiny', tmp_path / 'run', f'--arch={arch}', '--max_iters=2', f'--block_size={T}', *more)[1:]
-             if w != '--n_head=2' or arch != 'pacing']
-    train.main(words)
-    look.main([str(tmp_path / 'run'), '--device=cpu', '--only', shown := {'pacing': 'picture', 'bert': 'pixels'}.get(
-        arch, 'surprise')])
-    assert (tmp_path / 'run' / 'look' / f'{shown}.png').exists()
+    made = tiny_run('tiny', tmp_path, f'--arch={arch}', '--max_iters=2', *more, without=['block_size', 'n_head'])
+    assert made['config']['block_size'] == T
+    look.main([str(tmp_path), '--device=cpu', f'--only={shown}'])
+    assert (tmp_path / 'look' / f'{shown}.png').exists()
     if arch == 'bert':
-        assert 'completions' in sentence(look.main, [str(tmp_path / 'run'), '--device=cpu', '--only=completions'])
-    probe.main([str(tmp_path / 'run'), '--examples=12', '--device=cpu'])
+        assert 'completions' in sentence(look.main, [str(tmp_path), '--device=cpu', '--only=completions'])
+    probe.main([str(tmp_path), '--examples=12', '--device=cpu'])
 
 
 def test_completing_keeps_what_is_given():
@@ -282,7 +251,7 @@ def test_bad_starts(run, monkeypatch, words, part):
     monkeypatch.chdir(run)
     rng = np.random.default_rng(0)
     for name, shape in (('whole', (8, 12, 3)), ('flat', (1, 40, 3)), ('half', (4, 12, 3))):
-        save_png(f'{name}.png', rng.integers(256, size=shape))
+        Image.fromarray(rng.integers(256, size=shape, dtype=np.uint8)).save(f'{name}.png')
     raw = (run / 'half.png').read_bytes()
     (run / 'broken.png').write_bytes(raw[:len(raw) // 2])
     (run / 'no.png').write_text('no picture')
@@ -290,25 +259,20 @@ def test_bad_starts(run, monkeypatch, words, part):
 
 
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'I;16', '1', 'CMYK'])
-def test_modes_of_a_start(run, mode):
+def test_modes_of_a_start(tmp_path, mode):
     image = Image.fromarray(np.full((4, 12, 3), 255, np.uint8))
-    image = Image.fromarray(np.full((4, 12), 65535, np.uint16)) if mode == 'I;16' else image.convert(mode)
-    path = run / ('half.tif' if mode == 'CMYK' else 'half.png')
-    image.save(path)
-    spec = data.open_data('tiny').tokenizer.spec
-    white = np.square(np.array(spec['colours']) - 255).sum(1).argmin()
-    assert palette.read(path, spec) == [white] * 2 * W
+    image = Image.fromarray(np.full((4, 12), 90 << 8, np.uint16)) if mode == 'I;16' else image.convert(mode)
+    image.save(path := tmp_path / ('half.tif' if mode == 'CMYK' else 'half.png'))
+    assert palette.read(path, SPEC) == [1 if mode == 'I;16' else 3] * 2 * W
 
 
 def test_a_palette_of_another_run(run, prepare, tmp_path):
     """Weights are not continued, mixed, or fine-tuned on other colours, though there are as many."""
     prepare('pixels.py', 'other', 'pictures', f'--size={W}', '--grey=5')
-    train.main(tiny_train('other', tmp_path / 'other', '--max_iters=1', f'--block_size={T}')[1:])
-    for words, part in (
-            (tiny_train('other', tmp_path / 'new', f'--init_from={run}', f'--block_size={T}')[1:], 'another tokenizer'),
-            (['--arch=fpt', '--dataset=other', f'--trunk={run}', '--mode=upt', '--keep_embedding=True', '--max_iters=1',
-              f'--out_dir={tmp_path}/new', '--device=cpu'], 'keep_embedding')):
-        assert part in sentence(train.main, words)
+    tiny_run('other', tmp_path / 'other', '--max_iters=1', f'--block_size={T}')
+    for words, part in (([f'--init_from={run}'], 'another tokenizer'),
+                        (['--arch=fpt', f'--trunk={run}', '--mode=upt', '--keep_embedding=True'], 'keep_embedding')):
+        assert part in sentence(train.main, ['--dataset=other', f'--out_dir={tmp_path}/new', '--device=cpu', *words])
     assert 'different tokenizers' in sentence(sample.main, [str(run), str(tmp_path / 'other'), '--device=cpu'])
     shutil.rmtree(data.local('tiny'))
     for command in (look, probe):
@@ -320,7 +284,4 @@ def test_a_palette_of_another_run(run, prepare, tmp_path):
     (['--arch=pacing', '--predicts=last', f'--block_size={T}', f'--columns={W}', '--patch_size=8', '--depths=(1,)',
       '--dims=(8,)'], "predicts='last'")])
 def test_bad_settings(made, tmp_path, words, part):
-    base = ['--dataset=tiny', f'--out_dir={tmp_path}/run', '--max_iters=1', '--device=cpu', '--batch_size=2']
-    assert part in sentence(train.main, [*base, *words])
-    train.main([*base, '--n_layer=1', '--n_embd=8', '--n_head=1'])      # block_size is left out
-    assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['config']['block_size'] == T
+    assert part in sentence(train.main, ['--dataset=tiny', f'--out_dir={tmp_path}/run', '--dry_run', '--device=cpu', *words])

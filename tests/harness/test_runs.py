@@ -1,9 +1,10 @@
-"""The folder of a run: one process writes it, a kill at any moment loses nothing, and --overwrite keeps the old run until the
-new one has been evaluated after a step."""
+"""The folder of a run: one process writes it, a kill loses nothing, and --overwrite keeps the old run until there is a new."""
 
 import contextlib
+import functools
 import importlib.machinery
 import io
+import itertools
 import json
 import math
 import os
@@ -43,8 +44,7 @@ def run_of(folder):
 @pytest.fixture(scope='module')
 def finished(dataset, tmp_path_factory):
     """The folder of a run with seed 1, to read only: `old` is a copy."""
-    out = tmp_path_factory.mktemp('finished') / 'run'
-    train.main(words_of(dataset, out, '--seed=1'))
+    train.main(words_of(dataset, out := tmp_path_factory.mktemp('finished'), '--seed=1'))
     return out
 
 
@@ -56,20 +56,17 @@ def old(finished, tmp_path):
 # kills --------------------------------------------------------------------------------------------------------------------
 
 def trained(words, moment=None):
-    """train.main(words), in which this process is killed at a moment, counted in calls and returns of functions.  Returns their
-    number."""
-    count = 0
+    """train.main(words), killed at a moment, counted in calls and returns of functions.  Returns their number."""
+    count = itertools.count(1)
 
     def profile(*_):
-        nonlocal count
-        count += 1
-        if count == moment:
+        if next(count) == moment:
             os.kill(os.getpid(), signal.SIGKILL)
     tqdm.set_lock(threading.RLock())        # its own lock is shared with the process that forked this one
     sys.setprofile(profile)
     train.main(words)
     sys.setprofile(None)
-    return count
+    return next(count)
 
 
 @needs_fork
@@ -94,50 +91,34 @@ def test_kills_at_random_moments(dataset, tmp_path, monkeypatch, optimizer):
         ended, step, out = ended + 1, -1, tmp_path / str(ended + 1)
 
 
-WRITES = ((os, 'replace'), (os, 'rename'), (os, 'fsync'), (os, 'rmdir'), (os, 'unlink'), (torch, 'save'), (Path, 'mkdir'))
-
-
 @needs_fork
 def test_an_overwrite_that_is_killed_at_any_write(dataset, finished, tmp_path, monkeypatch):
     """The next start finds the whole old run, or the whole new one from its first evaluation after a step on."""
     monkeypatch.setattr(log.Log, 'plot', lambda *_: None)
     words = ['--seed=2', '--overwrite', '--max_iters=3']
+    writes = *((os, name) for name in ('replace', 'rename', 'fsync', 'rmdir', 'unlink')), (torch, 'save'), (Path, 'mkdir')
     before, ends, event = contents(finished), [], 'events.out.tfevents.1'
     for last in range(100):
         out = shutil.copytree(finished, tmp_path / str(last))
         (out / event).write_text('of the old run')
-        if not killed(last, WRITES, train.main, words_of(dataset, out, *words)):
+        if not killed(last, writes, train.main, words_of(dataset, out, *words)):
             break
         if (out / '.new').exists():                                 # the old run is as it was for whoever reads it now
             assert contents(out).items() >= before.items()
-        cfg = train.TrainConfig(resume=True)
         with runs.Folder(out) as folder:
-            folder.claim(cfg)
+            folder.claim(train.TrainConfig(resume=True))
         content = checkpoint.load(out / 'ckpt.pt')
         ends.append(content['loop']['seed'])
         steps = [r['step'] for r in log.read(out / 'metrics.csv')]
-        if ends[-1] == 1:
-            assert contents(out).items() >= before.items() and (out / event).exists()
-        else:
-            assert content['step'] >= 2 and content['step'] in steps and not (out / event).exists()
-            assert json.loads((out / 'config.json').read_text())['loop']['seed'] == 2
+        assert (out / event).exists() == (ends[-1] == 1) and content['step'] in steps and content['step'] >= 2
+        assert json.loads((out / 'config.json').read_text())['loop']['seed'] == ends[-1]
+        assert ends[-1] == 2 or contents(out).items() >= before.items()
         assert not list(out.glob('.new')) and not list(out.glob('.done'))
     assert ends == sorted(ends) and set(ends) == {1, 2} and len(ends) > 20
     assert checkpoint.load(out / 'ckpt.pt')['step'] == 3
 
 
 # overwrite ----------------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def before_step(monkeypatch):
-    """before_step(n, action): calls action() before step n of the runs in this process."""
-    real = train.optim.learning_rate
-
-    def arm(n, action):
-        monkeypatch.setattr(train.optim, 'learning_rate', lambda cfg, step, *more: (
-            action() if step == n else None, real(cfg, step, *more))[1])
-    return arm
-
 
 @pytest.mark.parametrize('more, expected', [
     ('--optimizer=sgd --learning_rate=1e30 --grad_clip=0', 'the run in .* is unchanged'), ('--n_head=3', 'n_head=3'),
@@ -147,8 +128,8 @@ def test_the_old_run_stays_until_the_new_one_is_evaluated(dataset, old, before_s
     before, words = contents(old), ['--overwrite', '--eval_interval=3', *(more.split() if more.startswith('-') else ())]
     for name in ('tensorboard', 'wandb'):
         monkeypatch.setitem(sys.modules, name, None)                # as if it were not installed
-    before_step(1, {'crash': lambda: fail(RuntimeError('a bug')), 'stop': lambda: os.kill(os.getpid(), signal.SIGTERM)}.get(
-        more, lambda: None))
+    stop = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
+    before_step(1, {'crash': mock.Mock(side_effect=RuntimeError('a bug')), 'stop': stop}.get(more, mock.Mock()))
     with contextlib.nullcontext() if more == 'stop' else pytest.raises((UserError, RuntimeError)) as e:
         train.main(words_of(dataset, old, *words))
     assert re.search(expected, str(e.value) if e else capsys.readouterr().out)
@@ -195,8 +176,7 @@ def test_a_folder_that_is_removed_during_the_run(dataset, old, tmp_path, before_
     other, before = shutil.copytree(old, tmp_path / 'other'), contents(old)
     before_step(7, lambda: (shutil.rmtree(old), other.rename(old) if again else None))
     said = sentence(train.main, words_of(dataset, old, '--resume', '--max_iters=20'))
-    assert f'{old} was removed' in said and '--resume' not in said
-    assert contents(old) == before if again else not old.exists()
+    assert f'{old} was removed' in said and '--resume' not in said and contents(old) == (before if again else {})
 
 
 @pytest.mark.parametrize('name', ['metrics.csv', 'ckpt.pt'])
@@ -205,34 +185,19 @@ def test_a_file_that_is_removed_during_the_run(dataset, old, before_step, name):
     before_step(7, (old / name).unlink)
     words = words_of(dataset, old, '--resume', '--max_iters=9', *['--learning_rate=1e30'] * (name == 'ckpt.pt'))
     said = sentence(train.main, words)
-    assert ('metrics.csv could not be written' in said and '--resume continues' in said) if name == 'metrics.csv' else \
-        ('became' in said and 'ckpt.pt' not in said)
+    assert re.search('metrics.csv.*--resume', said) if name == 'metrics.csv' else ('became' in said and 'ckpt.pt' not in said)
 
 
 # what goes wrong in a run -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('words', ['--optimizer=sgd --learning_rate=100', '--learning_rate=1e12 --eval_interval=1'])
-def test_a_run_that_diverges_ends_with_its_loss(dataset, tmp_path, words):
-    """Whatever the architecture does with a nan: this one takes it for an index."""
-    said = sentence(train.main, [
-        '--arch=highorder', f'--dataset={dataset.name}', f'--out_dir={tmp_path}', '--block_size=16', '--batch_size=4',
-        '--device=cpu', '--eval_windows=8', '--eval_interval=100', '--max_iters=60', '--warmup_iters=2', *words.split()])
-    assert 'loss became ' in said and f'{tmp_path}/ckpt.pt holds' in said and 'learning_rate' in said
-    last = log.read(tmp_path / 'metrics.csv')[-1]
-    assert checkpoint.load(tmp_path / 'ckpt.pt')['step'] < last['step']
-    assert not all(math.isfinite(last.get(k, 0)) for k in ('train_loss', 'val_loss'))
-
-
 def test_weights_that_are_not_finite_under_a_finite_loss(dataset, old, monkeypatch):
     """They are not saved, and the log shows that the run has diverged, so that a race does not try it again."""
-    before, real = (old / 'ckpt.pt').read_bytes(), train.Trainer.step
+    before, real = (old / 'ckpt.pt').read_bytes(), train.evaluate
 
-    def step(trainer, now, lr):
-        found = real(trainer, now, lr)
-        trainer.model.ln_f.weight.data[0] = torch.inf
-        monkeypatch.setattr(train, 'evaluate', lambda *_: {'val_loss': 1.0, 'val_loss_full': 1.0})
-        return found
-    monkeypatch.setattr(train.Trainer, 'step', step)
+    def evaluate(model, *more):
+        model.ln_f.weight.data[0] = torch.inf
+        return dict.fromkeys(real(model, *more), 1.0)
+    monkeypatch.setattr(train, 'evaluate', evaluate)
     assert re.search(r'at step \d+ .*ln_f.weight', sentence(train.main, words_of(dataset, old, '--resume', '--max_iters=7')))
     assert math.isnan(log.read(old / 'metrics.csv')[-1]['train_loss']) and (old / 'ckpt.pt').read_bytes() == before
     monkeypatch.setattr(train.Trainer, 'step', lambda *_: [][1])
@@ -241,8 +206,8 @@ def test_weights_that_are_not_finite_under_a_finite_loss(dataset, old, monkeypat
 
 
 def test_a_column_of_another_version_is_kept(dataset, old):
-    lines = (old / 'metrics.csv').read_text().splitlines()
-    (old / 'metrics.csv').write_text('\n'.join([f'{lines[0]},mine', *(f'{line},7' for line in lines[1:])]) + '\n')
+    text = (old / 'metrics.csv').read_text()
+    (old / 'metrics.csv').write_text(text.replace('\n', ',7\n').replace(',7', ',mine', 1))
     train.main(words_of(dataset, old, '--resume', '--max_iters=7'))
     found = log.read(old / 'metrics.csv')
     assert [r.get('mine') for r in found] == [7.0] * (len(found) - 1) + [None] and found[-1]['step'] == 7
@@ -258,23 +223,19 @@ def test_resume_goes_with_the_init_from_of_the_run(dataset, finished, tmp_path):
         assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['loop']['init_from'] == str(finished)
 
 
-SAME = ['--max_iters=8', '--learning_rate=0', '--min_lr=0']     # no better best.pt
-
-
-@pytest.mark.parametrize('kilobytes, more, expected', [
-    (4, SAME, ['ckpt.pt could not be written', '--out_dir']),           # from the first block on: torch has an error of its own
-    (40, SAME, ['ckpt.pt could not be written', '--out_dir']),          # in the middle
-    (4, ['--max_iters=1000', '--eval_interval=10000'], ['metrics.csv could not be written', '--resume'])])
+@pytest.mark.parametrize('kilobytes, more, expected', [     # from the first block on, torch has an error of its own
+    *((size, '--max_iters=8 --learning_rate=0 --min_lr=0', ['ckpt.pt could not be written', '--out_dir']) for size in (4, 40)),
+    (4, '--max_iters=1000 --eval_interval=10000', ['metrics.csv could not be written', '--resume'])])
 def test_a_full_disk_keeps_the_checkpoint(dataset, old, capfd, kilobytes, more, expected):
     """On a disk that accepts no longer file."""
     resource, before = pytest.importorskip('resource'), contents(old)
     assert len(before['ckpt.pt']) > 1024 * kilobytes > 2 * len(before['metrics.csv'])
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, hard))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, limits[1]))
     try:
-        said = sentence(train.main, words_of(dataset, old, '--resume', *more))
+        said = sentence(train.main, words_of(dataset, old, '--resume', *more.split()))
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert all(s in said for s in ['too large', *expected]) and capfd.readouterr().err == ''
     after = contents(old)
     assert after.keys() == before.keys() and all(after[name] == before[name] for name in ('ckpt.pt', 'best.pt'))
@@ -285,33 +246,26 @@ def test_a_full_disk_keeps_the_checkpoint(dataset, old, capfd, kilobytes, more, 
 
 # checkpoints --------------------------------------------------------------------------------------------------------------
 
-class Code:
-    """Pickled, it is a call that makes a file."""
-
-    def __init__(self, marker):
-        self.marker = marker
+class Code(type(Path())):
+    """Pickled, it is a call that makes this file."""
 
     def __reduce__(self):
-        return open, (str(self.marker), 'w')
+        return open, (str(self), 'w')
 
 
-@pytest.mark.parametrize('damage', ['cut', 'code', 'code of torch before 1.6'])
-def test_a_bad_checkpoint_is_refused_and_runs_nothing(refused, dataset, old, tmp_path, damage):
+@pytest.mark.parametrize('old_format', [False, True])
+def test_a_bad_checkpoint_is_refused_and_runs_nothing(refused, dataset, old, tmp_path, old_format):
+    """In torch's format of today, and in that of before 1.6."""
     marker, content = tmp_path / 'marker', checkpoint.load(old / 'ckpt.pt')
     for path in (old / 'best.pt', old / 'ckpt.pt'):
-        if damage == 'cut':
-            os.truncate(path, path.stat().st_size // 2)
-        else:
-            torch.save(content | {'step': Code(marker)}, path, _use_new_zipfile_serialization=damage == 'code')
+        torch.save(content | {'step': Code(marker)}, path, _use_new_zipfile_serialization=not old_format)
     before = contents(old)
     for words in (['sample.py', old], tiny_train(dataset, old, '--resume'),
                   tiny_train(dataset, tmp_path / 'new', f'--init_from={old / "ckpt.pt"}')):
-        said = refused(*words)
-        assert str(old) in said and 'not a checkpoint' in said
+        assert re.search(f'{old}.*not a checkpoint', refused(*words))
     assert contents(old) == before and not marker.exists() and not (tmp_path / 'new').exists()
-    if damage != 'cut':
-        torch.load(old / 'best.pt', weights_only=False)     # it is code indeed
-        assert marker.exists()
+    torch.load(old / 'best.pt', weights_only=False)     # it is code indeed
+    assert marker.exists()
 
 
 def test_every_damaged_or_missing_byte_is_noticed(finished, tmp_path):
@@ -328,19 +282,17 @@ def test_every_damaged_or_missing_byte_is_noticed(finished, tmp_path):
         assert 'not a checkpoint' in sentence(checkpoint.load, path)
 
 
-# TensorBoard and Weights & Biases -----------------------------------------------------------------------------------------
-
 def test_trackers(dataset, tmp_path, monkeypatch):
     """In a folder of any name.  A resumed run has the same id, and only later events are purged; an overwritten one another."""
-    board, wandb, out = mock.Mock(), mock.Mock(), tmp_path / 'a b: #1/%é?'
+    packages, out = mock.Mock(), tmp_path / 'a b: #1/%é?'
+    board, wandb = packages.board, packages.wandb
     for name, module in (('tensorboard', board), ('torch.utils.tensorboard', board), ('wandb', wandb)):
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
     ids = []
     for more, purged, steps in (([], None, [*range(7)]), (['--resume', '--max_iters=8'], 7, [7, 8]),
                                 (['--overwrite'], None, [*range(7)])):
-        board.reset_mock()
-        wandb.reset_mock()
+        packages.reset_mock()
         train.main(words_of(dataset, out, '--tensorboard', '--wandb_log', *more))
         ids.append(wandb.init.call_args.kwargs['id'])
         assert board.SummaryWriter.call_args.args == (out,) and wandb.init.call_args.kwargs['resume'] == 'allow'
@@ -354,23 +306,17 @@ def test_trackers(dataset, tmp_path, monkeypatch):
 
 # the system ---------------------------------------------------------------------------------------------------------------
 
-ENOUGH = 'MASTER_ADDR=a MASTER_PORT=1 '
-
-
 @pytest.mark.parametrize('env, expected', [
-    ('', (1, 0, 0)), ('WORLD_SIZE=1', (1, 0, 0)), ('WORLD_SIZE=', (1, 0, 0)),
-    (ENOUGH + 'WORLD_SIZE=4 RANK=3 LOCAL_RANK=1', (4, 3, 1)), ('WORLD_SIZE=2', 'WORLD_SIZE=2, RANK=(not set)'),
-    ('WORLD_SIZE=two', 'WORLD_SIZE=two'), ('RANK=1', 'RANK=1'), ('LOCAL_RANK=1', 'LOCAL_RANK=1'),
-    ('WORLD_SIZE=2 RANK=0', 'RANK=0'), ('WORLD_SIZE=0', 'WORLD_SIZE=0'), (ENOUGH + 'WORLD_SIZE=2 RANK=2', 'RANK=2')])
-def test_the_environment_of_torchrun(monkeypatch, env, expected):
-    for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
-        monkeypatch.delenv(name, raising=False)
-    for pair in env.split():
-        monkeypatch.setenv(*pair.split('='))
-    if isinstance(expected, tuple):
-        assert device.ranks() == expected
-    else:
-        assert expected in sentence(device.setup, 'cpu')
+    ('', (1, 0, 0)), ('WORLD_SIZE=1', (1, 0, 0)), ('WORLD_SIZE=', (1, 0, 0)), ('WORLD_SIZE=2', 'WORLD_SIZE=2, RANK=(not set)'),
+    ('WORLD_SIZE=4 RANK=3 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=1', (4, 3, 1)), ('WORLD_SIZE=two', 'WORLD_SIZE=two'),
+    ('WORLD_SIZE=2 RANK=2 MASTER_ADDR=a MASTER_PORT=1', 'RANK=2'), ('RANK=1', 'RANK=1'), ('LOCAL_RANK=1', 'LOCAL_RANK=1'),
+    ('WORLD_SIZE=2 RANK=0', 'RANK=0'), ('WORLD_SIZE=0', 'WORLD_SIZE=0')])
+def test_the_environment_of_torchrun(env, expected):
+    with mock.patch.dict(os.environ, dict(pair.split('=') for pair in env.split()), clear=True):
+        if isinstance(expected, tuple):
+            assert device.ranks() == expected
+        else:
+            assert expected in sentence(device.setup, 'cpu')
 
 
 @pytest.mark.parametrize('encoding', ['cp1252', 'ascii'])
@@ -381,12 +327,8 @@ def test_a_terminal_that_cannot_show_a_text(monkeypatch, encoding):
     assert shown.buffer.getvalue().decode().splitlines() == ['a ? b ?']
 
 
-def fail(error):
-    raise error
-
-
 @pytest.mark.parametrize('error, expected', [
     (PermissionError(13, 'Permission denied', 'race.json'), 'race.json .*denied'), (OSError('odd\nlines'), 'odd lines'),
     (FileNotFoundError(2, 'No such file', 'a', None, 'b'), '^b .*No such file')])
 def test_files_that_cannot_be_written_are_a_sentence(error, expected):
-    assert re.search(expected, sentence(command, lambda argv: fail(error)))
+    assert re.search(expected, sentence(command, mock.Mock(side_effect=error)))

@@ -1,6 +1,5 @@
 """Tasks: their data, training on them, the test split, and the pictures."""
 
-import functools
 import itertools
 import json
 import re
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import OUTPUTS, script, sentence, task_splits
 
+import look
 from harness import checkpoint, data, log, tasks
 from prepare.common import SPLITS, write_task
 from views import tasks as answers
@@ -26,31 +26,25 @@ def go(folder, out, *more):
     return checkpoint.load(out / 'ckpt.pt')
 
 
-# data ---------------------------------------------------------------------------------------------------------------------
-
 def test_examples_are_standardised_by_the_training_split(task_data):
     task, splits = data.open_data(task_data('regress').name), task_splits('regress')
-    x, y = task.examples('val', [3, 0])
-    train_x, train_y = splits['train']
-    expected = (splits['val'][0][[3, 0]] - train_x.astype(float).mean()) / train_x.astype(float).std()
-    np.testing.assert_allclose(x.numpy(), expected, rtol=1e-5)
-    np.testing.assert_allclose(y.numpy(), (splits['val'][1][[3, 0]] - train_y.mean()) / train_y.std(), rtol=1e-5)
+    for found, known, val in zip(task.examples('val', [3, 0]), splits['train'], splits['val'], strict=True):
+        known = known.astype(float)
+        np.testing.assert_allclose(found.numpy(), (val[[3, 0]] - known.mean()) / known.std(), rtol=1e-5)
     assert task.model_settings() == {'block_size': 3, 'vocab_size': 0, 'features': 4, 'outputs': 1, 'kind': 'regress'}
     assert list(task.val_indices(0, 3)) == list(range(60)) and len(task.val_indices(7, 3)) == 7
     indices = [list(task.train_indices(50, 3, 1, step)) for step in (2, 2, 3)]
     assert indices[0] == indices[1] != indices[2]
 
 
-def test_auc_is_the_share_of_pairs_in_order():
+def test_metrics_and_chance(root):
+    """AUC is the share of pairs in order; the others by hand: three examples, whose constant answer is in chance_answer()."""
     rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 10, 60).astype(float), rng.integers(0, 2, 60)
     pairs = [(a > b) + (a == b) / 2 for a, b in itertools.product(scores[labels == 1], scores[labels == 0])]
     assert tasks.auc(scores, labels) == pytest.approx(np.mean(pairs))
     assert np.isnan(tasks.auc(scores, np.zeros(60)))
 
-
-def test_metrics_and_chance(root):
-    """By hand: three examples each, whose constant answer is written in chance_answer()."""
     def task(kind, y, outputs, **more):
         x = np.zeros((len(y), 2, 3), np.int8)
         write_task('t', kind, {s: (x, np.array(y)) for s in SPLITS}, outputs, {'name': 't'}, 't.py', **more)
@@ -83,8 +77,7 @@ def test_damaged_tasks(root):
                             (path.with_name('test_x.npy').read_bytes(), 'are not the 60 examples')):
         path.write_bytes(content)
         assert reason in sentence(data.open_data, 't')
-    for name in 'xy':
-        shutil.copy(path.with_name(f'test_{name}.npy'), path.with_name(f'val_{name}.npy'))
+    shutil.copy(path.with_name('test_y.npy'), path.with_name('val_y.npy'))
     assert 'are not the 60 examples' in sentence(data.open_data, 't')
 
 
@@ -102,10 +95,8 @@ def test_values_that_a_task_cannot_have(root, monkeypatch, array, index, value, 
     good = [np.ones((6, 2), int) if tokens else np.ones((6, 2, 3)),
             {'classify': np.arange(6) % 4, 'bits': np.eye(6, 4), 'regress': np.arange(6.0)}[kind]]
     bad = [*good]
-    bad[which] = good[which].astype(type(value) if index is not None else float)
-    if index is None:
-        bad[which] = bad[which][..., None].astype(good[which].dtype)
-    else:
+    bad[which] = good[which][..., None] if index is None else good[which].astype(type(value))
+    if index is not None:
         bad[which][index] = value
     rest = OUTPUTS[kind], {'name': 'the file'}, 't.py', tokens
     write_task('t', kind, dict.fromkeys(SPLITS, good), *rest)
@@ -124,8 +115,8 @@ def test_values_that_a_task_cannot_have(root, monkeypatch, array, index, value, 
 def test_a_class_or_a_split_without_examples(root, y, n, reason):
     x, y = np.zeros((4, 2, 3), np.int8), np.array(y)
     splits = {'train': (x, y), 'val': (x, y), 'test': (x[:n], y[:n])}
-    assert reason in sentence(functools.partial(write_task, labels=['cat', 'dog', 'ship']), 't', 'classify', splits, 3,
-                              {'name': 'the file'}, 't.py')
+    rest = 't', 'classify', splits, 3, {'name': 'the file'}, 't.py'
+    assert reason in sentence(write_task, *rest, labels=['cat', 'dog', 'ship'])
     assert not list((root / 'data').rglob('*.npy'))
 
 
@@ -136,8 +127,6 @@ def test_the_fingerprint_depends_on_the_examples_and_meta(root):
         found.add(data.open_data('t').fingerprint)
     assert len(found) == 3
 
-
-# training -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('kind', 'own'), [('classify', 'confusion'), ('bits', 'bits'), ('regress', 'numbers')])
 def test_a_run_learns_evaluates_the_test_split_and_is_drawn(task_data, tmp_path, capsys, kind, own):
@@ -152,12 +141,11 @@ def test_a_run_learns_evaluates_the_test_split_and_is_drawn(task_data, tmp_path,
     assert f'({task.chance_answer()}: {tasks.format_metric(task.metric, task.chance("test")[task.metric])})' in printed
     assert f'a made-up {kind}' in printed and ' are trained' in printed
     assert content['data']['fingerprint'] == task.fingerprint
-    script('look.py', tmp_path)
-    assert {p.name for p in (tmp_path / 'look').iterdir()} == {f'{n}.png' for n in ('trained', own, 'wrong', 'attention')}
+    look.main([str(tmp_path)])
+    assert {p.stem for p in (tmp_path / 'look').iterdir()} == {'trained', own, 'wrong', 'attention'}
 
 
 def test_stopping_early(task_data, tmp_path):
-    """With a learning rate of 0, the run ends after stop_after evaluations."""
     content = go(task_data('bits'), tmp_path, '--max_iters=1000', '--stop_after=3', '--learning_rate=0', '--min_lr=0')
     assert content['step'] == 15 and checkpoint.load(tmp_path / 'best.pt')['step'] == 0
     assert json.loads((tmp_path / 'test.json').read_text())['step'] == 0

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 
@@ -56,10 +57,7 @@ def test_bytes_and_tokens():
         for raw in (b'a\xffb', b'\x91\xa9x', b'\xf0\x9f', b'ok\xe2\x80', b'\xe6\xbcx'):
             assert tokenizer.decode(list(raw)) == raw.decode(errors='replace')
         assert 'the' in tokenizer.decode(tokenizer.encode('\udcff the'))      # an argument that is not UTF-8
-
-
-def test_characters_of_a_vocabulary():
-    """Unknown characters are named, the first five; a text begins with a line break or token 0."""
+    # unknown characters are named, the first five; a text begins with a line break or token 0
     tokenizer = Tokenizer({'kind': 'char', 'chars': ['a', 'b']})
     assert "no token for '\\n', '\U0001f600': " in sentence(tokenizer.encode, 'a\U0001f600\n') and tokenizer.begin() == [0]
     assert sentence(tokenizer.encode, 'abcdefghijk').count("'") == 10
@@ -89,8 +87,6 @@ def test_gpt2_agrees_with_tiktoken_and_transformers(tmp_path, monkeypatch):
     assert [*ids, 50256] == theirs.encode(text + '<|endoftext|>', allowed_special='all') == ours.encode(text + '<|endoftext|>')
 
 
-# published models ---------------------------------------------------------------------------------------------------------
-
 def train_bpe(*special):
     """A byte-level BPE of 275 tokens, of the library tokenizers."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -103,13 +99,11 @@ def train_bpe(*special):
 
 @pytest.fixture
 def published(tmp_path):
-    """published(rows=280, pairs=False): a Mamba in the format of the hub, with its tokenizer.  Returns the folder.
-
-    As GPT-NeoX has it, with a run of blanks as an added token, and with what the files of sentence encoders have."""
+    """published(rows=280, pairs=False): a Mamba in the format of the hub, with its tokenizer.  Returns the folder."""
     def write(rows=280, pairs=False):
         bpe = train_bpe('<|endoftext|>')
-        bpe.add_tokens(['   '])
-        bpe.enable_truncation(4)
+        bpe.add_tokens(['   '])             # a run of blanks, as of GPT-NeoX
+        bpe.enable_truncation(4)            # as of sentence encoders
         torch.manual_seed(0)
         config = transformers.MambaConfig(vocab_size=rows, hidden_size=16, state_size=4, num_hidden_layers=1)
         transformers.MambaForCausalLM(config).save_pretrained(tmp_path / 'hub')
@@ -132,19 +126,15 @@ def test_published_weights_with_their_own_tokenizer(published, pairs):
     assert max(more) < own.n_vocab and out == start + bpe.decode(more, skip_special_tokens=False) + '\n'
 
 
-@pytest.mark.parametrize('rows, content, words', [
-    (280, None, ['tokenizer.json', '280']), (280, '{}', ['tokenizer.json']), (270, '', ['276', '270']),
-    (5000, '', ['276', '5,000']), (280, 'no package', ['pip install tokenizers'])])
-def test_a_tokenizer_that_is_not_that_of_the_weights_is_refused(published, monkeypatch, rows, content, words):
+@pytest.mark.parametrize('rows, damage, expected', [
+    (280, lambda path, patch: path.unlink(), r'tokenizer\.json.*280'), (270, None, '276.*270'), (5000, None, '276.*5,000'),
+    (280, lambda path, patch: path.write_text('{}'), r'tokenizer\.json'),
+    (280, lambda path, patch: patch.setitem(sys.modules, 'tokenizers', None), 'pip install tokenizers')])
+def test_a_tokenizer_that_is_not_that_of_the_weights_is_refused(published, monkeypatch, rows, damage, expected):
     hub = published(rows)
-    if content is None:
-        (hub / 'tokenizer.json').unlink()
-    elif content == '{}':
-        (hub / 'tokenizer.json').write_text(content)
-    elif content:
-        monkeypatch.setitem(sys.modules, 'tokenizers', None)
-    said = sentence(sample.main, ['--pretrained', str(hub), '--arch=mamba'])
-    assert all(word in said for word in words)
+    if damage:
+        damage(hub / 'tokenizer.json', monkeypatch)
+    assert re.search(expected, sentence(sample.main, ['--pretrained', str(hub), '--arch=mamba']))
 
 
 def test_a_run_from_published_weights_with_their_own_tokenizer(published, prepare, root, tmp_path, capsys):
@@ -160,8 +150,7 @@ def test_a_run_from_published_weights_with_their_own_tokenizer(published, prepar
     before = mamba.Model.from_pretrained(str(hub)).state_dict()
     for source in (hub, run):
         more = ['--dataset=chars', *words, f'--init_from={source}', f'--out_dir={tmp_path / "chars"}', '--overwrite']
-        said = sentence(train.main, more)
-        assert all(s in said for s in (str(source), 'data/chars', '--new_vocabulary'))
+        assert re.search(f'{source} .*data/chars.*--new_vocabulary', sentence(train.main, more))
         capsys.readouterr()
         train.main([*more, '--new_vocabulary'])
         assert 'new_vocabulary: ' in capsys.readouterr().out
@@ -173,8 +162,8 @@ def test_a_run_from_published_weights_with_their_own_tokenizer(published, prepar
 
 def test_export_with_the_tokenizer_of_published_weights(tmp_path):
     """A run that was fine-tuned from a model with a tokenizer.json: the export has it again."""
-    model, spec = gpt.Model(gpt.Config(block_size=16, vocab_size=275, n_embd=16)), {'kind': 'tokenizers'}
-    spec['json'] = train_bpe().to_str()
+    model = gpt.Model(gpt.Config(block_size=16, vocab_size=275, n_embd=16))
+    spec = {'kind': 'tokenizers', 'json': train_bpe().to_str()}
     checkpoint.save(tmp_path / 'ckpt.pt', {'arch': 'model', 'config': vars(model.config), 'step': 1, **ABOUT,
                                            'model': model.state_dict(), 'data': {'fingerprint': '', 'tokenizer': spec}})
     export.main([str(tmp_path / 'ckpt.pt'), str(tmp_path / 'hub')])

@@ -13,22 +13,23 @@ import sys
 
 import pytest
 import torch
-from conftest import begin, contents, tiny_train
+from conftest import begin, contents, sentence, tiny_train
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import compare
 import model
 import train
-from harness import BIDIRECTIONAL, ROOT, UserError, checkpoint, config, data, device, log, optim, runs
+from harness import BIDIRECTIONAL, ROOT, checkpoint, config, data, device, log, optim, runs
 
 PACING = ['--arch=pacing', '--n_layer=2', '--n_embd=16', '--columns=4']
 LAST = [*PACING, '--predicts=last']
+INDEX = '--arch=highorder'       # takes a nan for an index
 TASK = ['--arch=fpt', '--positions=16', '--tokens_per_step=24']
 SGD = ['--optimizer=sgd', '--log_interval=1', '--learning_rate=0.01', '--grad_clip=0', '--schedule=constant']
 
 
 def words_of(dataset, out_dir, *more):
-    without = '--n_head' if '--arch=pacing' in more else '--block_size' if '--arch=fpt' in more else ' '
+    without = '--n_head' if {'--arch=pacing', INDEX} & {*more} else '--block_size' if '--arch=fpt' in more else ' '
     return [w for w in tiny_train(dataset, out_dir, *more)[1:] if not w.startswith(without)]
 
 
@@ -53,17 +54,6 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Sends this process a signal before a step; it then takes that step and stops."""
-    real = optim.learning_rate
-
-    def arm(step=None, number=signal.SIGTERM):
-        monkeypatch.setattr(optim, 'learning_rate', lambda cfg, now, *more: (
-            os.kill(os.getpid(), number) if now == step else None, real(cfg, now, *more))[1])
-    return arm
-
-
 PLATEAU = ['--schedule=plateau', '--patience=0', '--factor=0.5', '--learning_rate=0.4', '--min_lr=0.06', '--eval_interval=3',
            '--max_iters=23', '--batch_size=1', '--tokens_per_step=0']
 
@@ -72,24 +62,22 @@ PLATEAU = ['--schedule=plateau', '--patience=0', '--factor=0.5', '--learning_rat
     *((o, [], 6) for o in optim.STATES), ('muon', PACING, 6), ('adamw', LAST, 6), ('muon', ['--arch=bert'], 6),
     ('sgd', PLATEAU, 4), ('sgd', PLATEAU, 8), ('adamw', [*TASK, '--mode=urt'], 6),
     ('muon', [*TASK, '--trained=norms+output', '--stop_after=3'], 6)])
-def test_resume_is_exact(dataset, task_data, tmp_path, stop_at, capsys, optimizer, more, stop):
-    """N steps == k steps, a signal, resume, N - k steps: weights, optimizer, plateau and metrics, with dropout; by --resume of
-    the run that has ended, nothing changes."""
+def test_resume_is_exact(dataset, task_data, tmp_path, before_step, capsys, optimizer, more, stop):
+    """N steps == k steps, a signal, resume, N - k steps, with dropout; --resume of the run that has ended changes nothing."""
     words = [f'--optimizer={optimizer}', '--max_iters=12', '--dropout=0.2', '--log_interval=2', '--tokens_per_step=128', *more]
     dataset = task_data('classify') if '--arch=fpt' in more else dataset
     part, whole = tmp_path / 'part', go(dataset, tmp_path / 'whole', *words)
-    stop_at(stop, signal.SIGINT if more else signal.SIGTERM)
+    before_step(stop, lambda: os.kill(os.getpid(), signal.SIGINT if more else signal.SIGTERM))
     assert go(dataset, part, *words)['step'] == stop + 1
     command = ' '.join(['python train.py', *words_of(dataset, part, *words), '--resume'])
     assert f'stopped at step {stop + 1} and saved; to resume: {command}\n' in capsys.readouterr().out
-    stop_at()
+    before_step(None, None)
     resumed = go(dataset, part, *words, '--resume')
     for key in whole.keys() - {'seconds', 'loop'}:
         assert same(whole[key], resumed[key]), key
     for columns in (['val_loss', 'accuracy'], ['lr']):
-        found = rows(part, *columns)
-        assert {k: v for k, v in found.items() if k != stop + 1} == {
-            k: v for k, v in rows(tmp_path / 'whole', *columns).items() if k != stop + 1}
+        one, two = ({k: v for k, v in rows(tmp_path / run, *columns).items() if k != stop + 1} for run in ('whole', 'part'))
+        assert one == two
     assert more != PLATEAU or rows(part, 'lr')[23] == [pytest.approx(0.06)]         # it has reached min_lr, in halves
     before = contents(part)
     go(dataset, part, *words, '--resume')
@@ -102,15 +90,13 @@ def test_a_run_is_resumed_with_new_settings(dataset, tmp_path, capsys):
     old = go(dataset, out, *words, '--max_iters=12', '--memory_dropout=0.3')
     left, = old['plateau']['_last_lr']
     assert left < 1 and old['tokens'] == 12 * 16
-    for key in ('tokens', 'evaluated', 'format'):
-        del old[key]
+    old = {k: v for k, v in old.items() if k not in ('tokens', 'evaluated', 'format')}
     old['loop']['forget'] = old['loop'].pop('memory_dropout')
     checkpoint.save(out / 'ckpt.pt', old)
     capsys.readouterr()
     new = go(dataset, out, *words, '--resume', '--max_iters=14', '--log_interval=1', '--learning_rate=0.8', '--beta1=0.5',
              '--tokens_per_step=32', '--memory_dropout=0.3', '--factor=0.1')
-    shown = capsys.readouterr().out
-    assert "'learning_rate': 0.8" in shown and 'memory_dropout' not in shown
+    assert "'learning_rate': 0.8" in (shown := capsys.readouterr().out) and 'memory_dropout' not in shown
     assert rows(out, 'lr')[14] == [0.8 * left] and new['tokens'] == 12 * 16 + 2 * 32
     assert new['optimizers'][0]['param_groups'][0]['momentum'] == 0.5
 
@@ -152,36 +138,37 @@ def test_evaluation_changes_nothing_and_the_seed_everything(dataset, tmp_path):
 
 # several processes --------------------------------------------------------------------------------------------------------
 
+def lose_rank_1(at):
+    """Kill this process before a step, if it is rank 1."""
+    step = train.Trainer.step
+
+    def fatal(trainer, now, lr):
+        if os.environ['RANK'] == '1' and now == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer, now, lr)
+    train.Trainer.step = fatal
+
+
 def be_rank(number, port, folder, words, lost_at):
-    """One process of two: counts the exchanges of gradients; rank 1 is lost before a step."""
+    """One process of two: counts the exchanges of gradients."""
     os.environ.update(WORLD_SIZE='2', RANK=str(number), LOCAL_RANK=str(number), MASTER_ADDR='localhost', MASTER_PORT=str(port))
-    exchanges, step = [], train.Trainer.step
+    exchanges = []
 
     class Counted(train.DistributedDataParallel):
         def __init__(self, *args, **more):
             super().__init__(*args, **more)
             self.register_comm_hook(None, lambda _, bucket: (exchanges.append(1), allreduce_hook(None, bucket))[1])
-
-    def fatal(trainer, now, lr):
-        if number == 1 and now == lost_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(trainer, now, lr)
-    train.DistributedDataParallel, train.Trainer.step = Counted, fatal
+    train.DistributedDataParallel = Counted
+    lose_rank_1(lost_at)
     device.has_bfloat16 = lambda: False     # in which Muon's products would round a sum in another order to another value
-    with open(folder / f'rank{number}.txt', 'w') as sys.stdout:
-        sys.stderr = sys.stdout
-        try:
-            train.main(words)
-            print(len(exchanges), 'exchanges')
-        except UserError as e:
-            print(e)
-            raise
+    sys.stdout = sys.stderr = open(folder / f'rank{number}.txt', 'w')     # noqa: SIM115 (it is closed at exit)
+    train.main(words)
+    print(len(exchanges), 'exchanges')
 
 
 def two_ranks(dataset, out_dir, *words, lost_at=None):
     """Exit codes and output of both."""
-    with socket.socket() as s:
-        s.bind(('localhost', 0))
+    with socket.create_server(('localhost', 0)) as s:
         port = s.getsockname()[1]
     words = words_of(dataset, out_dir, *words)
     processes = [begin(be_rank, n, port, out_dir.parent, words, lost_at) for n in (0, 1)]
@@ -196,8 +183,7 @@ def two_ranks(dataset, out_dir, *words, lost_at=None):
     ['lion', '--learning_rate=1e-3', '--bias=False'], ['sparse_lion', '--learning_rate=1e-3', '--bias=False'],
 ], ids=lambda v: v[0] + v[-1])
 def test_two_processes_take_the_steps_of_one(dataset, task_data, tmp_path, optimizer):
-    """The same windows, so the same gradients up to rounding, exchanged once per step.  Lion uses their signs, and rounding
-    flips a few (and all those of the biases of the keys, whose gradient is 0)."""
+    """The same gradients up to rounding, exchanged once per step.  Rounding flips a few of the signs that Lion uses."""
     words = [f'--optimizer={optimizer[0]}', '--max_iters=6', '--log_interval=1', '--tokens_per_step=128', *optimizer[1:]]
     dataset = task_data('classify') if '--arch=fpt' in words else dataset
     one = go(dataset, tmp_path / 'one', *words)
@@ -205,8 +191,7 @@ def test_two_processes_take_the_steps_of_one(dataset, task_data, tmp_path, optim
     assert codes == [0, 0], output
     assert 'x 2 micro-steps x 2 ' in output[0] and all('\n6 exchanges' in '\n' + text for text in output)
     two = checkpoint.load(tmp_path / 'two' / 'ckpt.pt')
-    agree = torch.cat([torch.isclose(value, two['model'][key], atol=1e-5, rtol=1e-4).flatten()
-                       for key, value in one['model'].items()])
+    agree = torch.cat([w.isclose(two['model'][key], atol=1e-5, rtol=1e-4).flatten() for key, w in one['model'].items()])
     assert agree.all() if optimizer[0] == 'sgd' else agree.float().mean() > 0.995
     alike(tmp_path / 'one', tmp_path / 'two', 1e-4)
 
@@ -237,9 +222,8 @@ def test_shards_take_the_steps_of_copies(dataset, task_data, tmp_path, monkeypat
         assert codes == [0, 0], output
     for _ in range(2):
         one, two = (checkpoint.load(run / 'ckpt.pt') for run in runs)
-        for a, b in ((one['model'], two['model']), *((a['state'], b['state']) for a, b in
-                                                     zip(one['optimizers'], two['optimizers'], strict=True))):
-            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        values = ([c['model'], *(o['state'] for o in c['optimizers'])] for c in (one, two))
+        torch.testing.assert_close(*values, atol=1e-6, rtol=1e-6)
         alike(*runs, 1e-6)
         for run in runs:
             go(dataset, run, *words, '--resume', '--max_iters=8')
@@ -251,25 +235,19 @@ def test_a_lost_rank_ends_the_other(dataset, tmp_path):
     assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['step'] == 5
 
 
-RESTARTED = """
-import os, signal, sys, train
-step = train.Trainer.step
-def fatal(trainer, now, lr):
-    if now == 17 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(trainer, now, lr)
-train.Trainer.step = fatal
-train.main(sys.argv[1:])
-train.device.leave()
-"""
-
-
 def test_torchrun_restarts_from_the_last_checkpoint(dataset, tmp_path, cli):
     """A rank is lost at step 17; the run ends with the weights of one process that lost nothing."""
-    (tmp_path / 'restarted.py').write_text(RESTARTED)
+    (tmp_path / 'restarted.py').write_text("""
+import os, sys, train
+from tests.harness.test_train import lose_rank_1
+lose_rank_1(17 if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' else None)
+train.main(sys.argv[1:])
+train.device.leave()
+""")
     words = [*SGD, '--max_iters=22', '--eval_interval=10', '--tokens_per_step=128']
-    done = cli('-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', '--max-restarts=1',
-               tmp_path / 'restarted.py', *words_of(dataset, tmp_path / 'run', *words), env={'PYTHONPATH': str(ROOT)})
+    torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone', '--max-restarts=1']
+    done = cli(*torchrun, tmp_path / 'restarted.py', *words_of(dataset, tmp_path / 'run', *words),
+               env={'PYTHONPATH': f'{ROOT}:{ROOT}/tests'})
     assert done.returncode == 0 and 'resumed at step 10' in done.stdout, done
     whole, restarted = go(dataset, tmp_path / 'whole', *words), checkpoint.load(tmp_path / 'run' / 'ckpt.pt')
     torch.testing.assert_close(whole['model'], restarted['model'], atol=1e-5, rtol=1e-4)
@@ -338,9 +316,7 @@ def test_only_runs_in_out_are_trained_for_a_model(dataset, monkeypatch, tmp_path
         runs.prepare(dataclasses.replace(settings, arch=dataclasses.replace(settings.arch, needs=lambda _: [folder])))
     for folder in ('out/../lstm', 'out/x/lstm', '/tmp/lstm', 'out/lstm ', '../out/lstm', 'out/lstm\n', 'out/none'):
         prepare(folder)
-    assert not started
-    with pytest.raises(UserError, match=r'out/lstm .*exit code 3'):
-        prepare('out/lstm')
+    assert not started and re.search(r'out/lstm .*exit code 3', sentence(prepare, 'out/lstm'))
     assert str(ROOT / 'config' / 'lstm.py') in started[0]
 
 
@@ -373,30 +349,26 @@ def test_evaluation_by_brute_force(dataset, arch):
         p += 0.1 * torch.randn_like(p)
     starts = text.val_indices(27, 16)
     found = train.evaluate(net, text, starts, 4, device.setup('cpu', 'float32', False))
-    hits, losses = [], []
+    values = []
     for start in starts:
         tokens = torch.tensor(text.tokens['val'][start:start + 17].tolist())
         logits = net.eval()(tokens[None, :-1])[0][0]
         target = tokens[-len(logits):]
-        hits.append((logits.argmax(-1) == target).double())
-        losses.append(-logits.log_softmax(-1)[range(len(target)), target])
-    assert len(hits[0]) == (1 if arch == LAST else 16) and 0 < sum(h[-1] for h in hits) < 27
-    for name, values in (('accuracy', hits), ('val_loss', losses)):
-        values = torch.stack(values)
-        assert found[name] == pytest.approx(values.mean().item(), rel=1e-5)
-        assert found[f'{name}_full'] == pytest.approx(values[:, -1].mean().item(), rel=1e-5)
+        values.append(torch.stack([logits.argmax(-1) == target, -logits.log_softmax(-1)[range(len(target)), target]]))
+    (accuracy, loss), last = torch.stack(values).mean((0, 2)).tolist(), torch.stack(values)[..., -1].mean(0).tolist()
+    assert len(target) == (1 if arch == LAST else 16) and 0 < last[0] < 1
+    expected = {'accuracy': accuracy, 'val_loss': loss, 'accuracy_full': last[0], 'val_loss_full': last[1]}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_split_batch():
     cfg = train.TrainConfig(batch_size=12, tokens_per_step=12 * 64)
     assert [train.split_batch(cfg, 64, world) for world in (1, 2, 3, 4, 12)] == [(1, 12), (1, 6), (1, 4), (1, 3), (1, 1)]
     assert train.split_batch(dataclasses.replace(cfg, batch_size=3), 64, 2) == (2, 3)
-    for changes, world, expected in (({}, 5, '768 .* 5 ranks .* 64 x 5 = 320, such as 640 or 960'),
+    for changes, world, expected in (({}, 5, '768 .* 5 ranks .*320.* 640 or 960'),
                                      ({'tokens_per_step': 100}, 1, '100 .* 64 or 128'),
-                                     ({'tokens_per_step': 60}, 1, 'such as 64$'),
-                                     ({'batch_size': 5}, 1, 'batch_size=5 .* 12')):
-        with pytest.raises(UserError, match=expected):
-            train.split_batch(dataclasses.replace(cfg, **changes), 64, world)
+                                     ({'tokens_per_step': 60}, 1, 'such as 64$'), ({'batch_size': 5}, 1, 'batch_size=5 .* 12')):
+        assert re.search(expected, sentence(train.split_batch, dataclasses.replace(cfg, **changes), 64, world))
 
 
 def test_number_formats(monkeypatch):
@@ -408,8 +380,7 @@ def test_number_formats(monkeypatch):
     assert device.number_format(mps)[0] == device.number_format(cpu)[0] == torch.float32
     assert device.number_format(cpu, 'bfloat16')[0] == torch.bfloat16
     for where, name in ((cuda, 'bfloat16'), (mps, 'bfloat16'), (cpu, 'float16'), (cpu, 'float8')):
-        with pytest.raises(UserError, match=f'dtype=.?{name}'):
-            device.number_format(where, name)
+        assert re.search(f'dtype=.?{name}', sentence(device.number_format, where, name))
 
 
 @pytest.mark.parametrize('found, speed, seconds, chosen, reason', [
@@ -432,38 +403,35 @@ def test_dtype_auto_on_a_cpu_is_measured_and_kept(dataset, tmp_path, monkeypatch
     speed = 3 - speed
     ckpt = go(dataset, tmp_path, '--dtype=auto', '--max_iters=4', '--resume')
     assert formats == {getattr(torch, chosen)} and ckpt['loop']['dtype'] == ('auto' if 'avx2' in found else chosen)
+    assert rows(tmp_path)[-1]['val_loss'] < rows(tmp_path)[0]['val_loss']
+    assert all(t.dtype == torch.float32 for t in ckpt['model'].values())
 
 
 @pytest.mark.parametrize('sharded', [False, True])
 def test_the_time_of_a_pass_leaves_no_trace(monkeypatch, sharded):
     """... also of a sharded model, which FSDP2 does not let be copied."""
-    def refuse(self, memo):
-        raise AssertionError('FSDP does not support deepcopy')
     net = model.Model(model.Config.tiny())
     if sharded:
         monkeypatch.setattr(device.shard, 'is_sharded', lambda t: True)
-        monkeypatch.setattr(model.Model, '__deepcopy__', refuse, raising=False)
+        monkeypatch.setattr(model.Model, '__deepcopy__', lambda *_: pytest.fail('a copy'), raising=False)
     before, batch = {k: v.clone() for k, v in net.state_dict().items()}, torch.randint(17, (2, 3, 16))
     assert device.pass_seconds(net, batch, device.setup('cpu', 'bfloat16', False)) > 0
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_bfloat16_on_a_cpu_trains(dataset, tmp_path):
-    ckpt = go(dataset, tmp_path, *PACING, '--dtype=bfloat16', '--max_iters=10', '--warmup_iters=0')
-    assert rows(tmp_path)[-1]['val_loss'] < rows(tmp_path)[0]['val_loss']
-    assert all(t.dtype == torch.float32 for t in ckpt['model'].values())
-
-
-@pytest.mark.parametrize('name, more', [('train_loss', ['--learning_rate=1e30']),
-                                        ('val_loss', ['--learning_rate=1e38', '--eval_interval=1'])])
-def test_a_run_that_diverges_keeps_its_checkpoint(dataset, tmp_path, name, more):
+@pytest.mark.parametrize('name, words, more', [
+    ('train_loss', [], ['--learning_rate=1e30']),
+    ('val_loss', ['--optimizer=lion'], ['--learning_rate=1e38', '--eval_interval=1']),
+    ('train_loss', [INDEX], ['--learning_rate=100', '--log_interval=100', '--eval_interval=100']),
+    ('train_loss', [INDEX, '--optimizer=muon'], ['--learning_rate=1e12', '--log_interval=100', '--eval_interval=1'])])
+def test_a_run_that_diverges_keeps_its_checkpoint(dataset, tmp_path, name, words, more):
     """A row shows the loss; resume drops it and ends where a run that never diverged does."""
-    out, words = tmp_path / 'run', [*SGD, f'--optimizer={"lion" if name == "val_loss" else "sgd"}']
+    out, words = tmp_path / 'run', [*SGD, *words]
     go(dataset, out, *words, '--max_iters=6')
     before, kept = rows(out), (out / 'best.pt').read_bytes()
-    with pytest.raises(UserError, match=rf'{name} became (nan|inf) at step [678]: .*ckpt.pt .*learning_rate'):
-        go(dataset, out, *words, '--max_iters=20', '--resume', *more)
+    said = sentence(go, dataset, out, *words, '--max_iters=60', '--resume', *more)
+    assert re.search(rf'{name} became (nan|inf) at step \d+.*{out}/ckpt.pt holds .*learning_rate', said)
     found = rows(out)
     assert found[:7] == before and found[-1]['step'] > 6 and found[-1]['tokens'] == found[-1]['step'] * 64
     assert [k for k in ('train_loss', 'val_loss') if not math.isfinite(found[-1].get(k, 0))] == [name]
@@ -475,16 +443,13 @@ def test_a_run_that_diverges_keeps_its_checkpoint(dataset, tmp_path, name, more)
 def test_warnings_about_the_loss(dataset, tmp_path, capsys, monkeypatch):
     """A bidirectional model writes no sample, and a run with leaking_split is resumed only as such."""
     honest = go(dataset, tmp_path / 'honest', '--max_iters=5')
-    shown = capsys.readouterr().out
-    assert BIDIRECTIONAL not in shown and runs.OVERLAP not in shown and '-' * 80 in shown
+    assert BIDIRECTIONAL not in (shown := capsys.readouterr().out) and runs.OVERLAP not in shown and '-' * 80 in shown
     monkeypatch.setattr(model.Model, 'bidirectional', True, raising=False)
     leaks = go(dataset, tmp_path / 'leaks', '--max_iters=5', '--leaking_split')
-    shown = capsys.readouterr().out
-    assert shown.count(BIDIRECTIONAL) == shown.count(runs.OVERLAP) == 1 and '-' * 80 not in shown
+    assert (shown := capsys.readouterr().out).count(BIDIRECTIONAL) == shown.count(runs.OVERLAP) == 1 and '-' * 80 not in shown
     assert leaks['data']['fingerprint'] != honest['data']['fingerprint'] and not same(leaks['model'], honest['model'])
     for name, more in (('leaks', []), ('honest', ['--leaking_split'])):
-        with pytest.raises(UserError, match='cannot be resumed: its data is'):
-            go(dataset, tmp_path / name, '--max_iters=7', '--resume', *more)
+        assert 'its data is' in sentence(go, dataset, tmp_path / name, '--max_iters=7', '--resume', *more)
     assert go(dataset, tmp_path / 'leaks', '--max_iters=7', '--resume', '--leaking_split')['step'] == 7
 
 
@@ -494,8 +459,7 @@ def test_init_from_a_checkpoint(dataset, tmp_path, capsys):
     more = ['--max_iters=1', f'--init_from={tmp_path / "a"}']
     go(dataset, tmp_path / 'b', *more)
     assert rows(tmp_path / 'b')[0]['val_loss'] == pytest.approx(best)
-    with pytest.raises(UserError, match=r'init_from=.*a: its n_layer is 2, this run has 3'):
-        go(dataset, tmp_path / 'c', *more, '--n_layer=3')
+    assert re.search(r'n_layer is 2, .* 3', sentence(go, dataset, tmp_path / 'c', *more, '--n_layer=3'))
     capsys.readouterr()
     train.main(words_of(dataset, tmp_path / 'c', *more, '--eval_only'))
     assert f'val {best:.4f}' in capsys.readouterr().out and not (tmp_path / 'c').exists()
