@@ -1,21 +1,19 @@
 """transformer.py: against torch.nn.Transformer, its loss and its padding, and its search against all targets."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn as nn
 
-from tests.models.test_contract import perturb
-from transformer import Config, Model
+from tests.models.test_contract import perturb, tiny_model
+from transformer import Config
 
 END = Config.tiny().vocab_size - 1
 
 
 def build(**more):
-    torch.manual_seed(0)
-    return perturb(Model(replace(Config.tiny(), **more))).eval()
+    return perturb(tiny_model('transformer', more))
 
 
 @pytest.fixture
