@@ -161,7 +161,7 @@ def test_own_pictures(prepare, album, root):
 
 def images_of(name):
     """{caption: image} of all splits."""
-    found = data.open_data(name, modality='captions')
+    found = data.open_data(name, modality='captions', patch=1)
     return {found.text(row): x for split in SPLITS
             for row, x in zip(found.captions[split], found.splits[split][0], strict=True)}
 
