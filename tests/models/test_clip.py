@@ -29,7 +29,6 @@ def captions(lengths, T, end):
     return y
 
 
-@torch.no_grad()
 @pytest.mark.parametrize('block_size', [12, 9])
 def test_published_weights_give_the_published_similarities(published, block_size):
     folder, theirs = published
@@ -46,9 +45,9 @@ def tiny(**more):
     return perturb(tiny_model('clip', more))
 
 
-@torch.no_grad()
 def test_loss_by_its_definition():
-    """Cosines times the scale, from which the caption of each picture and the picture of each caption is to be found."""
+    """Cosines times the scale, from which the caption of each picture and the picture of each caption is to be found.  A scale
+    that an optimizer moved too far is 100, and can fall again."""
     model = tiny()
     x, y = example_batch(model)
     a, b = model.embed_images(x), model.embed_texts(y)
@@ -58,9 +57,12 @@ def test_loss_by_its_definition():
         for row in ([a[i] @ b[j] for j in range(6)], [a[j] @ b[i] for j in range(6)]):
             losses.append(-(torch.stack(row) * model.log_scale.exp()).log_softmax(0)[i])
     torch.testing.assert_close(model(x, y)[1], torch.stack(losses).mean())
+    assert Model(Config.tiny()).metrics()['scale'] == pytest.approx(1 / 0.07)
+    model.log_scale.data.fill_(9)
+    model(x, y)[1].backward()
+    assert model.metrics()['scale'] == pytest.approx(100) and model.log_scale.grad.abs() > 0
 
 
-@torch.no_grad()
 def test_captions_are_read_up_to_their_ends():
     model, y = tiny(), captions((16, 5, 2), 16, 16)
     found = model.embed_texts(y)
@@ -71,7 +73,6 @@ def test_captions_are_read_up_to_their_ends():
         assert not torch.allclose(model.embed_texts(changed)[1], found[1], atol=1e-4), f'token {t} is ignored'
 
 
-@torch.no_grad()
 def test_a_resnet_reads_the_picture_that_was_cut_into_patches():
     for channels, source_size, P in ((3, 4, 4), (1, 9, 2), (3, 16, 20)):
         model = tiny(tower='resnet18', n_embd=4, source_size=source_size, features=channels * P * P)
@@ -79,15 +80,6 @@ def test_a_resnet_reads_the_picture_that_was_cut_into_patches():
         expected = torch.nn.functional.normalize(model.image(x), dim=1)
         torch.testing.assert_close(model.embed_images(patches(x, P)), expected)
         assert isinstance(model.image.maxpool, torch.nn.MaxPool2d) == (P == 20)         # of 80 pixels, not of 8 or 6
-
-
-def test_the_scale_is_at_most_100():
-    """A scale that an optimizer moved too far is 100, and can fall again."""
-    model = tiny()
-    assert Model(Config.tiny()).metrics()['scale'] == pytest.approx(1 / 0.07)
-    model.log_scale.data.fill_(9)
-    model(*example_batch(model))[1].backward()
-    assert model.metrics()['scale'] == pytest.approx(100) and model.log_scale.grad.abs() > 0
 
 
 TOWERS = 'vit', 'resnet18'

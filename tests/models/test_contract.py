@@ -412,8 +412,7 @@ def test_impossible_settings_are_named(arch, settings):
 
 
 class Newcomer(nn.Module):
-    """The least that a model file must define.  future: it reads one token too many, as an off-by-one error does.
-    on_cpu: it has a tensor that is no buffer."""
+    """The least that a model file must define.  future: it reads one token too many.  on_cpu: it has a tensor, no buffer."""
 
     def __init__(self, config, future=False, on_cpu=False):
         super().__init__()

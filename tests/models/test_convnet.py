@@ -36,7 +36,6 @@ def torchvision_models():
                 del sys.modules[name]
 
 
-@torch.no_grad()
 @pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
 def test_weight_for_weight_with_torchvision(name):
     models, _library = torchvision_models()
@@ -51,7 +50,6 @@ def test_weight_for_weight_with_torchvision(name):
     torch.testing.assert_close(ours(x)[0], theirs(x))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize('kind, width, depths', [('basic', 8, [2, 2, 2, 2]), ('bottleneck', 32, [3, 4, 6, 3])])
 def test_published_weights_give_the_published_logits(tmp_path, kind, width, depths):
     model = theirs('ResNetForImageClassification', tmp_path, layer_type=kind, embedding_size=8, depths=depths, num_labels=5,

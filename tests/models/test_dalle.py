@@ -40,7 +40,8 @@ def batch():
 
 # the discrete VAE ------------------------------------------------------------------------------------------------------------
 
-def test_kl_and_perplexity_by_brute_force():
+def test_kl_and_perplexity_by_brute_force(batch):
+    """The perplexity of a model is that of the last evaluation: what is trained on does not count."""
     logits = torch.randn(2, 3, 5, dtype=torch.float64)
     q, K = logits.softmax(-1), 5
     expected = sum(q[b, s, k] * math.log(q[b, s, k] / (1 / K)) for b in range(2) for s in range(3) for k in range(K)) / 6
@@ -49,6 +50,13 @@ def test_kl_and_perplexity_by_brute_force():
     assert kl_to_uniform(torch.tensor([100.0, 0, 0, 0])).item() == pytest.approx(math.log(4))       # one code
     for counts, expected in (([3, 3, 3, 0], 3), ([5, 0, 0], 1), ([0, 0], 1), ([1, 3], (1 / 4) ** -0.25 * (3 / 4) ** -0.75)):
         assert perplexity(torch.tensor(counts)) == pytest.approx(expected)
+    model = tiny(dvae)
+    counts = model.tokens(batch[0]).flatten().bincount(minlength=11)
+    model(batch[0][:2])
+    model(batch[0][2:])
+    assert model.metrics()['perplexity'] == pytest.approx(perplexity(counts))
+    model.train()(batch[0])
+    assert model.metrics() == {'perplexity': 1.0}
 
 
 def test_straight_through():
@@ -142,16 +150,6 @@ def test_temperature_falls_and_the_samples_become_codes(batch):
     again = tiny(dvae, anneal=10)
     again.load_state_dict(model.state_dict())
     assert again.steps == 12
-
-
-def test_perplexity_is_that_of_the_last_evaluation(batch):
-    model = tiny(dvae)
-    counts = model.tokens(batch[0]).flatten().bincount(minlength=11)
-    model(batch[0][:2])
-    model(batch[0][2:])
-    assert model.metrics()['perplexity'] == pytest.approx(perplexity(counts))
-    model.train()(batch[0])
-    assert model.metrics() == {'perplexity': 1.0}          # what is trained on does not count
 
 
 # the transformer -------------------------------------------------------------------------------------------------------------

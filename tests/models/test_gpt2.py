@@ -45,8 +45,7 @@ def test_attention_is_the_fused_one(causal, past):
 @pytest.mark.parametrize('heads', [4, 2])
 @pytest.mark.parametrize('seen', ['all', 'earlier', 1, 20])
 def test_attention_of_a_few_examples_at_a_time_is_the_fused_one(heads, seen):
-    """In bfloat16, which trains by the formula on a CPU, of 16 and 4 examples: with shared heads, and with a mask for all or
-    for each."""
+    """In bfloat16, which trains by the formula on a CPU, of 16 and 4 examples: shared heads, a mask for all or for each."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(20, n, 256, 8, dtype=torch.bfloat16, requires_grad=True) for n in (4, heads, heads))
     mask = None
@@ -101,7 +100,6 @@ def test_a_full_cache_reads_the_last_half_again(short_conv):
     torch.testing.assert_close(logits, model(x[:, -16:])[0][:, -1], atol=1e-5, rtol=1e-4)
 
 
-@torch.no_grad()
 def test_a_short_convolution(tmp_path):
     """It is the documented sum; all other weights start as they do without it; transformers has no such model."""
     x, tokens = torch.randn(2, 9, 3), torch.randint(17, (2, 16))

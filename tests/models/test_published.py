@@ -195,18 +195,14 @@ def test_settings_that_contradict_the_weights_are_refused(published, tmp_path, a
     assert said.count(f"'{name}': ") == 2 and f"'{name}': {value!r}" in said       # also the published value
 
 
-@pytest.mark.parametrize('key, change, named', [
-    ('h.1.mlp.c_fc.weight', lambda v: v[:, :32].contiguous(), ' is (32, 16) instead of (64, 16)'),
-    ('ln_f.bias', lambda v: v * math.nan, ' holds NaN'), ('h.0.ln_1.bias', lambda v: v / 0, ' holds NaN or infinite'),
-    ('wpe.weight', lambda v: v.to(torch.complex64), ' is complex64'), ('wpe.weight', lambda v: v.to(torch.int8), ' is int8')])
-def test_weights_that_do_not_fit_are_refused(published, tmp_path, key, change, named):
-    def change_weights(weights, _):
-        weights[f'transformer.{key}'] = change(weights[f'transformer.{key}'])
-    assert key + named in refusal(published, 'model', tmp_path, change_weights)
-
-
 MISFITS = {     # {arch: [(settings, or what changes the weights and config.json, what the error must name)]}
-    'bert': [(lambda w, c: c.update(num_attention_heads=5), 'n_head=5')], 'model': [(lambda w, c: c.pop('n_head'), 'n_head')],
+    'bert': [(lambda w, c: c.update(num_attention_heads=5), 'n_head=5')],
+    'model': [
+        (lambda w, c: c.pop('n_head'), '--n_head'),
+        *((lambda w, c, v=v: w['transformer.ln_f.bias'].fill_(v), 'ln_f.bias holds NaN') for v in (math.nan, math.inf)),
+        (lambda w, c: w.update({'transformer.h.1.mlp.c_fc.weight': torch.ones(16, 32)}), r'c_fc.weight is \(32, 16\) .*\(64, '),
+        *((lambda w, c, v=v: w.update({'transformer.wpe.weight': v}), f'wpe.weight is {name}') for name, v in (
+            ('complex64', torch.ones(12, 16, dtype=torch.complex64)), ('int8', torch.ones(12, 16, dtype=torch.int8))))],
     'llama': [
         (lambda w, c: c.update(rope_parameters={'rope_type': 'llama3', 'factor': 2.0}), 'rope_type='),
         (lambda w, c: c.update(rope_scaling={'type': 'linear', 'factor': c.pop('rope_parameters') and 2.0}), 'rope_type=')],
@@ -263,23 +259,17 @@ def test_a_smaller_window_has_fewer_positions(published, tmp_path, arch):
         assert re.search('block_size=13 .* 12 positions', refusal(published, arch, tmp_path, block_size=13))
 
 
-@pytest.mark.parametrize('family', FAMILIES[:2], ids=lambda f: f.arch)
-def test_an_output_layer_that_is_not_the_embedding(family, tmp_path):
-    """Whatever config.json says, as in transformers."""
-    model = theirs(family.theirs, tmp_path, **family.shape, tie_word_embeddings=False)
-    described = json.loads((tmp_path / 'config.json').read_text())
-    (tmp_path / 'config.json').write_text(json.dumps(described | {'tie_word_embeddings': True}))
+@pytest.mark.parametrize('family, settings, change', [
+    *((family, {'tie_word_embeddings': False}, lambda c: c.update(tie_word_embeddings=True)) for family in FAMILIES[:2]),
+    (FAMILIES[1], {'rope_parameters': LLAMA3}, lambda c: c.update(rope_theta=c['rope_parameters'].pop('rope_theta'),
+                                                                  rope_scaling=c.pop('rope_parameters')))])
+def test_a_config_json_may_be_wrong_or_old(family, settings, change, tmp_path):
+    """An output layer that is not the embedding, whatever is said, as in transformers; and old names of rotary settings."""
+    model = theirs(family.theirs, tmp_path, **family.shape, **settings)
+    change(described := json.loads((tmp_path / 'config.json').read_text()))
+    (tmp_path / 'config.json').write_text(json.dumps(described))
     ours = load_arch(family.arch).Model.from_pretrained(str(tmp_path))
     assert not ours.config.tied and same(ours, model)
-
-
-def test_old_names_of_the_rotary_settings(tmp_path):
-    model = theirs('LlamaForCausalLM', tmp_path, **FAMILIES[1].shape, rope_parameters=LLAMA3)
-    described = json.loads((tmp_path / 'config.json').read_text())
-    rope = described.pop('rope_parameters')
-    described |= {'rope_theta': rope.pop('rope_theta'), 'rope_scaling': rope}
-    (tmp_path / 'config.json').write_text(json.dumps(described))
-    assert same(load_arch('llama').Model.from_pretrained(str(tmp_path)), model)
 
 
 EXPORTS = [('model', change) for change in ({}, {'bias': False}, {'gelu': 'tanh'}, {'tied': False, 'eps': 0.1})] + [

@@ -10,7 +10,6 @@ from harness import files
 from tests.models.test_published import patches, theirs
 
 
-@torch.no_grad()
 @pytest.mark.parametrize('side', [2, 3, 5])
 def test_positions_for_each_size_of_image(tmp_path, side):
     """Interpolated as transformers does, of published weights and of a model; with the class token and without."""

@@ -13,7 +13,6 @@ from harness import LEAKS, checkpoint, log, optim
 from wavenet import CausalWaveNet, Config, JoiningWaveNet, Model
 
 
-@torch.no_grad()
 def test_joining_by_brute_force():
     """16 tokens become 4, and 4 become 1, each from its own four neighbours."""
     net, x = JoiningWaveNet(Config.tiny()), torch.randn(2, 16, 16)
@@ -26,7 +25,6 @@ def test_joining_by_brute_force():
     torch.testing.assert_close(net(x), h)
 
 
-@torch.no_grad()
 def test_causal_wavenet_by_brute_force():
     """Gated unit, residual and skip as in figure 4 of the paper."""
     net, x = CausalWaveNet(replace(Config.tiny(), reads='causal')), torch.randn(2, 11, 16)

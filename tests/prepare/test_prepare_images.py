@@ -14,6 +14,7 @@ from PIL import Image
 
 from harness import SPLITS, data, files
 from prepare import cifar10, common, emoji, shapes
+from tests.prepare.test_prepare import fill
 
 
 def tgz(path, content):
@@ -94,8 +95,7 @@ def test_tools_that_are_missing_and_other_hashes(root, monkeypatch):
 
 
 def test_emoji_and_stamps(prepare, from_package, root):
-    """Transparent parts are white; names are captions, groups classes; the first line of a stamp's text is its caption,
-    and of a long stamp nothing is cut off."""
+    """Transparent parts are white; names are captions, groups classes; of a stamp's text, the first line; all of it is seen."""
     clear = np.zeros((64, 64, 4), np.uint8)
     from_package(tgz(root / 'e.tgz', {'emoji.json': json.dumps([
         {'image': f'{i}.png', 'name': f'FACE {i % 3}', 'category': 'AB'[i % 2]} for i in range(40)]).encode()} | {
@@ -166,20 +166,22 @@ def images_of(name):
             for row, x in zip(found.captions[split], found.splits[split][0], strict=True)}
 
 
-@pytest.mark.parametrize(('change', 'words', 'named'), [
-    (lambda a: Image.new('RGB', (7, 6)).save(a / 'p05.png'), [], ['p05.png', '7 x 6', 'p00.png', '9 x 6', '--size']),
-    (lambda a: (a / 'p05.png').write_bytes((a / 'p06.png').read_bytes()[:45]), [], ['p05.png', 'truncated']),
-    (lambda a: (a / 'p05.png').write_text('no image'), [], ['p05.png', 'no image']),
-    (lambda a: (a / 'p05.txt').unlink(), [], ['p05.png', 'no caption', 'p05.txt']),
-    (lambda a: (a / 'p05.txt').write_text(' \n'), [], ['p05.txt', '0 characters']),
-    (lambda a: (a / 'p05.txt').write_text('x' * 300), [], ['p05.txt', '300 characters', '--longest=200']),
-    (lambda a: [p.unlink() for p in a.glob('*.png')], [], ['no pictures']),
-    (lambda a: [p.unlink() for p in a.glob('p1*.png')] + [(a / 'p00.png').unlink()], [], ['9 pictures']),
-    (lambda a: (a / 't.tsv').write_text('p00.png\tx\nq.png\ty\n'), ['--table=t.tsv'], ['t.tsv', 'q.png']),
-    (lambda a: (a / 't.tsv').write_text('p00.png x\n'), ['--table=t.tsv'], ['t.tsv, line 1', '1 columns']),
-    (lambda a: None, ['--classes'], ['p00.png', 'class'])])
-def test_bad_pictures(prepare, album, change, words, named):
-    change(album)
+BLACK = png(np.zeros((6, 7, 3), np.uint8))
+
+
+@pytest.mark.parametrize(('content', 'words', 'named'), [       # files that are written, or removed: None
+    ({'p05.png': BLACK}, [], ['p05.png', '7 x 6', 'p00.png', '9 x 6', '--size']), ({}, ['--classes'], ['p00.png', 'class']),
+    ({'p05.png': BLACK[:45]}, [], ['p05.png', 'truncated']), ({'p05.png': 'no image'}, [], ['p05.png', 'no image']),
+    ({'p05.txt': None}, [], ['p05.png', 'no caption', 'p05.txt']), ({'p05.txt': ' \n'}, [], ['p05.txt', '0 characters']),
+    ({'p05.txt': 'x' * 300}, [], ['p05.txt', '300 characters', '--longest=200']),
+    *((dict.fromkeys(f'p{i:02}.png' for i in gone), [], [named]) for gone, named in (
+        (range(12), 'no pictures'), ((0, 10, 11), '9 pictures'))),
+    ({'t.tsv': 'p00.png\tx\nq.png\ty\n'}, ['--table=t.tsv'], ['t.tsv', 'q.png']),
+    ({'t.tsv': 'p00.png x\n'}, ['--table=t.tsv'], ['t.tsv, line 1', '1 columns'])])
+def test_bad_pictures(prepare, album, content, words, named):
+    fill(album, {name: text for name, text in content.items() if text})
+    for name in (name for name, text in content.items() if not text):
+        (album / name).unlink()
     said = sentence(prepare, 'pictures.py', 'mine', album, *(w.replace('t.tsv', str(album / 't.tsv')) for w in words))
     assert all(name in said for name in named), said
     assert not common.data_folder('mine').exists()
