@@ -303,24 +303,20 @@ def until(condition, process):
     raise AssertionError('it never happened')
 
 
-def deadly(real, calls):
-    """The function, until the iterator `calls` is used up: then it kills this process."""
-    def call(*args, **more):
-        if next(calls, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **more)
-    return call
-
-
 def killed(last, functions, call, *args):
     """call(*args) in a fork of this process that kills itself at the last-th call of the functions, (where, name) each.
     Returns whether that came."""
-    pid = os.fork()
+    def deadly(real):
+        def count(*args, **more):
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **more)
+        return count
+    pid, calls = os.fork(), iter(range(last))
     if not pid:
         with contextlib.suppress(BaseException):
-            calls = iter(range(last))
             for where, name in functions:
-                setattr(where, name, deadly(getattr(where, name), calls))
+                setattr(where, name, deadly(getattr(where, name)))
             call(*args)
             os._exit(0)
         os._exit(1)

@@ -16,19 +16,16 @@ def test_positions_for_each_size_of_image(tmp_path, side):
     model = theirs('ViTModel', tmp_path, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
                    image_size=12, patch_size=4)
     folder, images = str(tmp_path), torch.randn(2, 3, 4 * side, 4 * side)
+    classed, mean = models = [vit.Model.from_pretrained(folder, block_size=side ** 2, readout=readout, n_head=4).eval()
+                              for readout in ('class', 'mean')]
     expected = model(images, interpolate_pos_encoding=True).last_hidden_state
-    for readout in ('class', 'mean'):
-        ours = vit.Model.from_pretrained(folder, block_size=side ** 2, readout=readout, n_head=4).eval()
-        again = vit.Model.from_pretrained(folder, readout=readout)
-        again = again.refined(dataclasses.replace(again.config, block_size=side ** 2)).eval()
-        for p, q in zip(ours.h.parameters(), again.h.parameters(), strict=True):
-            assert torch.equal(p, q)
-        assert torch.equal(ours.wpe.weight, again.wpe.weight)
-        if readout == 'class':
-            torch.testing.assert_close(ours.trunk(patches(images, 4)), expected, atol=1e-4, rtol=1e-4)
-        else:
-            whole = vit.Model.from_pretrained(folder, block_size=side ** 2)
-            assert torch.equal(ours.wpe.weight, whole.wpe.weight[1:]) and ours.cls is None
+    torch.testing.assert_close(classed.trunk(patches(images, 4)), expected, atol=1e-4, rtol=1e-4)
+    assert mean.cls is None and torch.equal(mean.wpe.weight, classed.wpe.weight[1:])
+    for ours in models:
+        again = vit.Model.from_pretrained(folder, readout=ours.config.readout)
+        again = again.refined(dataclasses.replace(again.config, block_size=side ** 2))
+        pairs = zip((ours.wpe.weight, *ours.h.parameters()), (again.wpe.weight, *again.h.parameters()), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)
 
 
 def onnx_features(path, name, images):
