@@ -239,7 +239,6 @@ def cli():
 @pytest.fixture
 def refused(cli):
     """Run a script that must fail as a user's error does: exit code 1, one sentence, no traceback.  Returns the sentence.
-
     In this process; or, when told where (cwd=...) or in which environment (env=...), in one of its own, which takes seconds."""
     def run(*words, **more):
         if more:

@@ -366,10 +366,6 @@ def refused(**change):
     return sentence(build, load_arch('fpt'), {**dataclasses.asdict(fpt.Config.tiny()), **change})
 
 
-PLACES = {'embeddings.cls_token': (1, 1, 16), 'embeddings.position_embeddings': (1, 5, 16),
-          'embeddings.patch_embeddings.projection.weight': (16, 1, 2, 2)}           # of the weights of a ViT
-
-
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """make(suffix, architecture or weights) -> the content of a GGUF of a Llama, or of an ONNX file of no more than weights."""
@@ -388,7 +384,8 @@ def whole(tmp_path_factory):
     return make
 
 
-VIT = {name: (shape, 'float32') for name, shape in PLACES.items()}
+VIT = {'embeddings.cls_token': ((1, 1, 16), 'float32'), 'embeddings.position_embeddings': ((1, 5, 16), 'float32'),
+       'embeddings.patch_embeddings.projection.weight': ((16, 1, 2, 2), 'float32')}
 INT8 = VIT | {'embeddings.cls_token': ((1, 1, 16), 'int8')}
 
 

@@ -123,8 +123,7 @@ def test_stamps_of_one_thing_are_in_one_split(prepare, from_package, root):
     from_package(deb(root / 's.deb', content))
     found = data.open_data(prepare('stamps.py', '--seed=1'), modality='captions')
     where = {(re.search(r'\d+', found.text(row))[0], split) for split in SPLITS for row in found.captions[split]}
-    assert len(where) == 24 and found.meta['alike'] == 48
-    assert found.meta['examples'] == {'train': 40, 'val': 4, 'test': 4}
+    assert len(where) == 24 and found.meta['alike'] == 48 and found.meta['examples'] == {'train': 40, 'val': 4, 'test': 4}
 
 
 # a user's own -----------------------------------------------------------------------------------------------------------------

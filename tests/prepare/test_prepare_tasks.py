@@ -222,5 +222,4 @@ def test_mnist_addition(prepare, four):
     (('s5.py', '--examples=100000000000'), '--examples=100000000000'),
     (('parity.py', '--length=4', '--examples=10', '--seed=1'), '--length=4')])
 def test_bad_arguments(refused, root, words, reason):
-    assert reason in refused(f'prepare/{words[0]}', *words[1:])
-    assert not [*root.glob('data/*/meta.json')]
+    assert reason in refused(f'prepare/{words[0]}', *words[1:]) and not [*root.glob('data/*/meta.json')]
