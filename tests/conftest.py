@@ -1,6 +1,7 @@
 """What the tests share: a tiny data set, scripts run here or in a process of their own, and what a folder holds."""
 
 import contextlib
+import dataclasses
 import http.server
 import io
 import multiprocessing
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import warnings
@@ -162,6 +164,17 @@ def send(request, body):
     request.wfile.write(body)
 
 
+def write_tar(path, content, mode='w:gz'):
+    """An archive of {name: bytes}.  Returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, raw in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(raw)
+            tar.addfile(member, io.BytesIO(raw))
+    return path
+
+
 @pytest.fixture
 def tree(tmp_path):
     """A copy of the code without data/, for what would otherwise write there."""
@@ -176,6 +189,13 @@ def tree(tmp_path):
 
 # what train.py adds to a model in a checkpoint
 ABOUT = {'loop': {'dataset': 'none', 'optimizer': 'muon', 'batch_size': 1, 'tokens_per_step': 0}, 'data': {'fingerprint': ''}}
+
+
+def save(model, folder):
+    """A run folder with a checkpoint of the model."""
+    folder.mkdir(exist_ok=True)
+    checkpoint.save(folder / 'ckpt.pt', {'arch': type(model).__module__, 'config': dataclasses.asdict(model.config), 'step': 1,
+                                         'model': model.state_dict(), **ABOUT})
 
 
 # the command line ---------------------------------------------------------------------------------------------------------
@@ -227,8 +247,11 @@ def script(path, *words):
 
 @pytest.fixture
 def prepare(root):
-    """Run prepare/<script> in this process; data/ is in an empty folder."""
-    return lambda name, *words: script(f'prepare/{name}', *words)
+    """Run prepare/<script> in this process; data/ is in an empty folder.  Returns the name of the data set."""
+    def run(name, *words):
+        script(f'prepare/{name}', *words)
+        return next((str(word)[7:] for word in words if str(word).startswith('--name=')), name.removesuffix('.py'))
+    return run
 
 
 @pytest.fixture(scope='session')
@@ -243,7 +266,6 @@ def cli():
 @pytest.fixture
 def refused(cli):
     """Run a script that must fail as a user's error does: exit code 1, one sentence, no traceback.  Returns the sentence.
-
     In this process; or, when told where (cwd=...) or in which environment (env=...), in one of its own, which takes seconds."""
     def run(*words, **more):
         if more:
@@ -307,24 +329,20 @@ def until(condition, process):
     raise AssertionError('it never happened')
 
 
-def deadly(real, calls):
-    """The function, until the iterator `calls` is used up: then it kills this process."""
-    def call(*args, **more):
-        if next(calls, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **more)
-    return call
-
-
 def killed(last, functions, call, *args):
     """call(*args) in a fork of this process that kills itself at the last-th call of the functions, (where, name) each.
     Returns whether that came."""
-    pid = os.fork()
+    def deadly(real):
+        def count(*args, **more):
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **more)
+        return count
+    pid, calls = os.fork(), iter(range(last))
     if not pid:
         with contextlib.suppress(BaseException):
-            calls = iter(range(last))
             for where, name in functions:
-                setattr(where, name, deadly(getattr(where, name), calls))
+                setattr(where, name, deadly(getattr(where, name)))
             call(*args)
             os._exit(0)
         os._exit(1)

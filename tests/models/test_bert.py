@@ -58,7 +58,6 @@ def test_a_model_from_a_package(root, monkeypatch):
     assert 'another hash' in (said := sentence(bert.Model.from_pretrained, 'some')) and 'some==1' in said
 
 
-@torch.no_grad()
 def test_infill_masks_each_token_in_turn():
     """Of a text longer than the window, each from the window around it; by brute force."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 
@@ -9,13 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn as nn
-from conftest import ABOUT, printed, sentence
+from conftest import printed, save, sentence
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
+import dalle
 import fpt
 import mamba
-import model as gpt
 import train
 import vit
 from harness import ROOT, checkpoint, files, optim
@@ -38,12 +39,6 @@ def trained(model):
     return [n for n, p in model.named_parameters() if p.requires_grad]
 
 
-def save(model, folder, arch='fpt'):
-    folder.mkdir(exist_ok=True)
-    checkpoint.save(folder / 'ckpt.pt', {'arch': arch, 'config': dataclasses.asdict(model.config), 'step': 1,
-                                         'model': model.state_dict(), **ABOUT})
-
-
 @pytest.fixture
 def x():
     return torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))
@@ -53,11 +48,7 @@ def x():
 def run(tmp_path_factory):
     """The folder of a run of a small GPT."""
     folder = tmp_path_factory.mktemp('trunk')
-    torch.manual_seed(3)
-    model = gpt.Model(dataclasses.replace(gpt.Config.tiny(), bias=False))
-    for p in model.parameters():
-        p.data += 0.1 * torch.randn(p.shape)
-    save(model, folder, 'model')
+    other_run('model', folder, bias=False)
     return folder
 
 
@@ -71,7 +62,7 @@ def other_run(arch, folder, **change):
     trunk = module.Model(dataclasses.replace(module.Config.tiny(), **change)).eval()
     for p in trunk.parameters():
         p.data += 0.1 * torch.randn(p.shape)
-    save(trunk, folder, arch)
+    save(trunk, folder)
     return trunk
 
 
@@ -84,19 +75,14 @@ def read_out(model, trunk, h, position):
 
 # trained parameters -----------------------------------------------------------------------------------------------------------
 
-def matrices(kind, *layers):
-    return [f'h.{i}.{kind}.{layer}.{p}' for i in range(2) for layer in layers for p in ('weight', 'bias')]
-
-
 @pytest.mark.parametrize(('change', 'names'), [
-    ({'mode': 'fpt'}, [*NEW, 'wpe.weight', *NORMS]), ({'mode': 'frt'}, [*NEW, 'wpe.weight', *NORMS]),
-    ({'trained': 'input'}, NEW[:2]), ({'trained': 'output+positions'}, [*NEW[2:], 'wpe.weight']), ({'trained': 'norms'}, NORMS),
-    ({'trained': 'attention'}, matrices('attn', 'c_attn', 'c_proj')),
-    ({'trained': 'feed_forward'}, matrices('mlp', 'c_fc', 'c_proj')),
-    ({'mode': 'urt'}, None), ({'mode': 'upt'}, None)])
+    ({'mode': 'fpt'}, r'(input|output|wpe|.*ln_\w)\.'), ({'mode': 'frt'}, r'(input|output|wpe|.*ln_\w)\.'),
+    ({'mode': 'urt'}, ''), ({'mode': 'upt'}, ''), ({'trained': 'input'}, r'input\.'), ({'trained': 'norms'}, r'.*ln_\w\.'),
+    ({'trained': 'output+positions'}, r'(output|wpe)\.'), ({'trained': 'attention'}, r'h\.\d\.attn\.c_(attn|proj)\.'),
+    ({'trained': 'feed_forward'}, r'h\.\d\.mlp\.c_(fc|proj)\.')])
 def test_which_parameters_are_trained(change, names):
     model = tiny(**change)
-    assert sorted(trained(model)) == sorted(names or [n for n, _ in model.named_parameters()])
+    assert trained(model) == [n for n, _ in model.named_parameters() if re.match(names, n)] != []
 
 
 def test_original_count_on_mnist():
@@ -136,8 +122,7 @@ ALL = 'h.', 'output'
     ('model', 'attention', ['attn'], ['0.attn.c_proj', 'mlp', 'h.1', 'output']),
     ('model', '+'.join(fpt.PARTS), ['input', *ALL], ALL)])
 def test_the_backward_pass_computes_only_what_is_trained(arch, parts, weights, inputs, x):
-    """The product for the gradient of each layer's weight, and for that of its input, is computed only if one of the trained
-    parts needs it; with the output layer alone, nothing of the trunk is kept for a backward pass."""
+    """The products for the gradients of a layer's weight and input only if a part needs them; with the output, nothing kept."""
     model = tiny(trunk_arch=arch, trained=parts)
     kept = []
     model.ln_f.register_forward_hook(lambda module, args, output: kept.append(output.requires_grad))
@@ -160,7 +145,7 @@ def test_what_is_trained_is_printed(task_data):
 @pytest.mark.parametrize('arch', fpt.TRUNKS)
 def test_bfloat16(arch, tmp_path, x):
     """Frozen matrices in bfloat16, which has 8 bits; all else, and all gradients, in float32."""
-    trunk = other_run(arch, tmp_path / 'trunk', **(QK_NORM if arch == 'llama' else {}))
+    other_run(arch, tmp_path / 'trunk', **(QK_NORM if arch == 'llama' else {}))
     whole, half = (tiny(trunk=str(tmp_path / 'trunk'), features=5, trunk_dtype=kind) for kind in ('float32', 'bfloat16'))
     assert half.config.trunk_hash == whole.config.trunk_hash
     matrices = {p for m in half.h.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
@@ -174,14 +159,13 @@ def test_bfloat16(arch, tmp_path, x):
     assert torch.equal(checkpoint.load_model(tmp_path / 'run')[0](x)[0], found)
     with torch.device('meta'):
         assert optim.memory(half, 'adamw') == optim.memory(fpt.Model(half.config), 'adamw') < optim.memory(whole, 'adamw')
-    assert trunk.config.n_embd == 16
 
 
 @pytest.mark.parametrize('kind', ['float32', 'bfloat16'])
 def test_resume_is_exact(kind, run, task_data, tmp_path):
     """Also with dropout in the trunk."""
     words = ['--arch=fpt', f'--dataset={task_data("bits").name}', f'--trunk={run}', f'--trunk_dtype={kind}', '--dropout=0.1',
-             '--schedule=constant', '--eval_interval=2', '--eval_windows=8', '--warmup_iters=0', '--device=cpu']
+             '--schedule=constant', '--eval_interval=2', '--eval_windows=8', '--warmup_iters=0', '--dtype=float32']
     for out, *more in (['whole', '--max_iters=4'], ['part', '--max_iters=2'], ['part', '--max_iters=4', '--resume']):
         printed(train.main, [*words, f'--out_dir={tmp_path / out}', *more])
     whole, part = (checkpoint.load(tmp_path / name / 'ckpt.pt')['model'] for name in ('whole', 'part'))
@@ -215,7 +199,7 @@ def test_keep_embedding(run, tmp_path):
             tiny(**shape | change)
 
 
-def test_trunk_of_a_run(run, x):
+def test_trunk_of_a_run(run, tmp_path, x):
     """Its shape, whatever the config has, and the answer of its own blocks between two new layers."""
     model, trunk = tiny(trunk=str(run), n_layer=7, n_embd=64), checkpoint.load_model(run)[0]
     c = model.config
@@ -225,9 +209,13 @@ def test_trunk_of_a_run(run, x):
     assert all(getattr(random.config, k) == getattr(c, k) for k in (*fpt.SHAPE, 'positions', 'sees'))
     long = tiny(trunk=str(run), block_size=20)          # positions beyond those of the trunk are new
     assert torch.equal(long.wpe.weight[:16], trunk.wpe.weight) and long.wpe.weight[16:].std() > 0
+    save(mamba.Model(mamba.Config.tiny()), tmp_path)
+    for change, words in (({'trunk': str(tmp_path)}, "arch='mamba'"), ({'trunk': 'no_such'}, "'no_such'"),
+                          ({'trunk_arch': 'llama', 'shape': {'n_kv_heads': 2}}, "'n_kv_heads'.* arch=llama"),
+                          ({'block_size': 20, 'trained': 'input+output'}, '16 positions .* 20 tokens')):
+        assert re.search(words, refused(**change))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize('change', [{}, QK_NORM, {'rope_layout': 'interleaved', 'head_dim': 6, 'rope_base': 50.0}], ids=str)
 def test_a_llama(tmp_path, x, change):
     """It adds no positions: those are in its attention; its window slides over longer examples."""
@@ -242,10 +230,8 @@ def test_a_llama(tmp_path, x, change):
     torch.testing.assert_close(long(y)[0], long.output(trunk.trunk(long.input(y))[:, -1]))
 
 
-@torch.no_grad()
 def test_a_bert(tmp_path, x):
-    """Its positions, with the embedding of token type 0 added, the norm of its embeddings, and post-norm blocks; its positions
-    are no grid, whatever their number."""
+    """Its positions, no grid, with the embedding of token type 0, the norm of its embeddings, and post-norm blocks."""
     trunk = other_run('bert', tmp_path / 'trunk', n_hidden=24)
     model = tiny(trunk=str(tmp_path / 'trunk'), block_size=4)
     y = torch.randn(3, 4, 5)
@@ -256,24 +242,31 @@ def test_a_bert(tmp_path, x):
     assert {*trained(model)} == {*NEW, *NORMS[:-2], 'ln.weight', 'ln.bias', 'wpe.weight'} and model.config.sees == 'both'
 
 
-@pytest.mark.parametrize(('arch', 'change'), [('llama', QK_NORM), ('bert', {'n_hidden': 24})])
-def test_modes_of_other_trunks(arch, change, tmp_path, x):
-    """Random weights need the shape only, a checkpoint of frozen ones needs the trunk, and one of trained ones nothing."""
+@pytest.mark.parametrize(('arch', 'change'), [('model', {'bias': False}), ('llama', QK_NORM), ('bert', {'n_hidden': 24})])
+def test_modes_and_their_checkpoints(arch, change, tmp_path, x):
+    """Random weights need the shape only, a checkpoint of frozen ones needs the same trunk, and one of trained ones nothing."""
     folder = tmp_path / 'trunk'
     trunk = other_run(arch, folder, **change)
     models = {mode: tiny(trunk=str(folder), mode=mode) for mode in fpt.MODES} | {
-        'shuffled': tiny(trunk=str(folder), shuffled=True)}
+        'shuffled': tiny(trunk=str(folder), shuffled=True), 'norms': tiny(trunk=str(folder), trained='norms')}
     shapes = {tuple((n, p.shape) for n, p in m.named_parameters()) for m in models.values()}
     assert len(shapes) == 1 and all(m.config.shape == models['fpt'].config.shape for m in models.values())
+    torch.manual_seed(99)
     for name, model in models.items():
-        state = model.state_dict()
-        assert {*state} == ({*trained(model), *NEW} if name[0] != 'u' else {n for n, _ in model.named_parameters()})
+        frozen = set() if name[0] == 'u' else {n for n, p in model.named_parameters() if not p.requires_grad} - {*NEW}
+        assert {*model.state_dict()} == {n for n, _ in model.named_parameters()} - frozen
         save(model, tmp_path / name)
-        assert torch.equal(checkpoint.load_model(tmp_path / name)[0](x)[0], model(x)[0])
+        again, content = checkpoint.load_model(tmp_path / name)
+        assert torch.equal(again(x)[0], model(x)[0])
+        assert len(content['config']['trunk_hash']) == 16 and json.dumps(content['config'])
     for p, q in zip(models['fpt'].h.parameters(), models['shuffled'].h.parameters(), strict=True):
         assert torch.equal(p, q) == (p.dim() == 1) and torch.equal(p.flatten().sort().values, q.flatten().sort().values)
+    assert arch == 'llama' or torch.equal(models['fpt'].wpe.weight, models['shuffled'].wpe.weight)
     blocks = getattr(trunk, fpt.TRUNKS[arch].blocks)
     assert all(torch.equal(p, q) for p, q in zip(blocks.parameters(), models['upt'].h.parameters(), strict=True))
+    next(p for p in blocks.parameters() if p.dim() == 2).data[0, 0] += 1
+    save(trunk, folder)
+    assert f"trunk='{folder}' has changed" in sentence(checkpoint.load_model, tmp_path / 'fpt')
     shutil.rmtree(folder)
     assert str(folder) in sentence(checkpoint.load_model, tmp_path / 'fpt')
     for name in ('frt', 'upt', 'urt'):
@@ -300,72 +293,49 @@ def test_random_trunks_depend_on_their_seed():
 
 
 def test_trunks_in_the_format_of_the_hub(tmp_path, x):
-    from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
-    GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=16, vocab_size=11)).save_pretrained(tmp_path / 'gpt')
-    c = tiny(trunk=str(tmp_path / 'gpt')).config
-    assert (c.sees, c.gelu, c.positions) == ('back', 'tanh', 16)
-    weights = safetensors.torch.load_file(tmp_path / 'gpt/model.safetensors')
-    weights['transformer.h.1.mlp.c_fc.weight'] = torch.zeros(16, 48)
-    safetensors.torch.save_file(weights, tmp_path / 'gpt/model.safetensors')
-    assert all(s in refused(trunk=str(tmp_path / 'gpt')) for s in ('h.1.mlp.c_fc.weight', '(48, 16)', '(64, 16)'))
-
-    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8,
-                       patch_size=2, layer_norm_eps=0.1)).save_pretrained(tmp_path / 'vit')
+    """Of which random weights need the shape only."""
+    theirs('GPT2LMHeadModel', tmp_path / 'gpt', n_layer=2, n_head=2, n_embd=16, n_positions=16, vocab_size=11)
+    theirs('ViTModel', tmp_path / 'vit', hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+           image_size=8, patch_size=2, layer_norm_eps=0.1)
     trunk = vit.Model.from_pretrained(str(tmp_path / 'vit'))
     last, front = (tiny(trunk=str(tmp_path / 'vit'), readout=r) for r in ('last', 'class'))
-    assert last.config.sees == 'both'
     torch.testing.assert_close(last(x)[0], read_out(last, trunk, last.input(x) + trunk.wpe.weight[1:3], -1))
     h = torch.cat([trunk.cls.expand(3, -1, -1), front.input(x)], dim=1) + trunk.wpe.weight[:3]
     torch.testing.assert_close(front(x)[0], read_out(front, trunk, h, 0))
     resized = vit.Model.from_pretrained(str(tmp_path / 'vit'), block_size=9).wpe.weight         # the task has images of 3 x 3
     last, front = (tiny(trunk=str(tmp_path / 'vit'), readout=r, block_size=9) for r in ('last', 'class'))
     assert torch.equal(front.wpe.weight, resized) and torch.equal(last.wpe.weight, resized[1:])
-
-    for name in ('gpt', 'vit'):         # random weights need the shape only
-        weights = safetensors.torch.load_file(tmp_path / name / 'model.safetensors')
-        if name == 'gpt':
-            weights['transformer.h.1.mlp.c_fc.weight'] = torch.zeros(16, 64)
-            safetensors.torch.save_file(weights, tmp_path / name / 'model.safetensors')
-        trained, random = (tiny(trunk=str(tmp_path / name), mode=mode) for mode in ('fpt', 'frt'))
-        for field in (*fpt.SHAPE, 'sees', 'positions'):
-            assert getattr(random.config, field) == getattr(trained.config, field)
-        assert random.h[0].ln_1.eps == trained.h[0].ln_1.eps == {'gpt': 1e-5, 'vit': 0.1}[name]
-        assert not torch.equal(random.h[0].attn.c_attn.weight, trained.h[0].attn.c_attn.weight)
+    for name, expected in (('gpt', ('back', 'tanh', 16, 1e-5)), ('vit', ('both', 'none', 17, 0.1))):
+        frozen, random = models = [tiny(trunk=str(tmp_path / name), mode=mode) for mode in ('fpt', 'frt')]
+        assert all((m.config.sees, m.config.gelu, m.config.positions, m.h[0].ln_1.eps) == expected for m in models)
+        assert all(getattr(random.config, field) == getattr(frozen.config, field) for field in fpt.SHAPE)
+        assert not torch.equal(random.h[0].attn.c_attn.weight, frozen.h[0].attn.c_attn.weight)
         save(random, tmp_path / f'{name}_run')
-        shutil.rmtree(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / f'{name}_moved')
         assert torch.equal(checkpoint.load_model(tmp_path / f'{name}_run')[0](x)[0], random(x)[0])
+    weights = safetensors.torch.load_file(tmp_path / 'gpt_moved' / 'model.safetensors')
+    weights['transformer.h.1.mlp.c_fc.weight'] = torch.zeros(16, 48)
+    safetensors.torch.save_file(weights, tmp_path / 'gpt_moved' / 'model.safetensors')
+    assert all(s in refused(trunk=str(tmp_path / 'gpt_moved')) for s in ('h.1.mlp.c_fc.weight', '(48, 16)', '(64, 16)'))
 
 
-def test_a_vit_without_a_class_token(tmp_path):
-    model = vit.Model(dataclasses.replace(vit.Config.tiny(), readout='mean'))
-    save(model, tmp_path, 'vit')
-    assert torch.equal(tiny(trunk=str(tmp_path), block_size=9).wpe.weight, model.wpe.weight)
-    assert 'readout=class' in refused(trunk=str(tmp_path), readout='class')
-
-
-def test_frozen_positions_that_are_interpolated_are_in_the_hash(tmp_path):
-    """A checkpoint from before they were interpolated holds no positions, and would change its function."""
-    save(vit.Model(vit.Config.tiny()), tmp_path, 'vit')
+def test_positions_of_a_vit(tmp_path):
+    """Frozen ones that are interpolated are in the hash: a checkpoint from before holds none, and would change its function."""
+    save(vit.Model(vit.Config.tiny()), tmp_path)
     trained, frozen, whole = (tiny(trunk=str(tmp_path), block_size=n, trained=parts).config.trunk_hash for n, parts in (
         (4, ''), (4, 'input+output'), (9, 'input+output')))
     assert trained == whole != frozen
-
-
-def test_shuffling_permutes_the_matrices(run, tmp_path, x):
-    plain, shuffled = tiny(trunk=str(run)), tiny(trunk=str(run), shuffled=True)
-    for (name, p), q in zip(plain.h.named_parameters(), shuffled.h.parameters(), strict=True):
-        assert torch.equal(p, q) == (p.dim() == 1), name
-        assert torch.equal(p.flatten().sort().values, q.flatten().sort().values)
-    assert torch.equal(plain.wpe.weight, shuffled.wpe.weight)
-    save(shuffled, tmp_path)
-    assert torch.equal(checkpoint.load_model(tmp_path)[0](x)[0], shuffled(x)[0])
+    model = vit.Model(dataclasses.replace(vit.Config.tiny(), readout='mean'))           # without a class token
+    save(model, tmp_path)
+    assert torch.equal(tiny(trunk=str(tmp_path), block_size=9).wpe.weight, model.wpe.weight)
+    assert 'readout=class' in refused(trunk=str(tmp_path), readout='class')
 
 
 @pytest.mark.parametrize('trunk, expected', [
     ('out/shakespeare_gpt', True), ('out/a,b=1.5-c', True), ('gpt2', False), ('random', False), ('/tmp/out/x', False),
     ('out/', False), ('out/..', False), ('out/../x', False), ('out/x/y', False), ('out/x;y', False), ('out/x\n', False)])
 def test_needs_names_folders_of_out(trunk, expected):
-    assert fpt.needs({'trunk': trunk}) == ([trunk] if expected else [])
+    assert fpt.needs({'trunk': trunk}) == dalle.needs({'vae': trunk}) == [trunk] * expected and fpt.needs({}) == dalle.needs({})
 
 
 def test_labels():
@@ -379,32 +349,6 @@ def test_labels():
 
 
 # checkpoints ----------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('parts', ['', 'norms'])
-def test_checkpoint_holds_the_new_layers_and_what_was_trained(parts, run, tmp_path, x):
-    model = tiny(trunk=str(run), trained=parts)
-    save(model, tmp_path)
-    content = checkpoint.load(tmp_path / 'ckpt.pt')
-    assert set(content['model']) == {*trained(model), *NEW}
-    assert len(content['config']['trunk_hash']) == 16 and json.dumps(content['config'])
-    torch.manual_seed(99)
-    assert torch.equal(checkpoint.load_model(tmp_path)[0](x)[0], model(x)[0])
-
-
-def test_trunk_that_has_changed_or_is_missing(run, tmp_path, x):
-    trunk = tmp_path / 'trunk'
-    shutil.copytree(run, trunk)
-    unfrozen = tiny(trunk=str(trunk), mode='upt')
-    save(unfrozen, tmp_path / 'upt')
-    save(tiny(trunk=str(trunk)), tmp_path / 'fpt')
-    content = checkpoint.load(trunk / 'ckpt.pt')
-    content['model']['h.0.attn.c_proj.weight'][0, 0] += 1
-    checkpoint.save(trunk / 'ckpt.pt', content)
-    assert f"trunk='{trunk}' has changed" in sentence(checkpoint.load_model, tmp_path / 'fpt')
-    shutil.rmtree(trunk)
-    assert str(trunk) in sentence(checkpoint.load_model, tmp_path / 'fpt')
-    assert torch.equal(checkpoint.load_model(tmp_path / 'upt')[0](x)[0], unfrozen(x)[0])        # it holds the whole trunk
-
 
 def test_loading_trains_no_trunk(monkeypatch, tmp_path):
     """A checkpoint names its trunk: what is missing is an error, and neither a script nor a training is started."""
@@ -420,35 +364,6 @@ def test_loading_trains_no_trunk(monkeypatch, tmp_path):
 
 def refused(**change):
     return sentence(build, load_arch('fpt'), {**dataclasses.asdict(fpt.Config.tiny()), **change})
-
-
-@pytest.mark.parametrize(('change', 'words'), [
-    ({'mode': 'xyz'}, ["mode='xyz'", 'fpt', 'urt']), ({'trained': 'heads'}, ["trained='heads'", 'feed_forward']),
-    ({'trained': '+'}, ["trained='+'"]), ({'readout': 'mean'}, ["readout='mean'", 'last']),
-    ({'sees': 'x'}, ["sees='x'", 'both']), ({'features': 0}, ['vocab_size=0', 'features=0']),
-    ({'readout': 'class'}, ['readout=class', 'readout=last']),
-    ({'kind': 'x'}, ["kind='x'"]), ({'n_head': 3}, ['n_embd=16', 'n_head=3']),
-    ({'block_size': 20, 'trained': 'input+output'}, ['16 positions', '20 tokens']),
-    ({'trunk': 'some/where', 'mode': 'frt'}, ['some/where', 'mode=frt', 'gpt2-xl']), ({'trunk': 'no_such'}, ["'no_such'"]),
-    ({'shuffled': True}, ['shuffled=True', 'trunk=random']), ({'trunk_arch': 'lstm'}, ["trunk_arch='lstm'", 'llama']),
-    ({'trunk_dtype': 'float16'}, ["trunk_dtype='float16'", 'bfloat16']),
-    ({'trunk_dtype': 'bfloat16', 'mode': 'urt'}, ['trunk_dtype=bfloat16', 'mode=urt']),
-    ({'trunk_arch': 'llama', 'trained': 'positions'}, ["trained='positions'", 'nothing']),
-    ({'trunk_arch': 'llama', 'shape': {'n_kv_heads': 2}}, ["'n_kv_heads'", 'arch=llama']),
-    ({'trunk_arch': 'llama', 'readout': 'class'}, ['readout=class']),
-    ({'shuffled': True, 'mode': 'urt', 'trunk': 'gpt2'}, ['shuffled=True', 'mode=urt', 'trunk=gpt2'])])
-def test_bad_settings(change, words):
-    message = refused(**change)
-    assert all(word in message for word in words), message
-
-
-def test_trunk_that_is_no_gpt(tmp_path):
-    save(mamba.Model(mamba.Config.tiny()), tmp_path, 'mamba')
-    assert "arch='mamba'" in refused(trunk=str(tmp_path))
-
-
-PLACES = {'embeddings.cls_token': (1, 1, 16), 'embeddings.position_embeddings': (1, 5, 16),
-          'embeddings.patch_embeddings.projection.weight': (16, 1, 2, 2)}           # of the weights of a ViT
 
 
 @pytest.fixture(scope='module')
@@ -469,21 +384,16 @@ def whole(tmp_path_factory):
     return make
 
 
-def quantised(content):
-    """A GGUF whose first matrix has the quantisation 9, Q8_1."""
-    at = content.index(b'token_embd.weight') + len('token_embd.weight') + 4 + 8 + 8
-    return content[:at] + (9).to_bytes(4, 'little') + content[at + 4:] + b' ' * 99999
-
-
-VIT = {name: (shape, 'float32') for name, shape in PLACES.items()}
+VIT = {'embeddings.cls_token': ((1, 1, 16), 'float32'), 'embeddings.position_embeddings': ((1, 5, 16), 'float32'),
+       'embeddings.patch_embeddings.projection.weight': ((16, 1, 2, 2), 'float32')}
 INT8 = VIT | {'embeddings.cls_token': ((1, 1, 16), 'int8')}
 
 
 @pytest.mark.parametrize(('suffix', 'kind', 'change', 'missing', 'words'), [
     *((suffix, kind, change, '', ['truncated']) for suffix, kind in (('gguf', ''), ('onnx', VIT)) for change in (
         lambda c: c[:len(c) // 2], lambda c: c[:-9], lambda c: b'', lambda c: b'a text' * 99)),
-    ('gguf', 'phi3', None, '', ["'phi3'", 'llama, qwen3']), ('gguf', '', quantised, '', ['token_embd.weight', 'Q8_1']),
-    ('gguf', '', None, 'gguf', ['pip install gguf']), ('onnx', VIT, None, 'onnx', ['pip install onnx']),
+    ('gguf', 'phi3', None, '', ["'phi3'", 'llama, qwen3']), ('gguf', '', None, 'gguf', ['pip install gguf']),
+    ('onnx', VIT, None, 'onnx', ['pip install onnx']),
     ('onnx', {'conv1.weight': ((6, 3, 5, 5), 'float32')}, None, '', ['not the weights of a ViT', 'of a Llama']),
     ('onnx', INT8, None, '', ['cls is int8'])])
 def test_a_trunk_that_cannot_be_read(whole, suffix, kind, change, missing, words, tmp_path, monkeypatch):

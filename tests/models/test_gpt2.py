@@ -3,15 +3,16 @@
 import argparse
 import dataclasses
 import itertools
+import re
 import shutil
 
 import pytest
 import torch
-from conftest import ABOUT, sentence
+from conftest import save, sentence
 
 import model as gpt
 from extras import export
-from harness import UserError, checkpoint
+from harness import checkpoint
 from tests.models.test_published import FAMILIES, same, theirs
 
 
@@ -44,8 +45,7 @@ def test_attention_is_the_fused_one(causal, past):
 @pytest.mark.parametrize('heads', [4, 2])
 @pytest.mark.parametrize('seen', ['all', 'earlier', 1, 20])
 def test_attention_of_a_few_examples_at_a_time_is_the_fused_one(heads, seen):
-    """In bfloat16, which trains by the formula on a CPU, of 16 and 4 examples: with shared heads, and with a mask for all or
-    for each."""
+    """In bfloat16, which trains by the formula on a CPU, of 16 and 4 examples: shared heads, a mask for all or for each."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(20, n, 256, 8, dtype=torch.bfloat16, requires_grad=True) for n in (4, heads, heads))
     mask = None
@@ -59,23 +59,14 @@ def test_attention_of_a_few_examples_at_a_time_is_the_fused_one(heads, seen):
                                                                 enable_gqa=True)
     torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.02)
     weight = torch.randn_like(expected)
-    (found * weight).sum().backward()
-    (expected * weight).sum().backward()
+    torch.autograd.backward((found, expected), (weight.bfloat16(), weight))
     for x, y in zip((q, k, v), exact, strict=True):
         assert (x.grad - y.grad).norm() < 0.02 * y.grad.norm()
 
 
-def test_dropout_of_attention_weights():
-    """The weights of a query sum to 1 without it; with it, on average."""
-    torch.manual_seed(0)
-    q, k, v = torch.randn(8, 2, 64, 8, requires_grad=True), torch.randn(8, 2, 64, 8), torch.ones(8, 2, 64, 8)
-    sums = gpt.fast_attention(q, k, v, dropout=0.3)
-    assert abs(sums.mean() - 1) < 0.02 and sums.std() > 0.05
-    torch.testing.assert_close(gpt.fast_attention(q, k, v), v)
-
-
 def test_dropout_scales_what_it_keeps():
-    """The fraction of zeros, the factor of the rest, the same mask in the gradient, and none in evaluation."""
+    """The fraction of zeros, the factor of the rest, the same mask in the gradient, and none in evaluation.  The weights of a
+    query in attention sum to 1 without it; with it, on average."""
     torch.manual_seed(0)
     layer, x = gpt.Dropout(0.2), torch.ones(1001, 999, requires_grad=True)
     y = layer(x)
@@ -83,9 +74,12 @@ def test_dropout_scales_what_it_keeps():
     assert abs((y.view(-1)[1:] * y.view(-1)[:-1]).mean() - 1) < 5e-3        # neighbours are independent
     torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1.25))
     y.sum().backward()
-    assert torch.equal(x.grad, y)
-    assert layer.eval()(x) is x
+    assert torch.equal(x.grad, y) and layer.eval()(x) is x
     assert [gpt.drop(x, p).sum().item() for p in (0.0, 1.0)] == [x.numel(), 0.0]
+    q, k, v = torch.randn(8, 2, 64, 8, requires_grad=True), torch.randn(8, 2, 64, 8), torch.ones(8, 2, 64, 8)
+    sums = gpt.fast_attention(q, k, v, dropout=0.3)
+    assert abs(sums.mean() - 1) < 0.02 and sums.std() > 0.05
+    torch.testing.assert_close(gpt.fast_attention(q, k, v), v)
 
 
 @torch.no_grad()
@@ -105,7 +99,6 @@ def test_a_full_cache_reads_the_last_half_again(short_conv):
     torch.testing.assert_close(logits, model(x[:, -16:])[0][:, -1], atol=1e-5, rtol=1e-4)
 
 
-@torch.no_grad()
 def test_a_short_convolution(tmp_path):
     """It is the documented sum; all other weights start as they do without it; transformers has no such model."""
     x, tokens = torch.randn(2, 9, 3), torch.randint(17, (2, 16))
@@ -122,8 +115,7 @@ def test_a_short_convolution(tmp_path):
     assert {k for k in convolved if k not in plain} == {f'h.{i}.short_conv.conv.weight' for i in range(2)}
     assert all(torch.equal(v, convolved[k]) for k, v in plain.items())
     assert not torch.allclose(models[0](tokens)[0], models[1](tokens)[0])
-    checkpoint.save(tmp_path / 'best.pt', {**ABOUT, 'arch': 'model', 'config': dataclasses.asdict(models[1].config), 'step': 1,
-                                           'model': convolved})
+    save(models[1], tmp_path)
     assert 'short_conv=4' in sentence(export.main, [str(tmp_path), str(tmp_path / 'exported')])
 
 
@@ -149,8 +141,7 @@ def test_pickles(published, tmp_path, wrap, message):
     for name in (tmp_path, tmp_path / 'pytorch_model.bin'):
         assert not checkpoint.is_ours(name)
         if message:
-            with pytest.raises(UserError, match=message):
-                gpt.Model.from_pretrained(str(name))
+            assert re.search(message, sentence(gpt.Model.from_pretrained, str(name)))
         else:
             assert same(gpt.Model.from_pretrained(str(name)), published[0])
 
@@ -162,8 +153,7 @@ def test_pickles(published, tmp_path, wrap, message):
     ('model.safetensors.index.json', b'{"weight_map": {"a": "gone.safetensors"}}', 'gone.safetensors')])
 def test_broken_files_are_named(tmp_path, file, content, message):
     (tmp_path / file).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        gpt.Model.from_pretrained(str(tmp_path))
+    assert message in sentence(gpt.Model.from_pretrained, str(tmp_path))
 
 
 # the hub ----------------------------------------------------------------------------------------------------------------------
@@ -178,10 +168,8 @@ def point_to(url, monkeypatch):
 def test_weights_from_the_hub(published, tmp_path, serve, monkeypatch):
     """A model with safetensors, an old one with a pickle only, one that does not exist; then from the cache, offline."""
     model, folder = published
-    for name in ('new', 'old'):
-        (tmp_path / 'owner' / name).mkdir(parents=True)
-        shutil.copy(folder / 'config.json', tmp_path / 'owner' / name)
-    shutil.copy(folder / 'model.safetensors', tmp_path / 'owner' / 'new')
+    shutil.copytree(folder, tmp_path / 'owner' / 'new')
+    shutil.copytree(folder, tmp_path / 'owner' / 'old', ignore=shutil.ignore_patterns('*.safetensors'))
     torch.save(model.state_dict(), tmp_path / 'owner' / 'old' / 'pytorch_model.bin')
 
     def answer(request):
@@ -202,10 +190,8 @@ def test_weights_from_the_hub(published, tmp_path, serve, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'cache'))
     for name in ('owner/new', 'owner/old'):
         assert same(gpt.Model.from_pretrained(name), model)
-    with pytest.raises(UserError, match="no model 'owner/none'"):
-        gpt.Model.from_pretrained('owner/none')
+    assert "no model 'owner/none'" in sentence(gpt.Model.from_pretrained, 'owner/none')
     point_to('http://127.0.0.1:9', monkeypatch)
     assert same(gpt.Model.from_pretrained('owner/new'), model)
-    with pytest.raises(UserError, match=r'download http\S*/owner/gone/resolve/main/config.json .*pass that folder') as e:
-        gpt.Model.from_pretrained('owner/gone')
-    assert len(str(e.value).splitlines()) == 1
+    said = sentence(gpt.Model.from_pretrained, 'owner/gone')
+    assert re.search(r'download http\S*/owner/gone/resolve/main/config.json .*pass that folder', said)

@@ -8,14 +8,12 @@ import torch
 import highorder
 import mamba
 import model as gpt
-from highorder import Config, Model
 from piecewise import sum_of_edges
-from tests.models.test_contract import influence, perturb
+from tests.models.test_contract import influence, perturb, tiny_model
 
 
 def build(**more):
-    torch.manual_seed(0)
-    return perturb(Model(dataclasses.replace(Config.tiny(), **more))).eval()
+    return perturb(tiny_model('highorder', more))
 
 
 X = torch.randint(17, (3, 30), generator=torch.Generator().manual_seed(1))

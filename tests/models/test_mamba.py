@@ -104,7 +104,6 @@ def test_initial_values_are_the_papers():
         dt = F.softplus(block.mixer.dt_proj.bias)
         assert 0.001 <= dt.min() < 0.005 and 0.03 < dt.max() <= 0.1
         torch.testing.assert_close(-block.mixer.A_log.exp()[3], -torch.arange(1.0, 17))
-        assert (block.mixer.D == 1).all()
-        assert block.mixer.dt_proj.weight.abs().max() <= 4 ** -0.5
+        assert (block.mixer.D == 1).all() and block.mixer.dt_proj.weight.abs().max() <= 4 ** -0.5
     y = torch.tensor([1e-4, 0.1, 1, 30], dtype=torch.float64)
     torch.testing.assert_close(F.softplus(mamba.inverse_softplus(y), threshold=100), y)

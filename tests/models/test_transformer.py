@@ -1,21 +1,19 @@
 """transformer.py: against torch.nn.Transformer, its loss and its padding, and its search against all targets."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn as nn
 
-from tests.models.test_contract import perturb
-from transformer import Config, Model
+from tests.models.test_contract import perturb, tiny_model
+from transformer import Config
 
 END = Config.tiny().vocab_size - 1
 
 
 def build(**more):
-    torch.manual_seed(0)
-    return perturb(Model(replace(Config.tiny(), **more))).eval()
+    return perturb(tiny_model('transformer', more))
 
 
 @pytest.fixture
@@ -40,7 +38,6 @@ def copy_weights(ours, theirs):
 
 
 @pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors')
-@torch.no_grad()
 def test_it_is_the_transformer_of_torch(batch):
     model, (source, y) = build(), batch
     x, c = nn.functional.pad(torch.where(y < 0, END, y)[:, :-1], (1, 0), value=END), model.config
@@ -58,7 +55,6 @@ def test_it_is_the_transformer_of_torch(batch):
         torch.testing.assert_close(model.positions[t, 2 * i:2 * i + 2], torch.stack([angle.sin(), angle.cos()]))
 
 
-@torch.no_grad()
 def test_loss_and_padding(batch):
     """The loss is the mean over targets of the means over their tokens; label smoothing in training only."""
     model, (source, y) = build(smoothing=0.2), batch
@@ -81,7 +77,6 @@ def score(model, source, target):
     return sum(log_p[t, i].item() for t, i in enumerate(y)) / len(y)
 
 
-@torch.no_grad()
 def test_search_finds_the_likeliest_of_all_targets():
     """With beams for every prefix, a beam search is exhaustive; greedy decoding takes the likeliest token each time."""
     model = build(vocab_size=4, block_size=3, source_size=5)

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 import pytest
 import regex
-from conftest import byte_letters
+from conftest import byte_letters, text_of
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import Tokenizer as Reference
 from tokenizers import decoders, models, pre_tokenizers
 
-from harness import data
 from harness.tokenizer import Tokenizer
 from prepare import bpe
 from prepare.common import split_text
@@ -95,18 +94,17 @@ def test_merges_by_hand():
     assert bpe.train('<|endoftext|>'.join(['ab', 'c', 'de'] * 20), 9) == [(a, b), (ord('d'), ord('e'))]
 
 
-def test_a_data_set_of_a_text(prepare, root, tmp_path, capsys):
+def test_a_data_set_of_a_text(prepare, tmp_path, capsys):
     text = verses(random.Random(6))
     (tmp_path / 'mine.txt').write_text(text, encoding='utf-8')
     (tmp_path / 'short.md').write_text('ab abc ' * 20)
     prepare('bpe.py', 'mine', tmp_path / 'mine.txt', '--merges=120')
-    made = data.TextData(root / 'data' / 'mine')
-    assert tuple(made.tokenizer.decode(made.tokens[split].tolist()) for split in ('train', 'val')) == split_text(text)
-    assert made.vocab_size == 256 + 120 + 1 and made.meta['script'] == 'bpe.py' and made.meta['dtype'] == 'uint16'
-    assert made.meta['tokenizer'] == bpe.train_tokenizer('mine', text, 120) and 'merges' not in capsys.readouterr().out
+    texts, meta = text_of('mine')
+    assert texts == split_text(text) and meta['vocab_size'] == 256 + 120 + 1
+    assert meta['script'] == 'bpe.py' and meta['dtype'] == 'uint16'
+    assert meta['tokenizer'] == bpe.train_tokenizer('mine', text, 120) and 'merges' not in capsys.readouterr().out
     prepare('bpe.py', 'few', tmp_path / 'short.md')
-    assert data.TextData(root / 'data' / 'few').vocab_size == 256 + 3 + 1 and '3 merges' in capsys.readouterr().out
-    prepare('shakespeare_bpe.py', f'--input={tmp_path / "mine.txt"}')
-    meta = data.TextData(root / 'data' / 'shakespeare_bpe').meta
+    assert text_of('few')[1]['vocab_size'] == 256 + 3 + 1 and '3 merges' in capsys.readouterr().out
+    meta = text_of(prepare('shakespeare_bpe.py', f'--input={tmp_path / "mine.txt"}'))[1]
     assert meta['script'] == 'shakespeare_bpe.py' and meta['source']['name'] == 'mine.txt'
     assert meta['tokenizer'] == bpe.train_tokenizer('shakespeare_bpe', text, 1024)

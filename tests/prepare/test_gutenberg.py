@@ -130,11 +130,7 @@ def test_ascii():
             'a\u00a0b\u2009c\u3000d\u00ade\u200bf\ufeffg\u2028h': 'a b c defg\nh',
             '\u00bfQu\u00e9? \u00a1No!': '?Que? !No!'}.items():
         assert gutenberg.to_ascii(text) == (ascii, 0)
-
-
-def test_letters_with_accents_lose_them():
-    """Against Unicode's names of the Latin letters of Europe: LATIN SMALL LETTER E WITH ACUTE is e."""
-    found = {}
+    found = {}      # Unicode's names of the Latin letters of Europe: LATIN SMALL LETTER E WITH ACUTE is e
     for code in (*range(0xc0, 0x180), *range(0x1e00, 0x1f00)):
         named = re.fullmatch(r'LATIN (SMALL|CAPITAL) LETTER ([A-Z])( WITH .*)?', unicodedata.name(chr(code), ''))
         if named and not re.search('HALF RING|MIDDLE DOT|LOOP', named[0]):      # these are other characters

