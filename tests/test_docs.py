@@ -170,6 +170,8 @@ def test_options_in_commands_exist(line):
         assert importlib.util.find_spec(module[1]), line
         return
     words = shlex.split(line)
+    if '-c' in words:
+        return compile(words[words.index('-c') + 1], line, 'exec')
     at = next(i for i, w in enumerate(words) if w.endswith('.py'))
     script, words = words[at], words[at + 1:]
     if '--arch=gru' in words or 'config/NAME.py' in words:
