@@ -189,6 +189,8 @@ def enter(configs, settings, match=False):
 def match_parameters(e, target, tolerance=0.02):
     """(the entrant at a width that gives it `target` parameters, a note that names the width)."""
     arch, shape = e.settings.arch, dataclasses.asdict(e.model)
+    # not all of e.model: what it derived from the width, such as head_dim, must follow the width
+    given = {k: v for k, v in e.data.model_settings().items() if k in shape} | e.settings.model
 
     def scaled(by, names):
         def scale(n):
@@ -197,7 +199,7 @@ def match_parameters(e, target, tolerance=0.02):
 
     def parameters(values):
         with contextlib.suppress(ValueError), torch.device('meta'):     # ValueError: n_head does not divide the width
-            return sum(p.numel() for p in arch.Model(arch.Config(**shape | values)).parameters())
+            return sum(p.numel() for p in arch.Model(arch.Config(**given | values)).parameters())
 
     # an architecture may have a width that is not used with these settings
     names = [k for k in WIDTHS if k in shape and parameters(scaled(4, [k])) not in (None, e.parameters)]

@@ -69,8 +69,10 @@ LAST = 'pic.py --predicts=last --patch_size=4 --depths=1,1'
 @pytest.mark.parametrize(('first', 'rival', 'width'), [
     ('gpt.py --n_embd=64', 'pic.py', '--n_embd='), ('gpt.py --n_embd=64', 'pic.py --n_embd=200', '--n_embd='),
     ('gpt.py --n_embd=64', 'gpt.py --n_layer=4', '--n_embd='), ('gpt.py --n_embd=64', f'{LAST} --dims=8,16', '--dims='),
+    # head_dim follows the width
+    ('gpt.py --n_embd=128', 'gpt.py --arch=llama --n_hidden=40 --n_kv_head=1', '--n_embd='),
     # most of its parameters do not depend on the width
-    (f'{LAST} --vocab_size=1000 --dims=32,64', f'{LAST} --vocab_size=1000 --dims=8,16', '--dims=')], ids=range(5))
+    (f'{LAST} --vocab_size=1000 --dims=32,64', f'{LAST} --vocab_size=1000 --dims=8,16', '--dims=')], ids=range(6))
 def test_matching_parameters(race_configs, first, rival, width):
     (one, e), (note,) = enter(f'{race_configs}/{first}', f'{race_configs}/{rival}', '--match=parameters')
     assert one.parameters == size(one.words) and size(e.words) == e.parameters
