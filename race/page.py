@@ -25,6 +25,7 @@ from race.tables import tables, text, write_csv
 COLOURS = ('#d1495b', '#2e86ab', '#3f9c6b', '#d98e04', '#8e6bbf', '#8c6d46')       # readable on white and on black
 INK = '#7f7f7e'         # of axes and text; report.html replaces it by its own colour
 AXES = {'tokens': 'tokens', 'seconds': 'seconds of training', 'flops': 'FLOPs of training'}
+TASK_AXES = {'step': 'steps'} | {k: v for k, v in AXES.items() if k != 'tokens'}     # an image is one token or many patches
 POINTS = 25             # of a curve that is kept in a record
 
 
@@ -70,12 +71,19 @@ def contest(found, better=-1):
     return [i in inside for i in range(len(found))]
 
 
+def axes_of(record):
+    """{key of a curve: label} of the panels of a record."""
+    return TASK_AXES if 'task' in record else AXES
+
+
 def draw_curves(ax, record, x, ink='black'):
     """The validation loss of all entrants along x.  Returns whether there was anything to draw."""
     from matplotlib.ticker import EngFormatter
     y = 'val_loss' if 'task' in record else main_metric(record)
     bands = {i: b for i, e in enumerate(record['entrants']) if (b := band(e, x, y))}
     inside = dict(zip(bands, contest([mean[-1] for _, mean, _, _ in bands.values()]), strict=True))
+    if 'task' in record:        # any loss is near enough to be seen
+        inside = dict.fromkeys(bands, True)
     near = [b for i, b in bands.items() if inside[i]]
     if near:        # the last three quarters of the curves in the contest: the first steps fall too far
         top = max(high[grid >= grid[0] + (grid[-1] - grid[0]) / 4].max(initial=high[-1]) for grid, _, _, high in near)
@@ -90,9 +98,13 @@ def draw_curves(ax, record, x, ink='black'):
                         arrowprops={'arrowstyle': '->', 'color': colour, 'lw': 2})
         ax.plot(grid, mean, color=colour, lw=2, marker='o', ms=3, label=label)
         ax.fill_between(grid, low, high, color=colour, alpha=0.2, lw=0)
-    ax.set(xlabel=AXES[x], ylabel=y if 'task' in record else f'{y} (nats)')
+    ends = [grid[-1] for grid, *_ in bands.values()]
+    if max(ends, default=0) > 20 * min(ends, default=1):        # the cheap ones would be a line on the left
+        ax.set_xscale('log')
+    else:
+        ax.locator_params(axis='x', nbins=6)
+    ax.set(xlabel=axes_of(record)[x], ylabel=y if 'task' in record else f'{y} (nats)')
     ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
-    ax.locator_params(axis='x', nbins=6)
     ax.grid(color=ink, alpha=0.2)
     ax.spines[['top', 'right']].set_visible(False)
     return bool(bands)
@@ -145,7 +157,7 @@ def draw_race(record, path):
         draw_dots(ax, record)
     else:
         fig, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout='constrained')
-        for ax, x in zip(axes, AXES, strict=True):
+        for ax, x in zip(axes, axes_of(record), strict=True):
             draw_curves(ax, record, x)
         handles, labels = axes[1].get_legend_handles_labels()
         columns = max(1, min(len(labels), 200 // (max(map(len, labels), default=0) + 8)))
@@ -220,7 +232,7 @@ def write(record, pictures, out):
     plots = []
     style = dict.fromkeys(('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK)
     with plt.rc_context(style | {'svg.fonttype': 'none', 'font.size': 12, 'font.family': 'sans-serif'}):
-        for x in AXES:
+        for x in axes_of(record):
             fig, ax = plt.subplots(figsize=(4.7, 3.5), layout='constrained')
             draw_curves(ax, record, x, ink=INK)
             plots.append(svg(fig))

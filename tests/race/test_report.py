@@ -276,3 +276,16 @@ def test_the_page_of_a_race_without_finished_runs(tmp_path):
     page.write(r, {}, tmp_path)
     text = shown((tmp_path / 'report.html').read_text(encoding='utf-8'))
     assert text.count('no finished run') == 2 and 'gpt failed in 1 of 1 runs' in text and '2 of 6 runs' in text
+
+
+def test_curves_of_a_task_show_every_entrant(tmp_path):
+    """By steps, as an image is one token or many; a cheap one is no line at the left, and none is above the panel."""
+    import matplotlib.pyplot as plt
+    r = record(entrant('net', {0: 1.2}), entrant('vit', {0: 9.0}), task='classify')
+    for e, seconds in zip(r['entrants'], (1, 100), strict=True):
+        e['runs'][0]['curve'] = {'step': [0, 4, 8], 'seconds': [0, seconds / 2, seconds],
+                                 'val_loss': [9.5, 9.2, e['runs'][0]['val_loss']]}
+    fig, ax = plt.subplots()
+    assert list(page.axes_of(r)) == ['step', 'seconds', 'flops'] and page.draw_curves(ax, r, 'seconds')
+    assert ax.get_xscale() == 'log' and ax.get_ylim()[1] > 9.0 and not ax.texts
+    plt.close(fig)
