@@ -171,7 +171,8 @@ def test_options_in_commands_exist(line):
         return
     words = shlex.split(line)
     if '-c' in words:
-        return compile(words[words.index('-c') + 1], line, 'exec')
+        compile(words[words.index('-c') + 1], line, 'exec')
+        return
     at = next(i for i, w in enumerate(words) if w.endswith('.py'))
     script, words = words[at], words[at + 1:]
     if '--arch=gru' in words or 'config/NAME.py' in words:
