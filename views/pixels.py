@@ -104,5 +104,5 @@ def draw_pixels(bits, count):
     fig, ax = plt.subplots(figsize=(5, 4.2), layout='constrained')
     fig.colorbar(ax.imshow(bits, cmap='YlOrRd', vmin=0, interpolation='nearest'), ax=ax, label='bits')
     ax.set(xticks=[], yticks=[])
-    ax.set_title(f'loss of each pixel, mean of {count} validation pictures: {bits.mean():.3f} bits per dimension', fontsize=9)
+    ax.set_title(f'loss of each pixel, mean of {count} validation pictures:\n{bits.mean():.3f} bits per dimension', fontsize=9)
     return fig
