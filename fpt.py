@@ -67,7 +67,7 @@ class Trunk:
 TRUNKS = {
     'model': Trunk(gpt, 'back'),
     'vit': Trunk(vit, 'both', grid=True),
-    # positions are in its attention, so none are added; it has no dropout inside the blocks
+    # positions are in its attention, so none are added; it has no dropout on attention weights
     'llama': Trunk(llama, 'back', 'layers', norm='norm', attention='self_attn', positions=lambda model: None,
                    inputs=lambda config, h: (llama.rotation(config, h),)),
     # post-norm: the embeddings are normalised, and the last block ends with a norm; all tokens have the type 0
@@ -209,7 +209,8 @@ class Model(nn.Module):
         return {'input': [self.input], 'output': [self.output],
                 'positions': [m for m in (self.wpe, self.cls) if m is not None],
                 'norms': of((nn.LayerNorm, nn.RMSNorm), (self.ln, self.h, self.ln_f)),
-                'attention': of(nn.Linear, (getattr(block, self.config.layout.attention) for block in self.h)),
+                'attention': [*of(nn.Linear, (getattr(block, self.config.layout.attention) for block in self.h)),
+                              *of(nn.Conv1d, self.h)],
                 'feed_forward': of(nn.Linear, (block.mlp for block in self.h))}[part]
 
     def freeze(self):
@@ -228,7 +229,8 @@ class Model(nn.Module):
         for part, name in (('attention', self.config.layout.attention), ('feed_forward', 'mlp')):
             if part not in parts:
                 for layer in self.modules_of(part):
-                    layer.to(torch.bfloat16)
+                    if isinstance(layer, nn.Linear):    # not the short convolution before attention
+                        layer.to(torch.bfloat16)
                 for block in self.h:        # its sum with the residual stream is of float32 again
                     getattr(block, name).register_forward_pre_hook(cast)
 

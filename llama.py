@@ -33,7 +33,7 @@ class Config:                       # SmolLM2 135M: 8192, 49152, 30, 9, 3, 576, 
     n_embd: int = 128               # channels
     head_dim: int = 0               # channels per head (0: n_embd / n_head)
     n_hidden: int = 0               # channels inside the MLP (0: 8/3 of n_embd, rounded up to a multiple of 64)
-    rope_base: float = 10000.0      # rotary positions: the slowest pair of channels turns once in 2 pi rope_base tokens
+    rope_base: float = 10000.0      # rotary positions: the slowest pair of channels turns once in nearly 2 pi rope_base tokens
     rope_layout: str = 'half'       # the pairs: 'half' (i, i + D/2) as in transformers, 'interleaved' (2i, 2i + 1) as in Meta's
     rope_scaling: tuple = ()        # Llama 3.1's: factor, low_freq_factor, high_freq_factor, original window
     qk_norm: bool = False           # RMSNorm of each query and key, as in Qwen3

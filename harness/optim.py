@@ -41,8 +41,11 @@ def is_matrix(module, name, p):
 def groups(model):
     """{'matrix' | 'head' | 'other' | 'rest': [(name, parameter), ...]} of the trainable parameters, each listed once.
 
-    A module is a head if its out_features is the vocab_size of the model's config, or its number of outputs in a task."""
+    A head's out_features is the vocab_size of the model's config, or its number of outputs in a task.  It is the last such
+    module, or tied to an embedding: another one is a matrix of a model that is as wide as its vocabulary."""
     answers = getattr(model.config, 'outputs', None) or getattr(model.config, 'vocab_size', None)
+    last = ([None] + [m for m in model.modules() if getattr(m, 'out_features', -1) == answers])[-1]
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     kinds = {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -50,7 +53,7 @@ def groups(model):
             if getattr(p, 'no_weight_decay', False):
                 pass
             elif is_matrix(module, name, p):
-                head = getattr(module, 'out_features', -1) == answers
+                head = module is last or (p in embeddings and module.out_features == answers)
                 kind = 'head' if head else 'matrix' if p.dim() == 2 and min(p.shape) > 1 else 'other'
             elif name == 'weight' and isinstance(module, _ConvNd):
                 kind = 'other'

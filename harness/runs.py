@@ -1,5 +1,6 @@
 """The start of a run: its folder, and its model, from scratch, from other weights or from its own last checkpoint."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -151,7 +152,13 @@ def from_checkpoint(arch, name, settings):
 
 def with_vocabulary(arch, model, size):
     """The model for another vocabulary: its weights, except new ones where the size of the vocabulary is in their shape."""
-    values = dataclasses.asdict(model.config) | {'vocab_size': size}
+    was, derived = dataclasses.asdict(model.config), {}
+    for f in dataclasses.fields(arch.Config):       # a setting that follows from the vocabulary, such as the token [MASK]
+        as_default = was | {f.name: f.default}
+        with contextlib.suppress(UserError):
+            if f.default is not dataclasses.MISSING and dataclasses.asdict(build_config(arch, as_default)) == was:
+                derived[f.name] = f.default
+    values = was | derived | {'vocab_size': size}
     with torch.device('meta'):
         shapes, others = ({k: v.shape for k, v in build(arch, values | {'vocab_size': n}).state_dict().items()}
                           for n in (size, size - 1))
@@ -169,6 +176,7 @@ def resumed(settings, dataset, out_dir):
                            ('data', content['data']['fingerprint'], dataset.fingerprint),
                            ('optimizer', content['loop']['optimizer'], cfg.optimizer),
                            ('patch', content['loop'].get('patch', cfg.patch), cfg.patch),
+                           ('validate', content['loop'].get('validate', cfg.validate), cfg.validate),
                            *([('init_from', content['loop'].get('init_from'), cfg.init_from)] * (cfg.init_from != 'scratch')),
                            *((k, content['config'].get(k), v) for k, v in settings.model.items())]:
         if was != now:

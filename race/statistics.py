@@ -191,6 +191,8 @@ def verdicts(record):
         name, found = e['name'], difference(record, e, metric)
         if e['leaks']:
             sentences.append(f'{name} is not compared: {LEAKS}.')
+        elif found is None and record['entrants'][0]['leaks']:
+            sentences.append(f'{name} is not compared with {first}: {LEAKS}.')
         elif found is None:
             if 'progress' not in record:
                 sentences.append(f'{name} cannot be compared with {first}: no seed has a finished run of both.')

@@ -45,6 +45,7 @@ TABLES = {          # what stands before each command, and its table
 --dataset=../letters => '../letters' | --dataset=bits => task | --init_from=TASK => arch
 --init_from=CUT.safetensors => CUT.safetensors | --init_from=resume => --resume
 --shard => torchrun | --resume --out_dir=new => new/ckpt.pt
+--resume --out_dir=RUN --validate=train => validate
 --resume --out_dir=RUN --dataset=other => data | --out_dir=RUN => --overwrite | -- => '--' | CONFIG config.py => 'config.py'
 ''', 'sample.py ': '''
 RUN ... --num_samples=0 --num_samples=10000000000 --max_new_tokens=0 --temperature=-1 --temperature=nan --seed=-1 --top_k=-1

@@ -1,5 +1,6 @@
 """Optimizers: the group of each parameter, Lion by its formula, Muon and the plateau by torch's own."""
 
+import dataclasses
 import math
 import random
 import re
@@ -10,6 +11,7 @@ import torch
 
 import train
 from harness import optim
+from harness.arch import load_arch
 
 
 class Product(torch.nn.Module):
@@ -62,6 +64,14 @@ def test_groups_follow_the_type_of_the_module_and_its_marks(name):
         assert set(optimizers[0].param_groups[0]['params']) == table['matrix']
     net.config = SimpleNamespace(vocab_size=None)
     assert not optim.groups(net)['head']
+
+
+@pytest.mark.parametrize('name', ['model', 'llama', 'pacing', 'mamba', 'wavenet'])
+def test_a_width_that_is_the_vocabulary_makes_no_heads(name):
+    arch = load_arch(name)
+    kinds = [{kind: [n for n, _ in params] for kind, params in optim.groups(arch.Model(dataclasses.replace(
+        arch.Config.tiny(), vocab_size=size))).items()} for size in (16, 18)]
+    assert arch.Config.tiny().n_embd == 16 and kinds[0] == kinds[1] and len(kinds[0]['head']) == 1
 
 
 def test_dry_run_reports_unmarked_matrices():

@@ -172,6 +172,16 @@ def test_resume_is_exact(kind, run, task_data, tmp_path):
     assert whole.keys() == part.keys() and all(torch.equal(whole[k], part[k]) for k in whole)
 
 
+@pytest.mark.parametrize('mode', ['fpt', 'upt'])
+def test_a_short_convolution_is_a_part_of_attention(mode, tmp_path, x):
+    other_run('model', tmp_path / 'trunk', short_conv=3)
+    model = tiny(trunk=str(tmp_path / 'trunk'), features=5, mode=mode)
+    assert (mode == 'upt') == all(p.requires_grad for p in model.parameters()) == (not model.frozen_names)
+    model.h[0].short_conv.conv.weight.data += mode == 'upt'
+    save(model, tmp_path / 'run')
+    assert torch.equal(checkpoint.load_model(tmp_path / 'run')[0](x)[0], model(x)[0])
+
+
 def test_bench_of_a_task(run, task_data, tmp_path):
     """On the examples of its data set.  A record has every time, not only their median."""
     (tmp_path / 'small.py').write_text(f"arch, dataset, trunk = 'fpt', '{task_data('bits').name}', '{run}'\n")

@@ -137,6 +137,8 @@ def test_leaks_and_sizes_and_progress():
     assert text.index('THE SPLIT LEAKS') < text.index('learns more') and 'a note of the race' in text and '4 of 9 runs' in text
     r = record(entrant('gpt', GPT), entrant('pic', PIC, leaks=True))
     assert 'not compared' in verdicts(r)[0] and 'learns' not in verdicts(r)[0] and 'LEAKS' not in tables.text(r)
+    first = record(entrant('gpt', GPT, leaks=True), entrant('pic', PIC))
+    assert 'pic is not compared with gpt' in verdicts(first)[0] and 'no seed' not in verdicts(first)[0]
     assert [tables.difference_cell(r, r['entrants'][1], k) == '' for k in ('val_loss', 'val_loss_full')] == [True, False]
     for parameters, share in ((1040, None), (1060, '+6%'), (900, '-10%')):
         r = record(entrant('gpt', GPT), entrant('pic', PIC, parameters=parameters))
