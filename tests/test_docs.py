@@ -180,7 +180,9 @@ def test_options_in_commands_exist(line):
     for entrant in [words] if script == 'train.py' else [shlex.split(w) for w in words if w.startswith('config/')]:
         config.load(entrant, train.TrainConfig)
     if script.startswith('prepare/'):
-        known = (ROOT / script).read_text(encoding='utf-8') + (ROOT / 'prepare' / 'common.py').read_text(encoding='utf-8')
+        known = (ROOT / script).read_text(encoding='utf-8')
+        known += ''.join((ROOT / 'prepare' / f'{m}.py').read_text(encoding='utf-8')
+                         for m in {'common', *re.findall(r'from prepare\.(\w+) import', known)})
         assert all(f"'--{option}'" in known for option in re.findall(r'--([a-z]+)', line)), line
     elif script not in ('train.py', 'bench.py'):
         importlib.import_module(Path(script).stem).arguments(words)
