@@ -44,7 +44,7 @@ def groups(model):
     A head's out_features is the vocab_size of the model's config, or its number of outputs in a task.  It is the last such
     module, or tied to an embedding: another one is a matrix of a model that is as wide as its vocabulary."""
     answers = getattr(model.config, 'outputs', None) or getattr(model.config, 'vocab_size', None)
-    last = ([None] + [m for m in model.modules() if getattr(m, 'out_features', -1) == answers])[-1]
+    wide = [m for m in model.modules() if getattr(m, 'out_features', -1) == answers]
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     kinds = {}
     for module in model.modules():
@@ -53,7 +53,7 @@ def groups(model):
             if getattr(p, 'no_weight_decay', False):
                 pass
             elif is_matrix(module, name, p):
-                head = module is last or (p in embeddings and module.out_features == answers)
+                head = module in wide and (module is wide[-1] or p in embeddings)
                 kind = 'head' if head else 'matrix' if p.dim() == 2 and min(p.shape) > 1 else 'other'
             elif name == 'weight' and isinstance(module, _ConvNd):
                 kind = 'other'

@@ -139,6 +139,16 @@ def test_a_changed_file_is_refused(claim, monkeypatch):
     assert not (claim.parent / 'results' / 'claim.json').exists()
 
 
+def test_a_run_has_the_commit_that_it_began_with(tmp_path, monkeypatch):
+    now = ['old']
+    for name, value in (('commit', lambda: now[0]), ('train', lambda *_: now.insert(0, 'new')), ('spent', lambda *_: 1),
+                        ('judge', lambda *_: {})):
+        monkeypatch.setattr(compare, name, value)
+    plan = {'flags': {'max_iters': 1, 'max_seconds': 0}, 'flops_per_step': 1}
+    race = {'entrants': {'gpt': {'plan': plan}}, 'windows': 1}
+    assert compare.run(SimpleNamespace(name='gpt', words=[]), 1, tmp_path, race, None, None)['commit'] == 'old'
+
+
 def test_what_is_inside_a_grid(claim):
     """A dropout of 0 has nothing below it, and a failed trial is one that was tried."""
     path = claim.parent / 'pic.json'
