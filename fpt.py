@@ -14,10 +14,11 @@ Frozen Pretrained Transformer (FPT): a frozen transformer that classifies bits, 
     frt                     random                  input, positions, norms, output
     upt                     pretrained              all
     urt                     random                  all: a transformer trained from scratch
-    fpt, shuffled=True      pretrained, permuted    input, positions, norms, output
 
-The last one is a control that the paper does not have.  Trained matrices have larger entries than random ones; with its
-entries permuted, a matrix keeps their scale and loses what it has learned.
+Three settings of `fpt` and `upt` are controls that the paper does not have.  They replace a part of a pretrained trunk, to show
+what its use is due to: shuffled=True permutes the entries of each matrix, which keeps their values and loses what they do;
+matrices=scaled takes untrained ones and gives each the size of the trained one, matrices=initial leaves their size; fresh=True
+takes untrained positions and norms.
 
 B batch   T tokens   D features per token   V vocabulary   C channels of the trunk (n_embd)   O outputs
 """
@@ -40,6 +41,7 @@ import vit
 from vit import check_kind, task_loss
 
 PARTS = ('input', 'positions', 'norms', 'attention', 'feed_forward', 'output')
+NORMS = nn.LayerNorm, nn.RMSNorm
 FPT_PARTS = ('input', 'positions', 'norms', 'output')
 MODES = {                   # the weights of the trunk, the trained parts
     'fpt': ('pretrained', FPT_PARTS),
@@ -86,6 +88,8 @@ class Config:
     trunk: str = 'random'       # gpt2, distilgpt2, vit, vit-s, smollm2, minilm, a model on the hub, a run, or random
     mode: str = 'fpt'           # fpt: pretrained, frozen; frt: random, frozen; upt, urt: the same, all trained
     shuffled: bool = False      # permute the entries of each matrix of a pretrained trunk: a control
+    matrices: str = 'pretrained'    # of a pretrained trunk; controls: 'initial', untrained; 'scaled', these at the trained size
+    fresh: bool = False         # untrained positions and norms in a pretrained trunk: a control
     trained: str = ''           # parts to train in place of the mode's: input+positions+norms+attention+feed_forward+output
     keep_embedding: bool = False    # the input layer begins as the token embedding of the trunk: of a run on the same tokens
     readout: str = 'last'       # the output layer reads the 'last' position, or a ViT's 'class' token
@@ -112,7 +116,8 @@ class Config:
 
     def __post_init__(self):
         for name, known in (('mode', tuple(MODES)), ('readout', ('last', 'class')), ('sees', ('back', 'both')),
-                            ('trunk_dtype', ('float32', 'bfloat16')), ('trunk_arch', ('', *TRUNKS))):
+                            ('trunk_dtype', ('float32', 'bfloat16')), ('trunk_arch', ('', *TRUNKS)),
+                            ('matrices', ('pretrained', 'initial', 'scaled'))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name}='{getattr(self, name)}': choose {' or '.join(known)}")
         if not self.parts() or set(self.parts()) - set(PARTS):
@@ -125,9 +130,13 @@ class Config:
         if self.trunk_dtype != 'float32' and {'attention', 'feed_forward'} <= set(self.parts()):
             raise ValueError(f'trunk_dtype={self.trunk_dtype} is of frozen matrices, and mode={self.mode} with '
                              f"trained='{self.trained}' trains all: leave it out, or train other parts")
-        if self.shuffled and self.random and not self.trunk_hash:       # runs of the first version may have had both
-            raise ValueError(f'shuffled=True requires a pretrained trunk, not the random one of mode={self.mode} and '
+        control = [f'{k}={getattr(self, k)}' for k in ('shuffled', 'matrices', 'fresh') if getattr(self, k) not in
+                   (False, 'pretrained')]
+        if control and self.random and not self.trunk_hash:         # runs of the first version may have had both
+            raise ValueError(f'{control[0]} requires a pretrained trunk, not the random one of mode={self.mode} and '
                              f'trunk={self.trunk}: choose mode=fpt or upt and a trunk')
+        if self.shuffled and self.matrices != 'pretrained':
+            raise ValueError(f'shuffled=True permutes pretrained matrices: leave out matrices={self.matrices}')
         gpt.check_gelu(self.gelu)
         check_kind(self.kind)
 
@@ -208,7 +217,7 @@ class Model(nn.Module):
             return [m for module in modules for m in module.modules() if isinstance(m, kinds)]
         return {'input': [self.input], 'output': [self.output],
                 'positions': [m for m in (self.wpe, self.cls) if m is not None],
-                'norms': of((nn.LayerNorm, nn.RMSNorm), (self.ln, self.h, self.ln_f)),
+                'norms': of(NORMS, (self.ln, self.h, self.ln_f)),
                 'attention': [*of(nn.Linear, (getattr(block, self.config.layout.attention) for block in self.h)),
                               *of(nn.Conv1d, self.h)],
                 'feed_forward': of(nn.Linear, (block.mlp for block in self.h))}[part]
@@ -339,6 +348,8 @@ def find_trunk(config):
     config = shape_of(trunk, config)
     if config.shuffled:
         shuffle(getattr(trunk, config.layout.blocks), config.trunk_seed)
+    if config.matrices != 'pretrained' or config.fresh:
+        untrain(trunk, config)
     return config, trunk
 
 
@@ -389,6 +400,19 @@ def shuffle(blocks, seed):
             p.data = p.data.flatten()[torch.randperm(p.numel(), generator=generator)].view_as(p)
 
 
+def untrain(trunk, config):
+    """Replaces the matrices in the blocks of a trunk, with their biases, or its positions and norms, by untrained ones."""
+    untrained = dict(random_trunk(config).named_parameters())
+    norms = {f'{name}.{k}' for name, m in trunk.named_modules() if isinstance(m, NORMS) for k, _ in m.named_parameters()}
+    for name, p in trunk.named_parameters():
+        if name in norms or not name.startswith(f'{config.layout.blocks}.'):
+            if config.fresh and name in untrained and untrained[name].shape == p.shape:     # not the embedding of tokens
+                p.data = untrained[name].data
+        elif config.matrices != 'pretrained':
+            scaled = config.matrices == 'scaled' and p.dim() > 1
+            p.data = untrained[name].data * (p.data.std() / untrained[name].data.std() if scaled else 1)
+
+
 def shape_of(trunk, config):
     """The config with the shape of the trunk."""
     arch = next(name for name, layout in TRUNKS.items() if isinstance(trunk, layout.file.Model))
@@ -416,5 +440,6 @@ def label(settings):
     mode, arch = settings.get('mode', Config.mode), settings.get('trunk_arch') or ''
     vision = arch == 'vit' or (not arch and settings.get('sees') == 'both')
     front = 'V-' if vision and MODES[mode][0] == 'pretrained' else ''
-    more = [name for name in ('llama', 'bert') if name == arch] + ['shuffled'] * bool(settings.get('shuffled'))
+    more = [name for name in ('llama', 'bert') if name == arch] + ['shuffled'] * bool(settings.get('shuffled')) + [
+        m for m in [settings.get('matrices')] if m not in (None, 'pretrained')] + ['fresh'] * bool(settings.get('fresh'))
     return ', '.join([front + mode.upper(), *more])

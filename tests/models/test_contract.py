@@ -70,7 +70,9 @@ BAD = {'llama': [{'n_kv_head': 3}, {'head_dim': 0, 'n_embd': 30}, {'head_dim': 3
                {'kind': 'x'}, {'features': 0}, {'sees': 'x'}, {'n_head': 3}, {'trunk_arch': 'lstm'},
                {'shuffled': True}, {'mode': 'frt', 'trunk': 'some/where'}, {'trunk_dtype': 'float16'},
                {'mode': 'urt', 'trunk_dtype': 'bfloat16'}, {'trunk_arch': 'llama', 'trained': 'positions'},
-               {'trunk_arch': 'llama', 'readout': 'class'}, {'shuffled': True, 'trunk': 'gpt2', 'mode': 'urt'}],
+               {'trunk_arch': 'llama', 'readout': 'class'}, {'shuffled': True, 'trunk': 'gpt2', 'mode': 'urt'},
+               {'matrices': 'x'}, {'matrices': 'scaled'}, {'fresh': True},
+               {'trunk': 'gpt2', 'shuffled': True, 'matrices': 'scaled'}],
        'dalle': [{'n_head': 3}, {'attention': 'row+diagonal'}, {'kernel': 2}, {'text_weight': 1.0}, {'caption_dropout': 1.0},
                  {'guidance': -1.0}]}
 CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch, [])]]

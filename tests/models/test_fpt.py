@@ -258,7 +258,9 @@ def test_modes_and_their_checkpoints(arch, change, tmp_path, x):
     folder = tmp_path / 'trunk'
     trunk = other_run(arch, folder, **change)
     models = {mode: tiny(trunk=str(folder), mode=mode) for mode in fpt.MODES} | {
-        'shuffled': tiny(trunk=str(folder), shuffled=True), 'norms': tiny(trunk=str(folder), trained='norms')}
+        'shuffled': tiny(trunk=str(folder), shuffled=True), 'norms': tiny(trunk=str(folder), trained='norms'),
+        'scaled': tiny(trunk=str(folder), matrices='scaled'), 'initial': tiny(trunk=str(folder), matrices='initial'),
+        'fresh': tiny(trunk=str(folder), fresh=True), 'none': tiny(trunk=str(folder), matrices='initial', fresh=True)}
     shapes = {tuple((n, p.shape) for n, p in m.named_parameters()) for m in models.values()}
     assert len(shapes) == 1 and all(m.config.shape == models['fpt'].config.shape for m in models.values())
     torch.manual_seed(99)
@@ -272,6 +274,16 @@ def test_modes_and_their_checkpoints(arch, change, tmp_path, x):
     for p, q in zip(models['fpt'].h.parameters(), models['shuffled'].h.parameters(), strict=True):
         assert torch.equal(p, q) == (p.dim() == 1) and torch.equal(p.flatten().sort().values, q.flatten().sort().values)
     assert arch == 'llama' or torch.equal(models['fpt'].wpe.weight, models['shuffled'].wpe.weight)
+    rows = zip(*([*models[name].named_parameters()] for name in ('fpt', 'frt', 'scaled', 'initial', 'fresh', 'none')),
+               strict=True)
+    for (name, p), (_, random), (_, scaled), (_, initial), (_, fresh), (_, none) in rows:
+        assert torch.equal(none, random)            # everything replaced is a random trunk
+        if name not in NEW:
+            others = id(p) in {id(q) for part in ('positions', 'norms') for m in models['fpt'].modules_of(part)
+                               for q in m.parameters()}
+            assert torch.equal(initial, p if others else random) and torch.equal(fresh, random if others else p)
+            scale = p.std() / random.std() if p.dim() == 2 else 1       # of a matrix; biases begin at 0
+            torch.testing.assert_close(scaled, p if others else random * scale)
     blocks = getattr(trunk, fpt.TRUNKS[arch].blocks)
     assert all(torch.equal(p, q) for p, q in zip(blocks.parameters(), models['upt'].h.parameters(), strict=True))
     next(p for p in blocks.parameters() if p.dim() == 2).data[0, 0] += 1
@@ -351,9 +363,10 @@ def test_needs_names_folders_of_out(trunk, expected):
 def test_labels():
     """Of the modes, and of each entrant of a record."""
     modes = [{}, {'mode': 'frt'}, {'shuffled': True}, {'sees': 'both'}, {'sees': 'both', 'mode': 'frt'}, {'trunk_arch': 'vit'},
-             {'trunk_arch': 'llama', 'shuffled': True}, {'trunk_arch': 'bert', 'sees': 'both', 'mode': 'frt'}]
+             {'trunk_arch': 'llama', 'shuffled': True}, {'matrices': 'scaled', 'fresh': True},
+             {'trunk_arch': 'bert', 'sees': 'both', 'mode': 'frt'}]
     assert [load_arch('fpt').label(s) for s in modes] == ['FPT', 'FRT', 'FPT, shuffled', 'V-FPT', 'FRT', 'V-FPT',
-                                                          'FPT, llama, shuffled', 'FRT, bert']
+                                                          'FPT, llama, shuffled', 'FPT, scaled, fresh', 'FRT, bert']
     entrants = json.loads((ROOT / 'results/fpt_mnist.json').read_text())['entrants']
     assert [fpt.label(e['settings']) for e in entrants if e['arch'] == 'fpt'] == ['FPT', 'FRT', 'FPT, shuffled', 'UPT', 'URT']
 
