@@ -402,7 +402,8 @@ def shuffle(blocks, seed):
 
 def untrain(trunk, config):
     """Replaces the matrices in the blocks of a trunk, with their biases, or its positions and norms, by untrained ones."""
-    untrained = dict(random_trunk(config).named_parameters())
+    with torch.device('cpu'):           # as in pretrained_trunk()
+        untrained = dict(random_trunk(config).named_parameters())
     norms = {f'{name}.{k}' for name, m in trunk.named_modules() if isinstance(m, NORMS) for k, _ in m.named_parameters()}
     for name, p in trunk.named_parameters():
         if name in norms or not name.startswith(f'{config.layout.blocks}.'):

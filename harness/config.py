@@ -1,7 +1,8 @@
 """
 Settings: the defaults of a dataclass, then a Python file of plain assignments, then --name=value on the command line.
 
-Names and types are checked against TrainConfig and the architecture's Config.
+Names and types are checked against TrainConfig and the architecture's Config.  {seed} in a text of the latter becomes the
+random seed: with trunk=out/gpt-{seed}, a race over several seeds has as many trunks.
 """
 
 import ast
@@ -68,7 +69,9 @@ def load(argv, TrainConfig):
             near = difflib.get_close_matches(name, [*train_types, *model_types], 1)
             raise UserError(f"unknown setting '{name}' (for arch '{arch.name}'): " +
                             (f"did you mean '{near[0]}'?" if near else '--help lists all settings'))
-    return Settings(TrainConfig(**train), arch, model, Path(files[0]).stem if files else arch.name)
+    train = TrainConfig(**train)
+    model = {k: v.replace('{seed}', str(train.seed)) if type(v) is str else v for k, v in model.items()}
+    return Settings(train, arch, model, Path(files[0]).stem if files else arch.name)
 
 
 @dataclasses.dataclass

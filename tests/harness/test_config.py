@@ -120,6 +120,12 @@ def test_a_tilde_in_a_setting_and_in_a_text(load, monkeypatch, tmp_path):
     assert look.arguments(['run', '--prompt', '~/ is home']).prompt == '~/ is home'
 
 
+def test_the_seed_in_a_text_setting_of_a_model():
+    words = ['--arch=fpt', '--trunk=out/gpt-{seed}']
+    found = [config.load([*words, *more], train.TrainConfig) for more in ([], ['--seed=7'])]
+    assert [f.model['trunk'] for f in found] == [f'out/gpt-{train.TrainConfig.seed}', 'out/gpt-7']
+
+
 MODEL = """
 from dataclasses import dataclass
 import torch
