@@ -52,6 +52,22 @@ from harness.generate import automaton, benchmark, continuations, describe
 from harness.pairs import encode_source
 from harness.tokenizer import published_tokenizer
 
+# what each kind of model, or of output, reads beside the run and --device; any other option would have no effect
+SAMPLING = 'num_samples', 'temperature', 'top_k', 'top_p', 'seed'
+READS = {
+    'texts': ('start', 'max_new_tokens', 'weights', 'dtype', *SAMPLING),
+    'pictures': ('start', 'max_new_tokens', 'weights', 'dtype', 'out', *SAMPLING),
+    '--benchmark': ('start', 'max_new_tokens', 'weights', 'dtype', 'num_samples'),
+    '--eval': ('eval_windows', 'weights', 'dtype'),
+    '--fill': ('dtype',),
+    '--automaton': ('start', 'reapply', 'dtype', *SAMPLING),
+    'targets': ('start', 'beams'),
+    'targets of images': ('image', 'beams'),
+    'probabilities of captions': ('image', 'labels'),
+    'images of captions': ('start', 'out', 'rerank', 'guidance', *SAMPLING)}
+MODES = 'benchmark', 'eval', 'fill', 'automaton'
+FOR_ANY = 'run', 'pretrained', 'arch', 'device'
+
 
 def arguments(argv):
     parser = Arguments(description=__doc__)
@@ -78,12 +94,13 @@ def arguments(argv):
     add('--eval_windows', type=int, default=1024, help='validation windows of --eval (0: all that fit side by side)')
     add('--beams', type=int, default=1, help='width of the beam search of a model of pairs (1: greedy)')
     add('--reapply', type=int, default=10, help='passes of --automaton')
-    add = parser.add_mutually_exclusive_group().add_argument
+    add = parser.add_mutually_exclusive_group().add_argument        # MODES
     add('--benchmark', action='store_true', help='print the speed of generation instead of a text')
     add('--eval', action='store_true', help='print the loss on validation text instead of a text')
     add('--fill', metavar='TEXT', type=str, help='print the likeliest tokens for each [MASK] in this text')
     add('--automaton', action='store_true', help='replace every character of --start at once by its prediction, repeatedly')
     args = parser.parse_intermixed_args(argv)
+    args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     if args.temperature is None:
         args.temperature = 0.0 if args.automaton else 0.8
     for names, ok, expected in (('num_samples max_new_tokens reapply beams', lambda v: v > 0, 'at least 1'),
@@ -101,6 +118,8 @@ def arguments(argv):
             args.weights = [float(w) for w in text.split(',')]
         if len(args.weights) != len(args.run) or not all(0 < w < math.inf for w in args.weights):
             raise UserError(f'--weights={text} must be one number above 0 for each of {len(args.run)} runs, such as 0.7,0.3')
+    if args.arch and not args.pretrained:
+        raise UserError(f'--arch={args.arch} is of --pretrained: a run knows its own, so leave it out')
     if args.eval and args.pretrained:
         raise UserError('--eval uses the data that a run was trained on: choose runs instead of --pretrained')
     if args.automaton and args.start is None:
@@ -157,23 +176,33 @@ def load_runs(names):
     return models, checkpoint.tokenizer(contents[0], names[0]), contents
 
 
-def sources(model, tokenizer, args, content):
-    """What a model of pairs, or of images and captions, reads: each --image or --start as a tensor (1, S) or (1, S, D)."""
-    images = 'shape' in content['data']
-    needs = {'image': images, 'start': not images, 'labels': model.modality == 'captions'}
-    wrong = [name for name, needed in needs.items() if (getattr(args, name) is not None) != needed]
-    if wrong or len(args.run) > 1 or args.eval or args.benchmark or args.both_sides or args.out or args.rerank:
-        needed = ' and '.join(f'--{name} ...' for name, needed in needs.items() if needed)
-        raise UserError(f'{(args.run or [args.pretrained])[0]} is a model of {"images and captions" if images else "pairs"}: '
-                        f'it needs {needed}, one run, and none of the options for texts')
-    if images:
-        return [encode_image(path, content)[0] for path in args.image]
-    return [encode_source(tokenizer.decode(prompt(start, tokenizer)), tokenizer, model) for start in args.start]
+def kind_of(model, tokenizer, args, images):
+    """Which of READS is asked for.  images: whether the model reads images.  Raises UserError for an option that would have no
+    effect, or one that is missing."""
+    name, mode = (args.run or [args.pretrained])[0], next((f'--{m}' for m in MODES if m in args.given), None)
+    only = {'pairs': 'targets of images' if images else 'targets', 'captions': 'probabilities of captions',
+            'drawings': 'images of captions'}.get(model.modality)
+    writes = only or ('pictures' if tokenizer.length else 'texts')
+    kind = only or mode or writes
+    known = {*READS[kind], *FOR_ANY, *[kind[2:]] * (kind == mode)}
+    if other := [option for option in args.given if option not in known]:
+        what = f'{mode} of {name}' if kind == mode else f'{name}, which writes {writes},'
+        reads = ', '.join(f'--{option}' for option in READS[kind])
+        raise UserError(f'--{other[0]}={getattr(args, other[0])} has no effect: {what} reads only {reads}; leave it out, or '
+                        f'choose another run')
+    needed = [option for option in ('image', 'labels', 'start') if only and option in READS[kind]]
+    if missing := [option for option in needed if option not in args.given]:
+        raise UserError(f'{name} writes {writes}: it needs {" and ".join(f"--{option} ..." for option in needed)}, so add '
+                        f'--{missing[0]} ...')
+    if only and len(args.run) > 1:
+        raise UserError(f'{name} writes {writes}, and such models are not mixed: name one run')
+    return kind
 
 
 def print_targets(model, tokenizer, args, where, content):
-    """What a model of pairs writes for each source."""
-    found = sources(model, tokenizer, args, content)
+    """What a model of pairs writes for each source, a text or an image."""
+    found = [encode_image(path, content)[0] for path in args.image or ()] + [     # (1, S, D) or (1, S)
+        encode_source(tokenizer.decode(prompt(start, tokenizer)), tokenizer, model) for start in args.start or ()]
     require_memory(args.beams * model.config.block_size * optim.token_memory(model), f'--beams={args.beams}')
     for source in found:
         print(tokenizer.decode([i for i in model.to(where).decode(source.to(where), args.beams)[0].tolist() if i >= 0]))
@@ -182,7 +211,7 @@ def print_targets(model, tokenizer, args, where, content):
 @torch.no_grad()
 def print_labels(model, tokenizer, args, where, content):
     """The probability of each of --labels for each --image."""
-    found, labels = sources(model, tokenizer, args, content), [label.strip() for label in args.labels.split(',')]
+    found, labels = [encode_image(path, content)[0] for path in args.image], [v.strip() for v in args.labels.split(',')]
     if not all(labels):
         raise UserError(f'--labels={args.labels!r} has an empty caption: write captions with commas between them, such as '
                         f'"a cat,a dog"')
@@ -195,9 +224,6 @@ def print_labels(model, tokenizer, args, where, content):
 
 def draw_images(model, args, where, content):
     """Draws --num_samples images of each --start, a row for each start."""
-    if args.start is None or len(args.run) > 1 or args.eval or args.benchmark or args.both_sides or args.labels or args.image:
-        raise UserError(f'{args.run[0]} draws images of captions: it needs a caption by --start "...", one run, and none of '
-                        f'the options for texts')
     tokenizer, about, N = checkpoint.tokenizer(content, args.run[0]), content['data'], args.num_samples
     set_guidance(model, args.guidance)
     require_memory(N * len(args.start) * (math.prod(about['shape']) + optim.token_memory(model)), f'--num_samples={N}')
@@ -237,19 +263,15 @@ def main(argv):
         models, tokenizer, contents = load_runs(args.run)
     else:
         models, tokenizer = load_pretrained(args.pretrained, args.arch)
-    if models[0].modality in ('pairs', 'captions'):
-        show = print_targets if models[0].modality == 'pairs' else print_labels
-        show(models[0], tokenizer, args, where, contents[0] if contents else published_images(models[0]))
+    content = contents[0] if contents else published_images(models[0]) if models[0].modality == 'captions' else {}
+    kind = kind_of(models[0], tokenizer, args, 'shape' in content.get('data', {}))
+    if kind == 'images of captions':
+        draw_images(models[0], args, where, content)
         return
-    if models[0].modality == 'drawings':
-        draw_images(models[0], args, where, contents[0])
+    if 'captions' in kind or 'targets' in kind:
+        show = print_labels if 'captions' in kind else print_targets
+        show(models[0], tokenizer, args, where, content)
         return
-    if args.rerank or args.guidance is not None:
-        raise UserError(f'--rerank and --guidance: {names[0]} draws no images of captions: choose a run such as that of '
-                        f'config/shapes_dalle.py')
-    if args.image is not None or args.labels is not None:
-        raise UserError(f'--image and --labels: {names[0]} reads no images: choose a run of clip.py, or of transformer.py with '
-                        f'images')
     for name, model in zip(names, models, strict=True):
         if model.bidirectional and not args.both_sides:
             raise UserError(f'{name}: {BIDIRECTIONAL}: use --fill "... [MASK] ..." or --automaton --start "..."')
@@ -277,8 +299,6 @@ def main(argv):
     if args.eval:
         print(judge(ensemble, names, contents, args.eval_windows, dtype, cast))
         return
-    if args.out is not None and tokenizer.length is None:
-        raise UserError(f'--out={args.out} is for pictures, and {names[0]} writes text to the terminal: leave it out')
     count, options = args.max_new_tokens or tokenizer.length or 300, (args.temperature, args.top_k, args.top_p, n_vocab)
     if args.benchmark:
         print(f'{dtype}: {describe(benchmark(model, torch.tensor(starts[:args.num_samples]), count, n_vocab))}')

@@ -52,6 +52,8 @@ RUN ... --num_samples=0 --num_samples=10000000000 --max_new_tokens=0 --temperatu
 RUN ... --top_p=0 --top_p=1.5 --start= --fill=nothing --reapply=0 --weights=1,2 --weights=-1 --device=tpu --dtype=int4
 RUN ... --out=grid.png --tempreature=1 --pretrained=gpt2
 RUN RUN ... --weights=1 --weights=1,0 --weights=1,nan --weights=1,inf --weights=1,much
+RUN ... --beams=2 --rerank=x --image=x.png --labels=a --reapply=2 --arch=pacing --guidance=2 --eval_windows=5
+RUN --benchmark ... --seed=1 --temperature=0 | RUN --eval ... --start=a --num_samples=2 --max_new_tokens=5
 RUN --eval ... --eval_windows=-1 --eval_windows=100000000000 --benchmark | RUN --start=a ... --automaton
 RUN RUN --start=a ... --automaton | --pretrained=gpt2 ... --arch=pacing --eval | => name either runs | nowhere => nowhere
 RUN --start=XYZ => 'X' | RUN --start=FILE:none.txt => none.txt | RUN --fill=[MASK] => --fill | RUN --automaton => --start

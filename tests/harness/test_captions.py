@@ -146,10 +146,12 @@ def test_captions_are_written_and_pictures_are_drawn(runs, image, capsys):
     ('clip', '', '--image'), ('clip', '--image=picture.png', '--labels'), ('clip', '--labels=a', '--image'),
     ('clip', '--image=picture.png --labels=', '--labels'), ('clip', '--image=picture.png --labels=a,,b', '--labels'),
     ('clip', f'--image=picture.png --labels={"red" * 99}', 'red.*tokens'), ('clip', '--image=no.png --labels=a', 'no.png'),
-    ('clip', '--image=picture.png --labels=a --start=a', 'for texts'), ('clip', '--image=cut.png --labels=a', 'cut.png'),
-    ('clip', '--image=picture.png --labels=a --eval', 'options for texts'), ('transformer', '--start=a', '--image'),
-    ('clip', '--image=notes.txt --labels=a', 'notes.txt'), ('transformer', '--image=picture.png --labels=a', '--image'),
-    ('transformer', '--image=cut.png', 'cut.png'), ('transformer', '--image=picture.png --benchmark', 'options for texts')])
+    ('clip', '--image=picture.png --labels=a --start=a', '--start'),
+    ('clip', '--image=cut.png --labels=a', 'cut.png'),
+    ('clip', '--image=picture.png --labels=a --eval', '--eval'), ('transformer', '--start=a', '--start'),
+    ('transformer', '', '--image'),
+    ('clip', '--image=notes.txt --labels=a', 'notes.txt'), ('transformer', '--image=picture.png --labels=a', '--labels'),
+    ('transformer', '--image=cut.png', 'cut.png'), ('transformer', '--image=picture.png --benchmark', '--benchmark')])
 def test_bad_input(runs, image, monkeypatch, arch, words, said):
     monkeypatch.chdir(image.parent)
     (image.parent / 'notes.txt').write_text('no image')

@@ -89,13 +89,13 @@ def test_what_is_true_is_counted(runs, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('arch, more, said', [
-    ('dalle', [], '--start'), ('dalle', ['--start='], "caption ''"), ('dalle', ['--start=a', '--eval'], 'options for texts'),
+    ('dalle', [], '--start'), ('dalle', ['--start='], "caption ''"), ('dalle', ['--start=a', '--eval'], '--eval'),
     ('dalle', ['--start=' + 'a red circle ' * 20], 'a red circle.*tokens'), ('dvae', ['--start=a'], 'writes no text'),
     ('dalle', ['--start=a', '--rerank=dvae'], "arch='dvae'"), ('dalle', ['--start=a', '--rerank=nowhere'], 'nowhere'),
     ('dalle', ['--start=a', '--out=/nowhere/x.png'], '/nowhere'), ('dalle', ['--start=a', '--guidance=-1'], 'guidance=-1'),
     ('dalle', ['--start=a', '--guidance=inf'], 'guidance=inf'), ('dalle', ['--start=a', '--guidance=nan'], 'guidance=nan'),
     ('dalle', ['--start=a', '--num_samples=10000000000'], 'num_samples'),
-    ('clip', ['--rerank=x', '--labels=a'], '--image')])
+    ('clip', ['--rerank=x', '--labels=a'], '--rerank')])
 def test_bad_input(runs, monkeypatch, arch, more, said):
     monkeypatch.chdir(runs['dvae'].parent)
     assert re.search(said, sentence(sample.main, [str(runs[arch]), *more]))
