@@ -33,7 +33,17 @@ from harness.files import atomic
 from harness.generate import generate
 from race import confirm, page, tables
 from race.entrants import add_budget, affordable, enter, measure, number_format, plan, read_budget, slug
-from race.processes import commit, interrupt_on_signals, progress_bar, read_rows, spent, train
+from race.processes import (
+    changed_since,
+    commit,
+    interrupt_on_signals,
+    progress_bar,
+    read_rows,
+    spent,
+    stopped_early,
+    train,
+    uncommitted,
+)
 from race.statistics import METRICS, TASK_METRICS, confirmed, values
 from train import evaluate
 
@@ -79,7 +89,7 @@ def arguments(argv):
 # race.json: what the race was started with ------------------------------------------------------------------------------------
 
 RACE = {'budget': 'list', 'windows?': 'count', 'eval_windows?': 'count', 'entrants': 'dict', 'repeated?': 'dict',
-        'floors?': 'list', 'protocol?': 'dict'}
+        'floors?': 'list', 'protocol?': 'dict', 'commit?': 'text'}
 RESULT = {'seed': 'count', 'steps': 'count', 'tokens': 'count', 'seconds': 'number', 'diverged?': 'text'}
 FINISHED = {'val_loss': 'number', 'tokens_per_second': 'number', 'flops': 'number', 'train_loss': 'number'}
 
@@ -110,9 +120,15 @@ def load_race(path, args, entrants):
         race = kept
         if race is None:
             race = {'budget': list(budget), 'windows': args.windows, 'eval_windows': None, 'entrants': {}}
-            race |= {'protocol': args.protocol} if args.confirm else {}
+            race |= {'protocol': args.protocol, 'commit': commit()} if args.confirm else {}
         if args.confirm:
             confirm.pin(args.protocol, race.get('protocol', {}), path)
+            if changed_since(began := race.get('commit', '').rstrip('+')):
+                raise UserError(f'--confirm={args.confirm}: code has changed since commit {began}, with which this race began: '
+                                f'git checkout {began} to end it, or write another claim with fresh seeds')
+        elif 'protocol' in race:
+            raise UserError(f'{out} holds a confirmed race: choose another --out, or resume it by --confirm='
+                            f'{race["protocol"].get("path")}')
         check('race', 'budget', race['budget'], list(budget))
         if args.windows is not None:
             check('race', 'windows', race['windows'], args.windows)
@@ -124,6 +140,20 @@ def load_race(path, args, entrants):
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f'{path} is damaged ({type(e).__name__}: {e}): choose another --out, or remove it') from None
     return race, [e for e in entrants if e.name not in race['entrants']]
+
+
+def check_commit(args, entrants):
+    """Raises UserError if a file of a confirmed race is not that of the commit which its record names."""
+    code = commit()
+    if code.endswith('+') or not code:
+        raise UserError(f'--confirm={args.confirm}: files differ from commit {code[:-1]}, which the record names: commit the '
+                        f'changes or undo them' if code else f'--confirm={args.confirm} names a commit in its record: race in '
+                        f'a clone of the repository')
+    files = [args.confirm, *args.protocol['entrants'], *(e.words[0] for e in entrants), *(
+        f'{ROOT}/{e.settings.arch.name}.py' for e in entrants)]
+    if new := uncommitted(files):
+        raise UserError(f'--confirm={args.confirm}: git does not keep {new[0]}: commit it before the race, so that anyone can '
+                        f'see that it was written before')
 
 
 def settings_of(e):
@@ -210,14 +240,16 @@ def run(e, seed, folder, race, machine, progress, with_sample=True):
         return result
     flags, code = planned['flags'] | {'seed': seed}, commit()           # the files may change while it trains
     reason = train([*e.words, *(f'--{k}={v}' for k, v in flags.items())], folder, progress)
-    last = (read_rows(folder) or [{}])[-1]
+    rows = read_rows(folder)
+    last, early = (rows or [{}])[-1], stopped_early(e.settings.train.stop_after, rows)
     if reason and not all(math.isfinite(last.get(k, 0)) for k in ('train_loss', 'val_loss')):
         result = {'seed': seed, 'diverged': reason, 'steps': last['step'], 'tokens': last['tokens'], 'seconds': last['seconds']}
-    # a run on a task may stop early, before its budget is spent
-    elif reason or (spent(flags['max_iters'], flags['max_seconds'], last) < 1 and not (folder / 'test.json').exists()):
+    elif reason or (spent(flags['max_iters'], flags['max_seconds'], last) < 1 and not early):
         return {'seed': seed, 'failed': reason or f'it was stopped at step {last.get("step", 0)}'}
     else:
         result = judge(e, seed, folder, planned['flops_per_step'], race['windows'], machine, with_sample)
+        if wrong := [k for k in METRICS if not math.isfinite(result.get(k, 0))]:
+            result['diverged'] = f'its {wrong[0]} is {result[wrong[0]]}'
         result |= {'commit': code, 'ended': datetime.datetime.now().isoformat(timespec='seconds')}
     if first := race.get('repeated', {}).get(folder.name):
         result['repeated'] = first
@@ -241,10 +273,10 @@ def strays(race, entrants, results, out):
 def repeat(race, e, seed, result, out):
     """Removes a run, of which race.json keeps the result, so that it is made again."""
     folder = e.folder(out, seed)
-    (folder / 'result.json').unlink()
-    runs.remove(folder)
     race.setdefault('repeated', {})[folder.name] = {k: v for k, v in result.items() if k != 'sample'}
     page.write_record(race, out / 'race.json')
+    (folder / 'result.json').unlink()
+    runs.remove(folder)
 
 
 def describe_result(result):
@@ -306,22 +338,21 @@ def main(argv):
     entrants, notes = enter(args.configs, args.set, args.match)
     first, out, kept = entrants[0].settings.train, args.out, RESULTS / f'{Path(args.confirm or "").stem}.json'
     seeds = range(first.seed, first.seed + (args.seeds or 0))
+    machine = device.setup(first.device, number_format(first).get('dtype', first.dtype), compile=False)
     if args.confirm:
-        confirm.check(args.protocol, sweeps, entrants)
+        confirm.check(args.protocol, sweeps, entrants, machine.describe(), RESULTS)
         seeds = args.protocol['seeds']
         if kept.exists():
             record = schema.read(kept, {'protocol': 'dict'}, 'choose another name for the claim')
             confirm.pin(args.protocol, record['protocol'], kept)
-    machine = device.setup(first.device, number_format(first).get('dtype', first.dtype), compile=False)
+        else:
+            check_commit(args, entrants)
     interrupt_on_signals()
     todo = [(e, seed) for seed in seeds for e in entrants]
     results, pictures, total = {e.name: {} for e in entrants}, {}, len(todo)
     with runs.lock(out, '--out'):
         race = open_race(args, entrants, machine, out)
         if left := [e.name for e, seed in todo if not (e.folder(out, seed) / 'result.json').exists()]:
-            if args.confirm and (code := commit()).endswith('+'):
-                raise UserError(f'--confirm={args.confirm}: files differ from commit {code[:-1]}, which the record names: '
-                                f'commit the changes or undo them')
             print(forecast(race, left), flush=True)
         with progress_bar(total) as show:
             for i, (e, seed) in enumerate(todo):        # it grows by the runs to be repeated

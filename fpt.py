@@ -18,7 +18,7 @@ Frozen Pretrained Transformer (FPT): a frozen transformer that classifies bits, 
 Three settings of `fpt` and `upt` are controls that the paper does not have.  They replace a part of a pretrained trunk, to show
 what its use is due to: shuffled=True permutes the entries of each matrix, which keeps their values and loses what they do;
 matrices=scaled takes untrained ones and gives each the size of the trained one, matrices=initial leaves their size; fresh=True
-takes untrained positions and norms.
+takes untrained positions, norms and biases, from which these are then trained.
 
 B batch   T tokens   D features per token   V vocabulary   C channels of the trunk (n_embd)   O outputs
 """
@@ -41,7 +41,6 @@ import vit
 from vit import check_kind, task_loss
 
 PARTS = ('input', 'positions', 'norms', 'attention', 'feed_forward', 'output')
-NORMS = nn.LayerNorm, nn.RMSNorm
 FPT_PARTS = ('input', 'positions', 'norms', 'output')
 MODES = {                   # the weights of the trunk, the trained parts
     'fpt': ('pretrained', FPT_PARTS),
@@ -89,7 +88,7 @@ class Config:
     mode: str = 'fpt'           # fpt: pretrained, frozen; frt: random, frozen; upt, urt: the same, all trained
     shuffled: bool = False      # permute the entries of each matrix of a pretrained trunk: a control
     matrices: str = 'pretrained'    # of a pretrained trunk; controls: 'initial', untrained; 'scaled', these at the trained size
-    fresh: bool = False         # untrained positions and norms in a pretrained trunk: a control
+    fresh: bool = False         # untrained positions, norms and biases in a pretrained trunk: a control
     trained: str = ''           # parts to train in place of the mode's: input+positions+norms+attention+feed_forward+output
     keep_embedding: bool = False    # the input layer begins as the token embedding of the trunk: of a run on the same tokens
     readout: str = 'last'       # the output layer reads the 'last' position, or a ViT's 'class' token
@@ -217,7 +216,7 @@ class Model(nn.Module):
             return [m for module in modules for m in module.modules() if isinstance(m, kinds)]
         return {'input': [self.input], 'output': [self.output],
                 'positions': [m for m in (self.wpe, self.cls) if m is not None],
-                'norms': of(NORMS, (self.ln, self.h, self.ln_f)),
+                'norms': of((nn.LayerNorm, nn.RMSNorm), (self.ln, self.h, self.ln_f)),
                 'attention': [*of(nn.Linear, (getattr(block, self.config.layout.attention) for block in self.h)),
                               *of(nn.Conv1d, self.h)],
                 'feed_forward': of(nn.Linear, (block.mlp for block in self.h))}[part]
@@ -396,22 +395,21 @@ def shuffle(blocks, seed):
     """Permutes the entries of each matrix in the blocks, in place."""
     generator = torch.Generator().manual_seed(seed)
     for p in blocks.parameters():
-        if p.dim() == 2:
+        if p.dim() > 1:
             p.data = p.data.flatten()[torch.randperm(p.numel(), generator=generator)].view_as(p)
 
 
 def untrain(trunk, config):
-    """Replaces the matrices in the blocks of a trunk, with their biases, or its positions and norms, by untrained ones."""
+    """Replaces the matrices in the blocks of a trunk, or all of its other parameters, by untrained ones."""
     with torch.device('cpu'):           # as in pretrained_trunk()
         untrained = dict(random_trunk(config).named_parameters())
-    norms = {f'{name}.{k}' for name, m in trunk.named_modules() if isinstance(m, NORMS) for k, _ in m.named_parameters()}
     for name, p in trunk.named_parameters():
-        if name in norms or not name.startswith(f'{config.layout.blocks}.'):
-            if config.fresh and name in untrained and untrained[name].shape == p.shape:     # not the embedding of tokens
-                p.data = untrained[name].data
-        elif config.matrices != 'pretrained':
-            scaled = config.matrices == 'scaled' and p.dim() > 1
-            p.data = untrained[name].data * (p.data.std() / untrained[name].data.std() if scaled else 1)
+        if p.dim() > 1 and name.startswith(f'{config.layout.blocks}.'):
+            if config.matrices != 'pretrained':
+                new = untrained[name].data
+                p.data = new * (p.data.std() / new.std()) if config.matrices == 'scaled' else new
+        elif config.fresh and name in untrained and untrained[name].shape == p.shape:       # not the embedding of tokens
+            p.data = untrained[name].data
 
 
 def shape_of(trunk, config):

@@ -32,7 +32,7 @@ from harness import LEAKS, Arguments, UserError, command, config, device, runs, 
 from harness.files import atomic
 from race.entrants import add_budget, number_format, read, read_budget, split_words
 from race.page import write_record
-from race.processes import commit, interrupt_on_signals, progress_bar, read_rows, spent, train
+from race.processes import commit, interrupt_on_signals, progress_bar, read_rows, spent, stopped_early, train
 from race.tables import fitted
 from train import TrainConfig
 
@@ -196,7 +196,7 @@ def entrant(first, values, budget):
 
 
 def run(number, values, first, budget, out, progress):
-    """The result of a trial: 'val_loss' of its last evaluation, or the reason why it 'failed'."""
+    """The result of a trial: 'val_loss' of its last evaluation, or the lowest on a task; or the reason why it 'failed'."""
     folder = out / f'trial-{number}'
     folder.mkdir(exist_ok=True)
     result = {'number': number, 'values': values}
@@ -209,12 +209,16 @@ def run(number, values, first, budget, out, progress):
         limits = e.settings.train.max_iters, e.settings.train.max_seconds
         fixed = {'sample_tokens': 0, **number_format(e.settings.train)}
         reason = train([*e.words, *(f'--{k}={v}' for k, v in fixed.items())], folder, lambda rows: progress(limits, rows))
-        last = (read_rows(folder) or [{}])[-1]
-        if not reason and (spent(*limits, last) < 1 or 'val_loss' not in last):
+        rows = read_rows(folder)
+        last = (rows or [{}])[-1]
+        if not reason and (spent(*limits, last) < 1 or 'val_loss' not in last) and not stopped_early(
+                e.settings.train.stop_after, rows):
             raise UserError(f'trial {number} was stopped at step {last.get("step", 0)}: the same command resumes it')
         if diverged := [k for k in ('train_loss', 'val_loss') if not math.isfinite(last.get(k, 0))]:
             reason = f'diverged: its {diverged[0]} was {last[diverged[0]]} at step {last["step"]}'
-        result |= {'failed': reason} if reason else {'val_loss': last['val_loss']}
+        # on a task, the weights of the best evaluation are those that are judged
+        judged = [last] if first.data.test_indices() is None else rows
+        result |= {'failed': reason} if reason else {'val_loss': min(r['val_loss'] for r in judged if 'val_loss' in r)}
         result |= {k: last[k] for k in ('step', 'tokens', 'seconds') if k in last}
     write_record(result, folder / 'result.json')
     return result

@@ -163,6 +163,8 @@ def measure(e, windows, out):
     print('measuring the floors ...', flush=True)
     if e.predicts == 'task' and e.data.unit in ('examples', 'images') and hasattr(e.data, 'splits'):
         return of_task(e)
+    if 'answers' in e.data.meta:
+        raise UserError(f'--floors: {e.name} is trained on a text with answers, whose floor is its chance: leave it out')
     if e.data.modality != 'text':
         raise UserError(f'--floors: {e.name} is trained on {e.data.modality} data, which has no floors: leave it out')
     return of_text(e, windows, out)

@@ -12,18 +12,20 @@ An entrant is the config of its sweep with the values of the best trial, so that
 """
 
 import json
+import re
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 
 from harness import UserError, config, schema
 from harness.files import digest
-from race.statistics import learns_all
+from race.statistics import HIGHER, TASK_METRICS, learns_all
 
 BUDGETS = ('seconds', 'tokens', 'flops', 'steps')
 PROTOCOL = {'claim': 'text', 'entrants': 'texts', 'metric': 'text', 'margin': 'number', 'seeds?': 'counts',
             'windows?': 'count', **{f'{k}?': 'number' for k in BUDGETS}}
-SWEEP = {'command': 'text', 'words': 'texts', 'validate': ('val', 'tune'), 'settings': 'dict', 'settings.seed': 'count',
-         'data.fingerprint': 'text', 'trials': 'list'}
+SWEEP = {'command': 'text', 'machine': 'text', 'words': 'texts', 'validate': ('val', 'tune'), 'settings': 'dict',
+         'settings.seed': 'count', 'data.fingerprint': 'text', 'trials': 'list'}
 LEAST_SEEDS = 5
 FIRST = ('python sweep.py CONFIG --search learning_rate=1e-3,2e-3,4e-3,8e-3 --tune --out=out/tune, and keep '
          'out/tune/results.json under that name')
@@ -42,6 +44,8 @@ def read(path):
     for ok, wrong in (
             (len(budget) == 1 and budget[0][1] > 0, f'sets {len(budget)} budgets: set one of {", ".join(BUDGETS)}, above 0'),
             (margin > 0, f'has margin={margin}: set it to the smallest difference that matters, above 0'),
+            (margin < 1 or found['metric'] not in HIGHER, f'has margin={margin}, but {found["metric"]} is at most 1: set it to '
+                                                          f'the smallest difference that matters, such as 0.01'),
             (len(records) > 1, f'has {len(records)} entrants: name the records of the sweeps of at least 2'),
             (len(set(records)) == len(records), 'names one record twice: name the sweep of each entrant'),
             (len(seeds) >= LEAST_SEEDS, f'has {len(seeds)} seeds: set at least {LEAST_SEEDS}, or leave seeds out for 8'),
@@ -49,6 +53,14 @@ def read(path):
         if not ok:
             raise UserError(f'{path} {wrong}')
     sweeps = {name: read_sweep(name, seeds) for name in records}
+    for name, sweep in sweeps.items():
+        kind, amount = sweep.get('budget') or ('', 0)
+        if not kind:
+            raise UserError(f'{name} was searched without a budget, so nothing says that the others had as much: run '
+                            f'{sweep["command"]} with --{budget[0][0]}, then --confirm')
+        if kind == budget[0][0] and not 0.5 <= budget[0][1] / amount <= 2:
+            raise UserError(f'{path} has a budget of {budget[0][1]:g} {kind}, and the settings of {name} were searched at '
+                            f'{amount:g}: set them within a factor of 2')
     for what, of in (('trials', lambda s: len(s['trials'])), ('as budget of a trial', lambda s: s.get('budget'))):
         one, *others = ((name, of(s)) for name, s in sweeps.items())
         if other := [(name, n) for name, n in others if n != one[1]]:
@@ -78,7 +90,9 @@ def read_sweep(path, seeds):
     def number(v):
         return type(v) in (int, float)
     values = best(sweep)
-    like = [t['values'] for t in trials if all(number(v) or t['values'].get(k) == v for k, v in values.items())]
+    # a trial that diverged is a neighbour, one that was killed is not
+    like = [t['values'] for t in trials if all(number(v) or t['values'].get(k) == v for k, v in values.items())
+            and ('val_loss' in t or t.get('failed', '').startswith('diverged'))]
     for name in (k for k, v in values.items() if number(v)):
         low, high, mine = min(v[name] for v in like), max(v[name] for v in like), values[name]
         if mine == high or mine == low != 0:        # nothing is below a dropout or a decay of 0
@@ -93,8 +107,31 @@ def config_of(sweep):
     return shlex.join([*sweep['words'], *(f'--{k}={v}' for k, v in best(sweep).items())])
 
 
-def check(protocol, sweeps, entrants):
-    """Raises UserError if a sweep has read the test split, or an entrant is not that of its sweep, or has no such metric."""
+def used_seeds(fingerprint, folder, but):
+    """{seed: record} of the confirmed races on this data in a folder of records, except the record `but`."""
+    found = {}
+    for path in sorted(folder.glob('*.json')):
+        record = json.loads(path.read_text(encoding='utf-8')) if path.stem != but else {}
+        if 'protocol' in record and record['data']['fingerprint'] == fingerprint:
+            found |= dict.fromkeys(record['protocol']['seeds'], path.name)
+    return found
+
+
+def numbers(machine):
+    """The number format in the description of a machine."""
+    return re.search(r'numbers (\w+)|$', machine)[1]
+
+
+def check(protocol, sweeps, entrants, machine, folder):
+    """Raises UserError if a sweep has read the test split, or an entrant is not that of its sweep, or has no such metric, or if
+    a seed has been raced on this data.  machine: its description.  folder: of the records of other claims."""
+    used = used_seeds(entrants[0].data.fingerprint, folder, Path(protocol['path']).stem)
+    if seeds := used.keys() & set(protocol['seeds']):
+        raise UserError(f'{protocol["path"]}: seed {min(seeds)} is not fresh: results/{used[min(seeds)]} has raced it on this '
+                        f'data: set other seeds')
+    if 'answers' in entrants[0].data.meta:
+        raise UserError(f'{entrants[0].name}: compare.py judges a text with answers on its validation split, which the sweeps '
+                        f'have read: --confirm races other texts and tasks')
     for e, (path, sweep) in zip(entrants, sweeps.items(), strict=True):
         text = e.data.test_indices() is None
         if sweep['validate'] != ('tune' if text else 'val'):
@@ -102,6 +139,9 @@ def check(protocol, sweeps, entrants):
         if sweep['data']['fingerprint'].removesuffix('-tune') != e.data.fingerprint:
             raise UserError(f'{path} is of other data ({sweep["data"]["fingerprint"]}) than {e.name} ({e.data.fingerprint}): '
                             f'run {sweep["command"]} again')
+        if numbers(sweep['machine']) != numbers(machine):
+            raise UserError(f'{path} was searched in {numbers(sweep["machine"])}, and this machine computes in '
+                            f'{numbers(machine)}: run {sweep["command"]} again, with one dtype for all')
         now = json.loads(json.dumps(asdict(e.settings.train) | asdict(e.model)))
         for k in sorted(now.keys() & sweep['settings'].keys() - {'validate', *best(sweep)}):
             if now[k] != sweep['settings'][k]:
@@ -110,7 +150,7 @@ def check(protocol, sweeps, entrants):
         if e.leaks or e.settings.train.leaking_split:
             raise UserError(f'{e.name} sees its targets or its validation text, so nothing about it can be confirmed: leave '
                             f'{path} out')
-        metrics = e.data.chance('test') if not text else (
+        metrics = [k for k in e.data.chance('test') if k in TASK_METRICS] if not text else (
             ['val_loss'] * learns_all({'predicts': e.predicts, 'settings': asdict(e.settings.train)}) +
             ['bits_per_dimension' if e.data.whole else 'val_loss_full'] * (not e.bidirectional))
         if protocol['metric'] not in metrics:

@@ -101,6 +101,9 @@ def read(words, common=()):
     """The Entrant of a config file and its settings.  Prepares its data and trains its trunk if they are missing."""
     words, settings, name = load(words, common)
     cfg = settings.train
+    if settings.arch.Model.modality in ('patches', 'drawings'):
+        raise UserError(f'{name}: {settings.arch.name}.py rebuilds or draws images, for which there is no race: train it by '
+                        f'train.py')
     runs.prepare(settings)
     source = open_data(settings)
     torch.manual_seed(cfg.seed)         # a model may keep a seed for its random parts

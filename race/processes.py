@@ -4,19 +4,35 @@ import contextlib
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
 from harness import ROOT, log, runs
 
 
+def git(*words, root=ROOT):
+    """(exit status, what it prints); status 128 where there is no git."""
+    try:
+        found = subprocess.run(['git', '-C', str(root), *map(str, words)], capture_output=True, text=True)
+    except OSError:
+        return 128, ''
+    return found.returncode, found.stdout.strip()
+
+
 def commit():
     """The commit of this code, with a + if its files differ from it; empty where git does not know it."""
-    words = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty=+', '--exclude=*', '--abbrev=12']
-    try:
-        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
-    except OSError:         # there is no git
-        return ''
+    return git('describe', '--always', '--dirty=+', '--exclude=*', '--abbrev=12')[1]
+
+
+def uncommitted(paths, root=ROOT):
+    """Those of the paths that git does not keep."""
+    return [path for path in paths if git('ls-files', '--error-unmatch', Path(path).resolve(), root=root)[0]]
+
+
+def changed_since(commit, root=ROOT):
+    """Whether code that a race runs has changed since a commit, or the commit is unknown."""
+    return git('diff', '--quiet', commit, '--', '*.py', ':!tests', ':!config/claims', root=root)[0] != 0
 
 
 def interrupt_on_signals():
@@ -61,6 +77,12 @@ def spent(max_iters, max_seconds, row):
     """The share of its budget that a run has spent, 0 to 1.  row: the last one of metrics.csv.  A limit of 0 is none."""
     limits = (row.get('step', 0), max_iters), (row.get('seconds', 0), max_seconds)
     return min(1.0, max(value / limit for value, limit in limits if limit))
+
+
+def stopped_early(stop_after, rows):
+    """Whether the setting stop_after has ended a run.  rows: of metrics.csv."""
+    losses = [row['val_loss'] for row in rows if 'val_loss' in row]
+    return bool(losses) and 0 < stop_after < len(losses) - losses.index(min(losses))
 
 
 @contextlib.contextmanager

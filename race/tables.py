@@ -48,7 +48,9 @@ def cell(entrant, metric):
         return next((word for word in ('diverged', 'failed') if any(word in r for r in entrant['runs'])), '')
     text = format_metric(metric, statistics.mean(v))
     deviation = format_metric(metric, statistics.stdev(v)) if len(set(v)) > 1 else '0'
-    return text if deviation == '0' else f'{text} ± {deviation}'
+    text = text if deviation == '0' else f'{text} ± {deviation}'
+    lost = any(word in r for r in entrant['runs'] for word in ('diverged', 'failed'))
+    return f'{text} ({len(v)} of {len(entrant["runs"])})' if lost else text
 
 
 def difference_cell(record, entrant, metric):
@@ -98,7 +100,7 @@ def task_table(record):
                   *(row[1] for row in floor_rows(record, k))]
         for row, c in zip(rows, column, strict=True):
             row.append(c)
-        if k == task['metric']:
+        if k == main_metric(record):
             headers.append('difference')
             for row, e in itertools.zip_longest(rows, record['entrants']):
                 row.append(difference_cell(record, e, k) if e else '')
@@ -120,9 +122,15 @@ def label(entrant):
     return entrant['settings'].get('network', entrant['arch']).upper()
 
 
+def labels_of(record):
+    """The label of each entrant, or its name if another one has the same label, as with another trunk."""
+    found = [label(e) for e in record['entrants']]
+    return [e['name'] if found.count(name) > 1 else name for e, name in zip(record['entrants'], found, strict=True)]
+
+
 def across(records):
     """(headers, rows) over several tasks: a row per label, a column per task, and what a constant answer scores."""
-    labels = [[label(e) for e in r['entrants']] for r in records]
+    labels = [*map(labels_of, records)]
     headers = ['', *(f'{r["data"]["name"]}, {TASK_METRICS[r["task"]["metric"]].removeprefix("test ")}' for r in records)]
     rows = []
     for name in dict.fromkeys(name for names in labels for name in names):

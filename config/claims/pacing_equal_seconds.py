@@ -4,3 +4,4 @@ claim = 'PACING has a lower loss than GPT and Llama at equal parameters and seco
 entrants = ['results/tune_pacing.json', 'results/tune_gpt.json', 'results/tune_llama.json']
 metric, margin = 'val_loss', 0.02           # nats
 seconds = 120
+seeds = [5001, 5002, 5003, 5004, 5005, 5006, 5007, 5008]

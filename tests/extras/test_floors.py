@@ -97,8 +97,11 @@ def test_what_has_no_floors(task_data, monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     task = SimpleNamespace(name='fpt', data=data.open_data(task_data('bits').name), predicts='task')
     assert 'pip install scikit-learn' in sentence(floors.measure, task, 0, None)
-    masked = SimpleNamespace(name='bert', data=SimpleNamespace(modality='masked text', unit='windows'), predicts='every')
+    text = SimpleNamespace(modality='masked text', unit='windows', meta={})
+    masked = SimpleNamespace(name='bert', data=text, predicts='every')
     assert 'bert is trained on masked text data' in sentence(floors.measure, masked, 0, None)
+    text.meta['answers'] = {}
+    assert 'a text with answers' in sentence(floors.measure, masked, 0, None)
 
 
 def test_a_floor_above_all_entrants_is_marked():

@@ -281,11 +281,9 @@ def test_modes_and_their_checkpoints(arch, change, tmp_path, x):
     for (name, p), (_, random), (_, scaled), (_, initial), (_, fresh), (_, none) in rows:
         assert torch.equal(none, random)            # everything replaced is a random trunk
         if name not in NEW:
-            others = id(p) in {id(q) for part in ('positions', 'norms') for m in models['fpt'].modules_of(part)
-                               for q in m.parameters()}
-            assert torch.equal(initial, p if others else random) and torch.equal(fresh, random if others else p)
-            scale = p.std() / random.std() if p.dim() == 2 else 1       # of a matrix; biases begin at 0
-            torch.testing.assert_close(scaled, p if others else random * scale)
+            matrix = p.dim() > 1 and name != 'wpe.weight'
+            assert torch.equal(initial, random if matrix else p) and torch.equal(fresh, p if matrix else random)
+            torch.testing.assert_close(scaled, random * (p.std() / random.std()) if matrix else p)
     blocks = getattr(trunk, fpt.TRUNKS[arch].blocks)
     assert all(torch.equal(p, q) for p, q in zip(blocks.parameters(), models['upt'].h.parameters(), strict=True))
     next(p for p in blocks.parameters() if p.dim() == 2).data[0, 0] += 1

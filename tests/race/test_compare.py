@@ -250,6 +250,7 @@ ROWS = [(1, 64, 0.5, 2.5, 1.0), (2, 128, 1.0, 2.4, 1.0)]
 @pytest.mark.parametrize(('rows', 'reason', 'result', 'trained'), [
     (ROWS, 'no space', {'failed': 'no space'}, 2), (ROWS, None, {'failed': 'it was stopped at step 2'}, 2),
     ([], None, {'failed': 'it was stopped at step 0'}, 2),
+    ([(*row, v) for row, v in zip(ROWS, (2.0, 3.0), strict=True)], None, {'failed': 'it was stopped at step 2'}, 2),
     # float16 skips a step whose gradient overflowed: that is no divergence
     ([(1, 64, 0.5, 2.5, 'inf')], 'it was killed by signal 9', {'failed': 'it was killed by signal 9'}, 2),
     ([*ROWS, (3, 192, 1.5, 'nan', '')], 'the training loss became nan',
@@ -260,14 +261,21 @@ def test_failed_runs_are_tried_again_and_diverged_ones_are_not(tmp_path, monkeyp
     def train(words, folder, *_):
         folder.mkdir(exist_ok=True)
         calls.append(words)
-        lines = ['step,tokens,seconds,train_loss,grad_norm', *(','.join(map(str, row)) for row in rows), '']
+        lines = ['step,tokens,seconds,train_loss,grad_norm,val_loss', *(','.join(map(str, row)) for row in rows), '']
         (folder / 'metrics.csv').write_text('\n'.join(lines))
         return reason
     monkeypatch.setattr(compare, 'train', train)
     race = {'entrants': {'gpt': {'plan': {'flags': {'max_iters': 10, 'max_seconds': 0}}}}}
+    e = SimpleNamespace(name='gpt', words=[], settings=SimpleNamespace(train=SimpleNamespace(stop_after=2)))
     for _ in range(2):
-        assert compare.run(SimpleNamespace(name='gpt', words=[]), 1, folder, race, None, None) == {'seed': 1} | result
+        assert compare.run(e, 1, folder, race, None, None) == {'seed': 1} | result
     assert len(calls) == trained
+
+
+def test_a_run_that_stop_after_has_ended():
+    for losses, stop_after, expected in (([2, 1, 3], 1, True), ([2, 1, 3], 2, False), ([2, 1, 3], 0, False), ([], 1, False),
+                                         ([1, 1], 1, True)):
+        assert processes.stopped_early(stop_after, [{'step': 1}, *({'val_loss': v} for v in losses)]) is expected
 
 
 @pytest.mark.parametrize(('rival', 'words', 'parts'), [
@@ -283,6 +291,11 @@ def test_bad_commands_are_refused_before_training(race_configs, other_data, tmp_
     said = refusal(race_configs / 'gpt.py', f'{race_configs}/{rival.replace("OTHER", other_data)}', *words, f'--out={out}')
     assert all(s.replace('OTHER', other_data) in said for s in parts), said
     assert names(out) in ([], ['.lock'])
+
+
+def test_images_that_are_drawn_have_no_race(tmp_path, untrained):
+    (tmp_path / 'mine.py').write_text("arch = 'dvae'\n")
+    assert 'mine: dvae.py rebuilds or draws images' in refusal(tmp_path / 'mine.py', '--steps=8', f'--out={tmp_path}/race')
 
 
 def test_data_is_compared_before_a_trunk_is_trained(race_configs, task_data, tmp_path, monkeypatch):

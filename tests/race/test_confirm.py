@@ -14,7 +14,7 @@ import compare
 from extras import floors
 from harness import checkpoint, data, device
 from harness.files import digest
-from race import confirm, statistics, tables
+from race import confirm, processes, statistics, tables
 from train import evaluate
 
 PROTOCOL = ("claim = 'pic against gpt'\nentrants = ['gpt.json', 'pic.json']\n"
@@ -25,7 +25,8 @@ def write_record(path, folder, name):
     """A record of sweep.py of three rates, as if its trials had had losses of 2.0, 1.5 and 1.9."""
     e, = compare.enter([f'{folder}/{name}.py --validate=tune'], [])[0]
     record = {'command': f'python sweep.py {name}.py', 'words': [f'{folder}/{name}.py'], 'validate': 'tune',
-              'budget': ['steps', 3], 'settings': compare.settings_of(e), 'data': {'fingerprint': e.data.fingerprint},
+              'budget': ['steps', 3], 'settings': compare.settings_of(e), 'machine': 'numbers float32',
+              'data': {'fingerprint': e.data.fingerprint},
               'trials': [{'values': {'learning_rate': rate}, 'val_loss': loss}
                          for rate, loss in ((1e-3, 2.0), (2e-3, 1.5), (4e-3, 1.9))]}
     path.write_text(json.dumps(record))
@@ -36,7 +37,8 @@ def claim(race_configs, tmp_path, monkeypatch):
     """A protocol with records of sweeps, in the folder of this process; results/ is there, too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare, 'RESULTS', tmp_path / 'results')
-    monkeypatch.setattr(compare, 'commit', lambda: 'abc')
+    for name, value in (('commit', lambda: 'abc'), ('changed_since', lambda _: False), ('uncommitted', lambda _: [])):
+        monkeypatch.setattr(compare, name, value)
     (tmp_path / 'results').mkdir()
     for name in ('gpt', 'pic'):
         write_record(tmp_path / f'{name}.json', race_configs, name)
@@ -113,6 +115,10 @@ def test_protocols_that_are_refused(claim, old, new, parts):
 
 @pytest.mark.parametrize(('change', 'parts'), [
     (lambda s: s.pop('validate'), ['validate', 'sweep.py']), (lambda s: s.update(budget=['steps', 4]), ["['steps', 4]"]),
+    (lambda s: s.update(budget=['steps', 2]), ['6 steps', 'at 2', 'factor of 2']),
+    (lambda s: s.update(budget=None), ['without a budget']),
+    (lambda s: s.update(machine='numbers bfloat16'), ['bfloat16', 'float32']),
+    (lambda s: s['trials'][0].update(failed='killed', val_loss=None) or s['trials'][0].pop('val_loss'), ['is the smallest']),
     (lambda s: s['trials'].append(s['trials'][0]), ['3 trials', 'pic.json 4']),
     (lambda s: s.update(validate='val'), ['judged on', 'sweep.py pic.py --tune']),
     (lambda s: s['trials'][0].update(val_loss=1.0), ['0.001, is the smallest', 'sweep.py pic.py']),
@@ -123,7 +129,7 @@ def test_protocols_that_are_refused(claim, old, new, parts):
     (lambda s: [t.update(values={'dropout': 0.0}) for t in s['trials']], ['no learning_rate']),
     (lambda s: s['settings'].update(n_layer=2), ['n_layer=1', 'had 2']),
     (lambda s: s['data'].update(fingerprint='abc-tune'), ['other data (abc-tune)']),
-    (lambda s: s['words'].append('--predicts=last'), ['predicts=last', 'had every'])], ids=range(12))
+    (lambda s: s['words'].append('--predicts=last'), ['predicts=last', 'had every'])], ids=range(16))
 def test_sweeps_that_are_refused(claim, change, parts):
     path = claim.parent / 'pic.json'
     change(sweep := json.loads(path.read_text()))
@@ -146,14 +152,16 @@ def test_a_run_has_the_commit_that_it_began_with(tmp_path, monkeypatch):
         monkeypatch.setattr(compare, name, value)
     plan = {'flags': {'max_iters': 1, 'max_seconds': 0}, 'flops_per_step': 1}
     race = {'entrants': {'gpt': {'plan': plan}}, 'windows': 1}
-    assert compare.run(SimpleNamespace(name='gpt', words=[]), 1, tmp_path, race, None, None)['commit'] == 'old'
+    e = SimpleNamespace(name='gpt', words=[], settings=SimpleNamespace(train=SimpleNamespace(stop_after=0)))
+    assert compare.run(e, 1, tmp_path, race, None, None)['commit'] == 'old'
 
 
 def test_what_is_inside_a_grid(claim):
-    """A dropout of 0 has nothing below it, and a failed trial is one that was tried."""
+    """A dropout of 0 has nothing below it, and a trial that diverged is one that was tried."""
     path = claim.parent / 'pic.json'
     sweep = json.loads(path.read_text())
     del sweep['trials'][2]['val_loss']
+    sweep['trials'][2]['failed'] = 'diverged: its val_loss was nan at step 2'
     for t, dropout in zip(sweep['trials'], (0.1, 0.0, 0.2), strict=True):
         t['values']['dropout'] = dropout
     path.write_text(json.dumps(sweep))
@@ -163,12 +171,53 @@ def test_what_is_inside_a_grid(claim):
 def test_a_task_is_tuned_on_its_validation_split(task_data, tmp_path):
     (tmp_path / 'lstm.py').write_text(f"arch, dataset, device = 'baselines', '{task_data('classify').name}', 'cpu'\n")
     entrants = compare.enter([str(tmp_path / 'lstm.py')], [])[0]
-    sweep = {'command': 'python sweep.py lstm.py', 'validate': 'val', 'settings': compare.settings_of(entrants[0]),
-             'data': {'fingerprint': entrants[0].data.fingerprint},
+    sweep = {'command': 'python sweep.py lstm.py', 'validate': 'val', 'machine': 'numbers float32',
+             'settings': compare.settings_of(entrants[0]), 'data': {'fingerprint': entrants[0].data.fingerprint},
              'trials': [{'values': {'learning_rate': 1.0}, 'val_loss': 1.0}]}
-    confirm.check({'metric': 'accuracy', 'path': 'claim.py'}, {'lstm.json': sweep}, entrants)
-    said = sentence(confirm.check, {'metric': 'val_loss', 'path': 'claim.py'}, {'lstm.json': sweep}, entrants)
+    protocol, found = {'metric': 'accuracy', 'path': 'claim.py', 'seeds': [4, 5]}, {'lstm.json': sweep}
+    confirm.check(protocol, found, entrants, 'numbers float32 (set)', tmp_path)
+    said = sentence(confirm.check, protocol | {'metric': 'val_loss'}, found, entrants, 'numbers float32', tmp_path)
     assert said == 'claim.py: lstm has no val_loss that can be compared: set metric to one of accuracy'
+    earlier = {'protocol': {'seeds': [5, 6]}, 'data': {'fingerprint': entrants[0].data.fingerprint}}
+    (tmp_path / 'earlier.json').write_text(json.dumps(earlier))
+    said = sentence(confirm.check, protocol, found, entrants, 'numbers float32', tmp_path)
+    assert said.startswith('claim.py: seed 5 is not fresh: results/earlier.json')
+    entrants[0].data.meta['answers'] = {}
+    said = sentence(confirm.check, protocol | {'seeds': [1]}, found, entrants, 'numbers float32', tmp_path)
+    assert 'on its validation split' in said
+
+
+def test_the_files_of_a_claim_are_those_of_a_commit(race_configs, claim, tmp_path, monkeypatch):
+    """Nothing that a race reads may be changed, or added, after it began."""
+    root = tmp_path / 'repository'
+    root.mkdir()
+
+    def git(*words):
+        status, printed = processes.git('-c', 'user.name=a', '-c', 'user.email=a@b', *words, root=root)
+        assert status == 0, words
+        return printed
+    for name in ('a.py', 'b.md'):
+        (root / name).write_text('1')
+    git('init', '-q')
+    assert processes.uncommitted([root / 'a.py'], root) == [root / 'a.py']
+    git('add', '.')
+    git('commit', '-q', '-m', 'x')
+    commit = git('rev-parse', 'HEAD')
+    assert processes.uncommitted([root / 'a.py', root / 'b.md'], root) == [] and processes.changed_since('0' * 40, root)
+    (root / 'b.md').write_text('2')
+    assert not processes.changed_since(commit, root)
+    (root / 'a.py').write_text('2')
+    git('commit', '-q', '-a', '-m', 'y')
+    assert processes.changed_since(commit, root) and not processes.changed_since('HEAD', root)
+    for name, value, said in (('commit', '', 'a clone'), ('uncommitted', ['new.py'], 'does not keep new.py')):
+        with monkeypatch.context() as patch:
+            patch.setattr(compare, name, lambda *_, value=value: value)
+            assert said in sentence(compare.main, [f'--confirm={claim}'])
+    monkeypatch.setattr(compare, 'train', lambda *_: 'stopped')
+    sentence(compare.main, [f'--confirm={claim}'])
+    assert 'a confirmed race' in sentence(compare.main, [f'{race_configs}/gpt.py', '--steps=6', '--out=out/claim'])
+    monkeypatch.setattr(compare, 'changed_since', lambda commit: commit == 'abc')
+    assert 'changed since commit abc' in sentence(compare.main, [f'--confirm={claim}'])
 
 
 def test_the_protocol_says_all(claim):

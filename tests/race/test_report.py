@@ -124,7 +124,7 @@ def test_unfinished_runs(word):
     assert set(first[2:]) == {word, ''} and set(cost[1:]) == {word} and 'cannot be compared' in verdicts(r)[0]
     r['entrants'][1]['runs'].append(run(3, 1.25))               # the third has finished
     first, _, cost = (rows[1] for _, rows in tables.tables(r))
-    assert first[2] == '1.250' and cost[1] == '10'
+    assert first[2] == '1.250 (1 of 3)' and cost[1] == '10 (1 of 3)'
     assert f'pic {word} in 2 of 3 runs: it {word} at step 7' in statistics.notes(r)
     r['entrants'][1]['runs'][-1]['diverged'] = 'the training loss became nan'       # whatever metrics it has
     assert statistics.values(r['entrants'][1], 'steps') == {}

@@ -281,6 +281,18 @@ def test_a_diverged_trial_failed_and_a_stopped_one_did_not(gpt, tmp_path, monkey
     assert (result or 'trial 0 was stopped at step 7') in said and results(tmp_path)[0].get('failed') == result
 
 
+def test_a_trial_on_a_task_has_the_loss_of_its_best_weights(task_data, tmp_path, monkeypatch):
+    """Those are judged.  stop_after may end a trial before its budget is spent."""
+    folder = task_data('classify')
+    (tmp_path / 'lstm.py').write_text(f"arch, dataset, device, stop_after = 'baselines', '{folder.name}', 'cpu', 1\n")
+
+    def train(words, folder, progress):
+        (folder / 'metrics.csv').write_text('step,tokens,seconds,train_loss,val_loss\n5,50,1.0,2.0,1.5\n7,70,1.0,2.0,1.75\n')
+    monkeypatch.setattr(sweep, 'train', train)
+    printed(sweep.main, [tmp_path / 'lstm.py', '--search', 'learning_rate=1e-3,2e-3', '--trials=2', f'--out={tmp_path}/out'])
+    assert [(t['val_loss'], t['step']) for t in results(tmp_path / 'out')] == [(1.5, 7), (1.5, 7)]
+
+
 def test_the_budget_of_a_trial(gpt):
     first, tokens = read([str(gpt), '--tokens_per_step=0']), ('tokens', 640)
     for batch_size, budget, expected in ((2, tokens, (20, 0)), (4, tokens, (10, 0)), (5, tokens, (8, 0)),
