@@ -294,7 +294,7 @@ def test_bad_commands_are_refused_before_training(race_configs, other_data, tmp_
 
 
 def test_images_that_are_drawn_have_no_race(tmp_path, untrained):
-    (tmp_path / 'mine.py').write_text("arch = 'dvae'\n")
+    (tmp_path / 'mine.py').write_text("arch, dataset = 'dvae', 'shapes'\n")
     assert 'mine: dvae.py rebuilds or draws images' in refusal(tmp_path / 'mine.py', '--steps=8', f'--out={tmp_path}/race')
 
 
