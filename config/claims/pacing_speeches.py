@@ -4,4 +4,4 @@ claim = 'PACING has a lower loss than GPT and Llama at equal parameters and toke
 entrants = ['results/tune_speeches_pacing.json', 'results/tune_speeches_gpt.json', 'results/tune_speeches_llama.json']
 metric, margin = 'val_loss', 0.02           # nats
 tokens = 1_536_000
-seeds = [4001, 4002, 4003, 4004, 4005, 4006, 4007, 4008]
+seeds = [4001, 4002, 4003, 4004, 4005, 4006]
