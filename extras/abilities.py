@@ -5,11 +5,11 @@ What each architecture can and cannot do: small tasks, of which longer examples 
     python -m extras.abilities config/shakespeare_gpt.py "config/shakespeare_mamba.py --n_embd=64" --tasks=recall,parity
 
 - each rival is trained on each task with each of --rates, by sweep.py: equal steps of equal examples; the rate with the lowest
-  validation loss counts, and its weights answer the test split once
+  validation loss counts
 - the accuracy of every part of the test split goes to abilities.json, which is written after each sweep, and to abilities.png
 - the same command resumes; rivals and tasks can be added later
 
-One run of each: differences of a few points are noise.
+One run of each: no difference between two rivals is evidence.
 """
 
 import datetime
