@@ -250,7 +250,8 @@ def run(e, seed, folder, race, machine, progress, with_sample=True):
         result = judge(e, seed, folder, planned['flops_per_step'], race['windows'], machine, with_sample)
         if wrong := [k for k in METRICS if not math.isfinite(result.get(k, 0))]:
             result['diverged'] = f'its {wrong[0]} is {result[wrong[0]]}'
-        result |= {'commit': code, 'ended': datetime.datetime.now().isoformat(timespec='seconds')}
+        now = datetime.datetime.now().isoformat(timespec='seconds')
+        result |= {'commit': code, 'machine': machine.describe(), 'ended': now}
     if first := race.get('repeated', {}).get(folder.name):
         result['repeated'] = first
     with atomic(path, 'w') as f:
@@ -300,8 +301,9 @@ def influence(e, results, windows, machine, out):
     model = checkpoint.load_model(e.folder(out, seeds[0]) / 'ckpt.pt')[0].to(machine.device)
     indices = e.data.val_indices(1 + max(1, min(8, (windows or 5000) // 500)), e.model.block_size)
     # indices[1:]: the first window has no text before it
-    x = behaviour.span(model, e.data.batch('val', indices[1:], model)[0]).to(machine.device)
-    picture = behaviour.png(behaviour.draw_influence(behaviour.influence(model, x), 'influence', model.bidirectional))
+    x, start = behaviour.excerpt(model, e.data.batch('val', indices[1:], model)[0].to(machine.device), e.data.whole)
+    matrix = behaviour.influence(model, x, first=start)
+    picture = behaviour.png(behaviour.draw_influence(matrix, 'influence', model.bidirectional))
     return {f'How far a prediction moves when the token at an input position is replaced (seed {seeds[0]})': picture}
 
 

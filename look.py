@@ -90,7 +90,7 @@ def text_views(model, tokenizer, ids, text=None):
     def influence():
         starts = () if text is None else text.val_indices(9, T)[1:]         # the first window has no memory
         windows = x if text is None else text.windows('val', starts, T, model.memory)[0]
-        matrix = behaviour.influence(model, behaviour.span(model, windows).to(where))
+        matrix = behaviour.influence(model, behaviour.excerpt(model, windows)[0].to(where))
         yield 'influence', behaviour.draw_influence(matrix, bidirectional=bidirectional)
 
     def context():
@@ -128,8 +128,8 @@ def texts_of(tokenizer, ids):
 
 def window_of(model, tokenizer, ids):
     """The newest window of a text, or a part of it: (x (1, T), the text of each token)."""
-    from views.behaviour import span
-    x = span(model, torch.tensor([ids[-model.config.block_size:]], device=next(model.parameters()).device))
+    from views.behaviour import excerpt
+    x = excerpt(model, torch.tensor([ids[-model.config.block_size:]], device=next(model.parameters()).device))[0]
     return x, texts_of(tokenizer, x[0].tolist())
 
 

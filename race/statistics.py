@@ -227,6 +227,10 @@ def notes(record):
     sentences, entrants = [*record['notes']], record['entrants']
     if 'progress' in record:
         sentences.insert(0, 'This race has not ended: {} of {} runs.'.format(*record['progress']))
+    machines = dict.fromkeys(r['machine'] for e in entrants for r in e['runs'] if 'machine' in r)
+    if len(machines) > 1:
+        sentences.append(f'The runs are of {len(machines)} machines or settings, so their times are not comparable: '
+                         f'{" | ".join(machines)}.')
     if above := floors_above(record):
         sentences.append(f'Better than every entrant, without a network: {", ".join(f["name"] for f in above)}. Differences '
                          f'between entrants say little here.')

@@ -29,32 +29,32 @@ def progress(items, title, count=None):
         heartbeat(f'{title}: {n} of {count}')
 
 
-def influence(model, x, tries=2, seed=0):
+def influence(model, x, tries=2, seed=0, first=0):
     """How far the prediction at each position moves when the token at another position is replaced.
 
     x: (N, T) tokens.  Each position in turn gets a random other token of the text, `tries` times.  Returns the mean total
     variation distance, 0 to 1, between the predicted distributions before and after: (outputs, T).  The last output is at
     the last input; there are fewer outputs than T if the model has a memory or predicts only the token after the window.
-    Anything right of that diagonal is a leak.
+    Anything right of that diagonal is a leak.  first: the first position of both that is measured.
 
     The output of a bidirectional model is its prediction of the token at the same position, from infill(): on the diagonal, an
     influence is a leak.  A pass of infill() may cost as much as T passes, so two windows are measured."""
-    columns = [*progress(influences(model, x, tries, seed), 'influence', x.shape[1])]
+    columns = [*progress(influences(model, x, tries, seed, first), 'influence', x.shape[1] - first)]
     return torch.stack(columns, dim=1).cpu().numpy()
 
 
 @torch.no_grad()
-def influences(model, x, tries=2, seed=0):
+def influences(model, x, tries=2, seed=0, first=0):
     """Yields the columns (outputs,) of influence(), each of which takes a pass of the model."""
     generator = torch.Generator().manual_seed(seed)
     x, tries = (x[:2], 1) if model.bidirectional else (x, tries)
     x, read = x.repeat(tries, 1), model.infill if model.bidirectional else lambda x: model(x)[0]    # (N * tries, T)
     before = read(x).softmax(-1)                                                    # (N * tries, T or 1, V)
-    for s in range(x.shape[1]):
+    for s in range(first, x.shape[1]):
         changed = x.clone()
         new = x.flatten()[torch.randint(x.numel(), (len(x),), generator=generator).to(x.device)]
         changed[:, s] = torch.where(new == x[:, s], (new + 1) % model.config.vocab_size, new)
-        yield (read(changed).softmax(-1) - before).abs().sum(-1).mean(0) / 2            # (T or 1,)
+        yield (read(changed).softmax(-1) - before).abs().sum(-1).mean(0)[first:] / 2    # (T - first or 1,)
 
 
 @torch.no_grad()
@@ -199,9 +199,16 @@ def draw_surprise(labels, bits, longest=80):
     return fig
 
 
-def span(model, x):
-    """The part of the windows x (B, T) to measure: at most SPAN tokens, or all if the model must have a whole window."""
-    return x if model.predicts == 'last' or model.memory else x[:, -SPAN:]
+def excerpt(model, x, pictures=False):
+    """(the part of the windows x (B, T) to read, the first position of it to measure): at most SPAN positions, or all if the
+    model must have a whole window.  pictures: pixels keep their positions in the window, and its middle is measured."""
+    T = x.shape[1]
+    if model.predicts == 'last' or model.memory:
+        return x, 0
+    if not pictures:
+        return x[:, -SPAN:], 0
+    end = min(T, SPAN if model.bidirectional else (T + SPAN) // 2)      # infill() is slow
+    return x[:, :end], max(0, end - SPAN)
 
 
 def png(figure, dpi=110):

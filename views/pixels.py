@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from harness import palette
 from harness.generate import continuations
 from views.attention import attention, attention_maps
-from views.behaviour import draw_influence, influence, progress, span
+from views.behaviour import draw_influence, excerpt, influence, progress
 
 SHOWN, SAMPLES = 6, 5       # pictures in a figure; completions of each
 MANY = 256                  # pictures whose losses are averaged
@@ -53,7 +53,8 @@ def views(model, data):
 
     def moved():
         x = data.windows('val', starts(9), data.size)[0].to(device)
-        yield 'influence', draw_influence(influence(model, span(model, x)), bidirectional=model.bidirectional)
+        x, first = excerpt(model, x, pictures=True)
+        yield 'influence', draw_influence(influence(model, x, first=first), bidirectional=model.bidirectional)
     found = {'completions': completions, 'surprise': surprise, 'pixels': pixels, 'influence': moved}
     if model.bidirectional:
         del found['completions']

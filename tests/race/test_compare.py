@@ -132,7 +132,7 @@ def test_the_best_weights_do_not_matter(copied, race_configs):
     e, = compare.enter([str(race_configs / 'pic.py')], [])[0]
     again = compare.judge(e, 1337, out / 'pic-1337', 1, 200, device.setup('cpu', 'float32', False))
     kept = json.loads((out / 'pic-1337' / 'result.json').read_text())
-    assert kept.pop('ended') and kept.pop('commit') is not None
+    assert kept.pop('ended') and kept.pop('machine') and kept.pop('commit') is not None
     assert again == {k: v if isinstance(v, str) else pytest.approx(v, rel=1e-6) for k, v in kept.items()} | {'flops': 10}
     assert len(again['sample']) == 400 and set(again['sample']) <= set('abcdefgh .\n')
 

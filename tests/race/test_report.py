@@ -148,6 +148,16 @@ def test_leaks_and_sizes_and_progress():
     assert verdicts(r) == [] and tables.cell(r['entrants'][1], 'val_loss') == ''
 
 
+def test_runs_of_two_machines_are_noted():
+    r = record(entrant('gpt', GPT), entrant('pic', GPT))
+    for e, machines in zip(r['entrants'], (['A'] * 3, ['A', 'A', 'B']), strict=True):
+        for x, machine in zip(e['runs'], machines, strict=False):
+            x['machine'] = machine
+    assert any('2 machines' in s and 'A | B' in s for s in statistics.notes(r))
+    r['entrants'].pop()
+    assert not any('machines' in s for s in statistics.notes(r))
+
+
 def test_numbers_and_text():
     for x, text in ((3.12e10, '31.2 G'), (999.9, '1 k'), (999.4, '999'), (0, '0'), (1.5e18, '1.5e+03 P'), (2.5, '2.5')):
         assert statistics.engineering(x) == text

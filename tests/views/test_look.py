@@ -78,6 +78,17 @@ def test_what_a_prediction_depends_on(kind):
     n, T = {'last': (1, 16), 'wavenet': (16, 32)}.get(kind, (16, 16))
     t, s = np.arange(n)[:, None] + T - n, np.arange(T)
     assert np.array_equal(matrix > 1e-6, (abs(s - t) <= 3) & (s != t) if kind == 'centered' else s <= t) and matrix.max() <= 1
+    if n == T:
+        later = behaviour.influence(model, tokens(4, T), first=5)
+        assert later.shape == (T - 5, T - 5) and np.array_equal(later > 1e-6, matrix[5:, 5:] > 1e-6)
+
+
+def test_pictures_are_measured_in_their_middle_at_their_own_positions(monkeypatch):
+    monkeypatch.setattr(behaviour, 'SPAN', 4)
+    model, x = build('gpt'), tokens(1, 16)
+    for pictures, part, first in ((False, x[:, -4:], 0), (True, x[:, :10], 6)):
+        found = behaviour.excerpt(model, x, pictures)
+        assert torch.equal(found[0], part) and found[1] == first
 
 
 @pytest.mark.parametrize('outputs, offsets, bidirectional, title', [
