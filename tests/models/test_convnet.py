@@ -36,7 +36,7 @@ def torchvision_models():
                 del sys.modules[name]
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
+@pytest.mark.parametrize('name', ['resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'])
 def test_weight_for_weight_with_torchvision(name):
     models, _library = torchvision_models()
     theirs = getattr(models, name)(num_classes=7).eval()
