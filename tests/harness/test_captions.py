@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -166,6 +167,18 @@ def test_bad_settings(runs, image, module_root, tmp_path):
     for arch, word, said in (('clip', '--prompt=a', '--prompt'), ('clip', f'--image={image}', '--image'),
                              ('transformer', '--prompt=a', '--image')):
         assert said in sentence(look.main, [str(runs[arch]), word])
+
+
+def test_the_captions_of_another_tokenizer(runs, module_root, tmp_path):
+    """Weights are not trained on with other tokens, though there are as many."""
+    shutil.copytree(module_root / 'data' / 'shapes', folder := module_root / 'data' / 'other')
+    meta = json.loads((folder / 'meta.json').read_text())
+    meta['tokenizer']['ranks'][-2:] = meta['tokenizer']['ranks'][:-3:-1]
+    (folder / 'meta.json').write_text(json.dumps(meta))
+    for arch, run in runs.items():
+        words = '--max_iters=1', f'--init_from={run}'
+        assert 'another tokenizer' in sentence(go, arch, tmp_path / 'x', *words, '--dataset=other')
+        assert go(arch, tmp_path / arch, *words)['step'] == 1
 
 
 def test_truth(runs, capsys):
