@@ -18,7 +18,7 @@ import sample
 import train
 from extras import truth, zeroshot
 from harness import checkpoint, data, device
-from harness.captions import PROMPTS, encode_image
+from harness.captions import PROMPTS, RECALLS, encode_image
 from harness.files import read_image
 from prepare import common
 from race import tables
@@ -81,8 +81,8 @@ def test_images_and_captions(module_root):
         assert found.text(rows[i]) == PROMPTS[i % len(PROMPTS)].format(labels[y[i]])
 
 
-def test_recall_by_its_definition(module_root):
-    """Of images whose captions occur several times, in any division into batches."""
+def test_recall_by_its_definition(module_root, monkeypatch):
+    """Of images whose captions occur several times, in any division into batches; a tie is no success."""
     found, generator = data.open_data('shapes', modality='captions', patch=8), torch.Generator().manual_seed(0)
     rows = torch.from_numpy(found.captions['train'][[0, 1, 2, 0, 3, 4, 2, 0, 5, 6]].astype(np.int64))
     output = F.normalize(torch.randn(10, 2, 4, generator=generator), dim=-1)
@@ -101,6 +101,10 @@ def test_recall_by_its_definition(module_root):
     own = torch.arange(10)
     assert metrics['val_loss'] == pytest.approx(((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2).item())
     assert 0 < metrics['image_at_1'] < 1 and metrics['accuracy'] == metrics['caption_at_1']
+    score = found.score(output[:1].expand(10, -1, -1), None, rows)
+    assert {k: v for k, v in found.total([score]).items() if k != 'val_loss'} == dict.fromkeys(['accuracy', *RECALLS], 0)
+    monkeypatch.setattr('harness.machine_memory', lambda: 3999)
+    assert '10 images' in sentence(found.total, [score])
 
 
 @pytest.mark.parametrize('arch', ['clip', 'transformer'])
