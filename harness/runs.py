@@ -122,6 +122,9 @@ def new_model(settings, dataset):
     if model.known_tokens and not tokenizer.same(model.known_tokens, dataset.meta.get('tokenizer')):
         raise UserError(f'keep_embedding: the trunk was trained on other tokens than those of data/{cfg.dataset}: choose '
                         f'another trunk, or leave it out')
+    if model.known_pixels not in (None, dataset.meta.get('standard')):
+        raise UserError(f'vae: it was trained on other images than those of data/{cfg.dataset}, whose means and standard '
+                        f'deviations are others: choose a VAE that was trained on data/{cfg.dataset}')
     if dataset.modality == 'text' and dataset.whole and (cfg.last_only or model.predicts == 'last'):
         raise UserError(f"last_only or predicts='last' would learn only the last pixel of each picture of data/{cfg.dataset}: "
                         f'choose a model that predicts every token, and leave last_only out')

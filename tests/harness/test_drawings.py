@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import names, sentence
+from conftest import names, script, sentence
 
 import look
 import sample
@@ -107,9 +107,11 @@ def test_bad_input(runs, monkeypatch, arch, more, said):
     assert re.search(said, sentence(sample.main, [str(runs[arch]), *more]))
 
 
-def test_bad_settings(runs, tmp_path):
+def test_bad_settings(runs, module_root, tmp_path):  # noqa: F811
+    script('prepare/shapes.py', '--examples=60', '--name=others')
     for more, said in (([f'--vae={tmp_path}/gone'], f'{tmp_path}/gone'), ([f'--vae={runs["clip"]}'], "arch='clip'"),
                        ([f'--vae={runs["dvae"]}', '--patch=4'], 'block_size=16.*64'),
+                       ([f'--vae={runs["dvae"]}', '--dataset=others'], 'other images than those of data/others'),
                        (['--dataset=shapes', '--text_weight=2'], 'text_weight=2')):
         assert re.search(said, sentence(go, 'dalle', tmp_path / 'x', '--dry_run', *more, without=['block_size', 'n_head']))
     for command, words, said in ((look, ['dalle', '--prompt=a'], '--prompt'), (drawn, ['dvae'], 'draws no images'),
