@@ -194,7 +194,7 @@ def test_truth(runs, capsys):
     assert 'clip' in sentence(truth.main, [str(runs['clip'])])
 
 
-def test_zero_shot_and_few_shot(runs, capsys):
+def test_zero_shot_and_few_shot(runs, tmp_path, capsys):
     command = [str(runs['clip']), '--dataset=shapes_classes', '--prompts=a {};a small {}', '--shots=1,2,99', '--draws=2']
     zeroshot.main(command)
     record = json.loads((runs['clip'] / 'zeroshot_shapes_classes.json').read_text())
@@ -207,6 +207,9 @@ def test_zero_shot_and_few_shot(runs, capsys):
     for more, said in ((['--prompts=a'], '--prompts'), (['--names=a,b'], '--names=a,b'), (['--shots=0'], '--shots=0')):
         assert said in sentence(zeroshot.main, [*command, *more])
     assert 'transformer' in sentence(zeroshot.main, [str(runs['transformer']), *command[1:]])
+    content = checkpoint.load(runs['clip'] / 'best.pt')
+    checkpoint.save(moved := tmp_path / 'moved.pt', content | {'data': content['data'] | {'fingerprint': '0'}})
+    assert 'data/shapes, which ' in sentence(zeroshot.main, [str(moved), *command[1:]]) and names(tmp_path) == ['moved.pt']
 
 
 def test_a_probe_separates_what_can_be_separated():
