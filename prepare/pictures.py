@@ -63,7 +63,9 @@ def captions_of(paths, folder, table, longest):
                 if not tab or '\t' in caption:
                     raise UserError(f'{table}, line {number} has {1 + line.count(chr(9))} columns: expected a file and its '
                                     f'caption with one tab between them')
-                rows[file.strip()] = caption
+                if (file := file.strip()) in rows:
+                    raise UserError(f'{table}, line {number} is another caption of {file}: keep one line of each picture')
+                rows[file] = caption
         if unknown := rows.keys() - {str(path.relative_to(folder)) for path in paths}:
             raise UserError(f'{table} names {min(unknown)}, but there is no such picture in {folder}: correct the line')
     found = []

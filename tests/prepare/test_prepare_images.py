@@ -176,6 +176,7 @@ BLACK = png(np.zeros((6, 7, 3), np.uint8))
     *((dict.fromkeys(f'p{i:02}.png' for i in gone), [], [named]) for gone, named in (
         (range(12), 'no pictures'), ((0, 10, 11), '9 pictures'))),
     ({'t.tsv': 'p00.png\tx\nq.png\ty\n'}, ['--table=t.tsv'], ['t.tsv', 'q.png']),
+    ({'t.tsv': 'p00.png\tx\np01.png\ty\np00.png \tz\n'}, ['--table=t.tsv'], ['t.tsv, line 3', 'p00.png']),
     ({'t.tsv': 'p00.png x\n'}, ['--table=t.tsv'], ['t.tsv, line 1', '1 columns'])])
 def test_bad_pictures(prepare, album, content, words, named):
     fill(album, {name: text for name, text in content.items() if text})
