@@ -275,6 +275,8 @@ def main(argv):
         show(models[0], tokenizer, args, where, content)
         return
     for name, model in zip(names, models, strict=True):
+        if model.bidirectional and tokenizer.length:
+            raise UserError(f'{name} fills in pixels of a whole picture, and writes no text: python look.py {name} draws some')
         if model.bidirectional and not args.both_sides:
             raise UserError(f'{name}: {BIDIRECTIONAL}: use --fill "... [MASK] ..." or --automaton --start "..."')
         if args.both_sides and not model.bidirectional:
