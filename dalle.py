@@ -181,7 +181,7 @@ class Model(nn.Module):
                 p.requires_grad_(False)
             elif name.endswith('proj.weight'):                  # 2 * n_layer branches add up in the residual stream
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer))
-            elif p.dim() == 2:
+            elif p.dim() == 2 and 'neighbours' not in name:     # these start at zero
                 nn.init.normal_(p, std=0.02)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
