@@ -34,7 +34,7 @@ def arguments(argv):
     parser.add_argument('--seed', type=int, default=1337)
     parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
     args = parser.parse_args(argv)
-    if min(args.captions, args.samples) < 1 or args.temperature < 0 or args.seed < 0:
+    if min(args.captions, args.samples) < 1 or not args.temperature >= 0 or args.seed < 0:
         raise UserError(f'--captions={args.captions} and --samples={args.samples} must be at least 1, and --temperature='
                         f'{args.temperature} and --seed={args.seed} at least 0')
     return args

@@ -115,5 +115,6 @@ def test_bad_settings(runs, module_root, tmp_path):  # noqa: F811
                        (['--dataset=shapes', '--text_weight=2'], 'text_weight=2')):
         assert re.search(said, sentence(go, 'dalle', tmp_path / 'x', '--dry_run', *more, without=['block_size', 'n_head']))
     for command, words, said in ((look, ['dalle', '--prompt=a'], '--prompt'), (drawn, ['dvae'], 'draws no images'),
-                                 (drawn, ['dalle', '--captions=0'], '--captions=0')):
+                                 (drawn, ['dalle', '--captions=0'], '--captions=0'),
+                                 (drawn, ['dalle', '--temperature=nan'], '--temperature=nan')):
         assert said in sentence(command.main, [str(runs[words[0]]), *words[1:]])
