@@ -191,11 +191,11 @@ class Model(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, **settings):
-        """A model with published weights: the name of a CLIP with a ViT on the hub, such as openai/clip-vit-base-patch32 (in
-        short 'clip'), or a local folder or .safetensors file.  settings: fields of Config; a smaller block_size crops the
-        positions of captions.  Raises ValueError if the weights are not a CLIP's, or contradict a setting."""
+        """A model with published weights: the name of a CLIP with a ViT on the hub, such as openai/clip-vit-base-patch32, or a
+        local folder or .safetensors file.  settings: fields of Config; a smaller block_size crops the positions of captions.
+        Raises ValueError if the weights are not a CLIP's, or contradict a setting."""
         from harness import hub
-        described, weights = hub.load(name, {'clip': 'openai/clip-vit-base-patch32'})
+        described, weights = hub.load(name)
         hub.check_config('clip.py', described, model_type=[*cls.model_types])
         weights = {rename(k): v for k, v in weights.items()}
         needed = {f'{tower}.{part}.weight' for tower in TOWERS for part in ('wpe', 'proj')}

@@ -99,6 +99,10 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         """x: (B, C, H, W), with as many examples in each process.  Returns the same shape."""
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if self.training and world * x.numel() == x.shape[1]:
+            from harness import UserError
+            raise UserError('batch norm would make one example of 1 x 1 pixels 0, so nothing is learned: choose a batch_size '
+                            '(and tokens_per_step) of at least 2 examples, or larger images')
         if world == 1 or not self.training:
             return super().forward(x)
         h = x.to(self.running_mean.dtype)               # autocast's formats are too coarse for sums

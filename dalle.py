@@ -159,6 +159,7 @@ class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.vae = find_vae(config)
+        self.known_pixels = getattr(self.vae, 'standard', None)
         self.config = c = dataclasses.replace(config, codes=self.vae.config.codes)
         side, C = self.vae.side, c.n_embd
         self.wte = nn.Embedding(c.vocab_size, C)                # of captions
@@ -180,7 +181,7 @@ class Model(nn.Module):
                 p.requires_grad_(False)
             elif name.endswith('proj.weight'):                  # 2 * n_layer branches add up in the residual stream
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer))
-            elif p.dim() == 2:
+            elif p.dim() == 2 and 'neighbours' not in name:     # these start at zero
                 nn.init.normal_(p, std=0.02)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
@@ -312,4 +313,5 @@ def find_vae(config):
         if (theirs := getattr(vae.config, name)) != own:
             raise ValueError(f'vae={config.vae} has {name}={theirs}, and the images of this run {own}: choose a VAE that was '
                              f'trained on images of this size, with the same patch')
+    vae.standard = content['data'].get('standard')
     return vae

@@ -10,6 +10,7 @@ A discrete variational autoencoder: an image becomes a grid of tokens of a codeb
 - local = True: the encoder sees a patch alone, so equal patches have one token, which is easier to predict
 - the values of a patch have a normal distribution of a constant width: the squared error (the paper has a logit-Laplace
   distribution, which in our trials spent the codes on flat backgrounds)
+- `anneal` and `restart` count forward passes in training: an optimizer step has one for each micro-step
 
 B batch   S patches of an image, h x w of them   D values of a patch   C channels (n_embd)   K codes
 """
@@ -34,11 +35,11 @@ class Config:                       # DALL-E: 1024, 192, 8192
     n_layer: int = 2                # residual blocks of the encoder, and of the decoder
     n_embd: int = 64                # channels
     quantizer: str = 'gumbel'       # 'gumbel' is a softmax with noise, 'vq' the nearest code
-    kl: float = 2.0                 # gumbel: weight of the KL divergence from the uniform distribution, after `anneal` steps
-    temperature: float = 0.0625     # gumbel: of the softmax, after `anneal` steps; 1 at the start
-    anneal: int = 1000              # gumbel: steps in which the temperature falls and the weight of the KL rises from 0
+    kl: float = 2.0                 # gumbel: weight of the KL divergence from the uniform distribution, after `anneal` passes
+    temperature: float = 0.0625     # gumbel: of the softmax, after `anneal` passes; 1 at the start
+    anneal: int = 1000              # gumbel: training passes in which the temperature falls and the weight of KL rises from 0
     commitment: float = 0.25        # vq: weight of the distance of the encoder's output from its code
-    restart: int = 0                # vq: steps without use after which a code moves (0: never)
+    restart: int = 0                # vq: training passes without use after which a code moves (0: never)
     local: bool = False             # the encoder has no convolutions
 
     @classmethod
@@ -102,7 +103,7 @@ class Model(nn.Module):
         self.codebook = nn.Embedding(K, C)
         self.decoder = nn.Sequential(*(Block(C) for _ in range(config.n_layer)))
         self.pixels = nn.Linear(C, D)
-        self.register_buffer('steps', torch.zeros((), dtype=torch.int64))
+        self.register_buffer('steps', torch.zeros((), dtype=torch.int64))                          # passes, see anneal
         self.register_buffer('unused', torch.zeros(K, dtype=torch.int64), persistent=config.restart > 0)    # see restart
         self.register_buffer('counts', torch.zeros(K, dtype=torch.int64), persistent=False)        # of an evaluation
 
@@ -130,7 +131,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def move_unused(self, h):
-        """Moves the codes that were not used for `restart` steps to outputs of the encoder h (B, S, C), which are drawn in
+        """Moves the codes that were not used for `restart` passes to outputs of the encoder h (B, S, C), which are drawn in
         proportion to their squared distance from the nearest code.  All ranks get the codes of the first."""
         h, E = h.flatten(0, 1), self.codebook.weight
         moved = (self.unused >= self.config.restart).nonzero()[:len(h), 0]                          # (M,) of the K codes
@@ -142,7 +143,7 @@ class Model(nn.Module):
             E[moved], self.unused[moved] = new, 0
 
     def count_unused(self, codes):
-        """Counts for each code the steps since a rank used it."""
+        """Counts for each code the training passes since a rank used it."""
         used = codes.flatten().bincount(minlength=len(self.unused))
         if dist.is_initialized():
             dist.all_reduce(used)

@@ -46,7 +46,7 @@ from torch.utils import _pytree as pytree
 from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, formats, hub, optim, require_memory
 from harness.arch import ANSWERS, architectures, complete, load_arch
 from harness.captions import encode_captions, encode_image, published_images
-from harness.drawings import draw, rank, save, set_guidance
+from harness.drawings import draw, ranker, save, set_guidance
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
 from harness.pairs import encode_source
@@ -227,14 +227,16 @@ def draw_images(model, args, where, content):
     tokenizer, about, N = checkpoint.tokenizer(content, args.run[0]), content['data'], args.num_samples
     set_guidance(model, args.guidance)
     require_memory(N * len(args.start) * (math.prod(about['shape']) + optim.token_memory(model)), f'--num_samples={N}')
-    y = encode_captions(args.start, tokenizer, model).repeat_interleave(N, 0)
+    texts = [' '.join(tokenizer.decode(prompt(start, tokenizer)).split()) for start in args.start]      # as in the data sets
+    score = ranker([text for text in texts for _ in range(N)], args.rerank, about['shape'], where) if args.rerank else None
+    y = encode_captions(texts, tokenizer, model).repeat_interleave(N, 0)
     images = draw(model.to(where), y, about, content['loop']['patch'], args.temperature, args.top_k, args.top_p, args.seed)
     rows = images.reshape(-1, N, *images.shape[1:])
-    if args.rerank:
-        scores = rank(images, [start for start in args.start for _ in range(N)], args.rerank, where).view(-1, N)
-        rows = [row[order] for row, order in zip(rows, scores.argsort(1, descending=True).numpy(), strict=True)]
+    if score:
+        order = score(images).view(-1, N).argsort(1, descending=True).numpy()
+        rows = [row[best] for row, best in zip(rows, order, strict=True)]
     from views.drawings import strips
-    save(strips(rows, args.start), Path(args.out or checkpoint.find(args.run[0]).parent / 'sample.png'))
+    save(strips(rows, texts), Path(args.out or checkpoint.find(args.run[0]).parent / 'sample.png'))
 
 
 def print_automaton(model, tokenizer, start, passes, options, seed):
@@ -273,6 +275,8 @@ def main(argv):
         show(models[0], tokenizer, args, where, content)
         return
     for name, model in zip(names, models, strict=True):
+        if model.bidirectional and tokenizer.length:
+            raise UserError(f'{name} fills in pixels of a whole picture, and writes no text: python look.py {name} draws some')
         if model.bidirectional and not args.both_sides:
             raise UserError(f'{name}: {BIDIRECTIONAL}: use --fill "... [MASK] ..." or --automaton --start "..."')
         if args.both_sides and not model.bidirectional:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from extras.truth import checker
 from harness import Arguments, UserError, checkpoint, command, data, device
-from harness.drawings import BATCH, draw, rank, set_guidance, to_images
+from harness.drawings import BATCH, draw, ranker, set_guidance, to_images
 from race.page import origin, write_record
 
 
@@ -34,7 +34,7 @@ def arguments(argv):
     parser.add_argument('--seed', type=int, default=1337)
     parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
     args = parser.parse_args(argv)
-    if min(args.captions, args.samples) < 1 or args.temperature < 0 or args.seed < 0:
+    if min(args.captions, args.samples) < 1 or not args.temperature >= 0 or args.seed < 0:
         raise UserError(f'--captions={args.captions} and --samples={args.samples} must be at least 1, and --temperature='
                         f'{args.temperature} and --seed={args.seed} at least 0')
     return args
@@ -67,15 +67,15 @@ def judge(model, dataset, indices, is_true, args):
     """The shares of one group, as a dict."""
     texts, N = [dataset.text(row) for row in dataset.captions['test'][indices]], args.samples
     _, y = dataset.examples('test', indices)
-    images = draw(model, y.repeat_interleave(N, 0), dataset.meta, dataset.patch, args.temperature, seed=args.seed)
     each = [text for text in texts for _ in range(N)]
+    score = ranker(each, args.rerank, dataset.shape, next(model.parameters()).device) if args.rerank else None
+    images = draw(model, y.repeat_interleave(N, 0), dataset.meta, dataset.patch, args.temperature, seed=args.seed)
     true = np.array([is_true(image, text) for image, text in zip(images, each, strict=True)]).reshape(-1, N)
     others = [is_true(image, text) for image, text in zip(images, each[N:] + each[:N], strict=True)]
     rebuilt = [is_true(image, text) for image, text in zip(rebuild(model, dataset, indices), texts, strict=True)]
     found = {'captions': len(texts), 'true': true.mean(), 'floor': np.mean(others), 'rebuilt': np.mean(rebuilt)}
-    if args.rerank:
-        best = rank(images, each, args.rerank, next(model.parameters()).device).view(-1, N).argmax(1).numpy()
-        found['reranked'] = true[np.arange(len(true)), best].mean()
+    if score:
+        found['reranked'] = true[np.arange(len(true)), score(images).view(-1, N).argmax(1).numpy()].mean()
     return {k: v if k == 'captions' else float(v) for k, v in found.items()}
 
 

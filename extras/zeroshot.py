@@ -128,8 +128,10 @@ def draw(record, title):
 
 def evaluate(model, tokenizer, content, dataset, names, args):
     """The record: accuracies {group: share} on the test split, by the first prompt, by all prompts, and by probes."""
-    own = data.data_of(content)
-    known = ' '.join({own.text(row) for row in own.splits['train'][1]}) if own else ''
+    if (own := data.data_of(content)) is None:
+        raise UserError(f'data/{content["loop"]["dataset"]}, which {args.run} was trained on, is missing or another, so it is '
+                        f'unknown which classes its captions name: prepare it again')
+    known = ' '.join({own.text(row) for row in own.splits['train'][1]})
     named = torch.tensor([bool(re.search(rf'\b{re.escape(name)}\b', known)) for name in names])
     (train, y), (test, truth) = ((image_vectors(model, x, content), torch.from_numpy(y.astype(np.int64))) for x, y in (
         dataset.splits[split] for split in ('train', 'test')))

@@ -86,6 +86,10 @@ class ModelContract:
     """The specification of the tokenizer whose tokens a new Model has learned elsewhere, as by a trunk whose embedding it
     keeps: it cannot be trained on those of another."""
 
+    known_pixels: list | None = None
+    """The means and standard deviations of the channels by which the images were standardised that a part of a new Model has
+    learned, such as a VAE: it cannot be trained on images that have others."""
+
     published_pixels: tuple | None = None
     """The means and standard deviations of red, green and blue, from 0 to 1, that standardised the images of those weights."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from harness import UserError
+from harness import UserError, require_memory
 from harness.images import ImageData, patches, read_pixels, standardise
 from harness.pairs import PairData
 from harness.tokenizer import Tokenizer
@@ -110,8 +110,10 @@ class ContrastiveData(CaptionData):
 
     def total(self, parts):
         """Over all of the images and captions that were evaluated: the loss, and the share of images whose caption, and of
-        captions one of whose images, is among the 1 and the 5 most similar; accuracy is caption_at_1."""
+        captions one of whose images, is among the 1 and the 5 most similar; accuracy is caption_at_1.  What is as similar as
+        the right one ranks before it: a model whose vectors are all equal is never right."""
         table = torch.cat(parts)
+        require_memory(40 * len(table) ** 2, f'the similarities of {len(table):,} images and their captions (eval_windows)')
         T = self.captions['train'].shape[1]
         output, captions = table[:, :-T].unflatten(1, (2, -1)), table[:, -T:]
         logits, own = output[:, 0] @ output[:, 1].mT, torch.arange(len(output))
@@ -120,9 +122,9 @@ class ContrastiveData(CaptionData):
         first = torch.full((int(which.max()) + 1,), len(which)).scatter_reduce(0, which, own, 'amin')
         logits = logits[:, first]                                                           # (N, U), each caption once
         right = which[:, None] == torch.arange(len(first))
-        best = logits.masked_fill(~right, -math.inf)
-        ranks = {'caption': (logits > best.amax(1, keepdim=True)).sum(1),                   # of the caption of each image
-                 'image': (logits.masked_fill(right, -math.inf) > best.amax(0)).sum(0)}     # of an image of each caption
+        best, others = logits.masked_fill(~right, -math.inf), logits.masked_fill(right, -math.inf)
+        ranks = {'caption': (others >= best.amax(1, keepdim=True)).sum(1),                  # of the caption of each image
+                 'image': (others >= best.amax(0)).sum(0)}                                  # of an image of each caption
         recalls = {f'{name}_at_{k}': (rank < k).double().mean().item() for name, rank in ranks.items() for k in (1, 5)}
         return {'val_loss': loss.item(), 'accuracy': recalls['caption_at_1'], **recalls}
 

@@ -51,24 +51,27 @@ def draw(model, y, about, P, temperature=1.0, top_k=0, top_p=1.0, seed=0):
     return np.concatenate(made)
 
 
-@torch.no_grad()
-def rank(images, texts, path, where):
-    """How well each of images (N, H, W, C) uint8 fits its text, for the model of images and captions in a run folder: (N,), the
-    logit of the pair.  Raises UserError."""
+def ranker(texts, path, shape, where):
+    """A function of images (N, H, W, C) uint8: how well each fits its text, for the model of images and captions in a run
+    folder: (N,), the logit of the pair.  shape: (H, W, C).  Raises UserError, before anything is drawn."""
     model, content = checkpoint.load_model(path)
     if model.modality != 'captions':
         raise UserError(f"{path} is a run of arch='{content['arch']}', which compares no images with captions: choose one such "
                         f'as that of config/shapes_clip.py')
-    if tuple(content['data']['shape']) != images.shape[1:]:
+    if [*content['data']['shape']] != [*shape]:
         raise UserError(f'{path} reads images of {content["data"]["shape"]} (height, width, channels), and those drawn '
-                        f'have {[*images.shape[1:]]}: choose a run on images of that size')
+                        f'have {[*shape]}: choose a run on images of that size')
     y = encode_captions(texts, checkpoint.tokenizer(content, path), model)
-    x = patches(standardise(images, content['data']['standard']), content['loop']['patch'])
-    scores, model = [], model.to(where)
-    for i in range(0, len(x), BATCH):
-        output = model(x[i:i + BATCH].to(where), y[i:i + BATCH].to(where))[0].float()                   # (B, 2, E)
-        scores.append((output[:, 0] * output[:, 1]).sum(1).cpu())
-    return torch.cat(scores)
+    model.to(where)
+
+    @torch.no_grad()
+    def score(images):
+        x, scores = patches(standardise(images, content['data']['standard']), content['loop']['patch']), []
+        for i in range(0, len(x), BATCH):
+            output = model(x[i:i + BATCH].to(where), y[i:i + BATCH].to(where))[0].float()               # (B, 2, E)
+            scores.append((output[:, 0] * output[:, 1]).sum(1).cpu())
+        return torch.cat(scores)
+    return score
 
 
 def save(figure, path):

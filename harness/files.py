@@ -150,15 +150,23 @@ def pillow():
 
 
 def read_image(source, size=None, where='an image of the archive', square=False):
-    """The RGB pixels (H, W, 3) uint8 of an image file, a path or its bytes.  Transparent parts become white.  size: (W, H), to
-    which it is scaled, its middle cut out to that shape.  square: on a white square that it fits into.  Raises UserError."""
+    """The RGB pixels (H, W, 3) uint8 of an image file, a path or its bytes, turned as its EXIF says.  Transparent parts become
+    white.  size: (W, H), to which it is scaled, its middle cut out to that shape.  square: on a white square that it fits into.
+    Raises UserError."""
     Image, where = pillow(), where if isinstance(source, bytes) else source
+    from PIL import ImageOps
     try:
         with warnings.catch_warnings(action='ignore'), Image.open(
                 io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
+            if image.mode == 'F' or (image.mode == 'I' and image.format not in ('PNG', 'PPM')):     # these have 16 bits
+                raise UserError(f'{where} has 32 bits per pixel, which do not say what is white: convert it to 8 or 16 bits')
+            with contextlib.suppress(Exception):    # a damaged EXIF raises many types
+                image = ImageOps.exif_transpose(image)
             if image.mode.startswith('I'):      # 16 bits, which convert() would clip to 255
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+                values = np.asarray(image)
+                opaque = values != image.info.get('transparency', -1)
+                image = Image.fromarray(np.stack([values // 256, 255 * opaque], axis=2).astype(np.uint8))       # grey, alpha
             image = image.convert('RGBA')
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
             if square:

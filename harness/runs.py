@@ -77,6 +77,7 @@ def new_model(settings, dataset):
     known = {f.name for f in dataclasses.fields(arch.Config)}
     shape = {k: v for k, v in dataset.model_settings().items() if k in known}
     task = dataset.unit != 'windows'    # the data decides what an example is, as in a task or in pairs
+    spec = dataset.meta.get('tokenizer') if shape.get('vocab_size') else None       # a model of images alone reads no tokens
     if task and (wrong := [k for k, v in shape.items() if overrides.get(k, v) != v]):
         raise UserError(f'{wrong[0]}={overrides[wrong[0]]} does not fit data/{cfg.dataset}, which has {wrong[0]}='
                         f'{shape[wrong[0]]}: leave {wrong[0]} out')
@@ -101,25 +102,29 @@ def new_model(settings, dataset):
             model = arch.Model.from_pretrained(cfg.init_from, **fitted)
         except ValueError as e:
             raise UserError(f'init_from={cfg.init_from}: {e}') from None
-        tokens = None if task else tokenizer.published_spec(cfg.init_from)
-        if not task and tokens is None and model.config.vocab_size == dataset.vocab_size and \
-                dataset.meta['tokenizer'].get('name') == (arch.Model.published_tokens or 0):
-            tokens = dataset.meta['tokenizer']
+        tokens = tokenizer.published_spec(cfg.init_from) if spec else None
+        if spec and tokens is None and model.config.vocab_size == dataset.vocab_size and \
+                spec.get('name') == (arch.Model.published_tokens or 0):
+            tokens = spec
     else:
         raise UserError(f"init_from='{cfg.init_from}' is no checkpoint, and {arch.name}.py loads no published weights: name a "
                         f'run folder or a checkpoint')
     if cfg.new_vocabulary:
         model = with_vocabulary(arch, model, vocab_size)
-    elif cfg.init_from != 'scratch' and not task and not tokenizer.same(tokens, dataset.meta['tokenizer']):
+    elif cfg.init_from != 'scratch' and spec and not tokenizer.same(tokens, spec):
         raise UserError(f'init_from={cfg.init_from} has another tokenizer than data/{cfg.dataset}, so its embeddings are of '
-                        f'other tokens: prepare data with its tokenizer (prepare/text.py --tokens), or start embeddings and '
-                        f'output layer anew by --new_vocabulary')
+                        f'other tokens: ' + ('choose another run, or leave init_from out' if task else
+                        'prepare data with its tokenizer (prepare/text.py --tokens), or start embeddings and output layer '
+                        'anew by --new_vocabulary'))
     if not task and model.config.vocab_size < shape['vocab_size']:
         raise UserError(f'vocab_size={model.config.vocab_size} must be at least {shape["vocab_size"]}, the number of tokens '
                         f'in data/{cfg.dataset}' + ', and [MASK]' * (shape['vocab_size'] > dataset.vocab_size))
     if model.known_tokens and not tokenizer.same(model.known_tokens, dataset.meta.get('tokenizer')):
         raise UserError(f'keep_embedding: the trunk was trained on other tokens than those of data/{cfg.dataset}: choose '
                         f'another trunk, or leave it out')
+    if model.known_pixels not in (None, dataset.meta.get('standard')):
+        raise UserError(f'vae: it was trained on other images than those of data/{cfg.dataset}, whose means and standard '
+                        f'deviations are others: choose a VAE that was trained on data/{cfg.dataset}')
     if dataset.modality == 'text' and dataset.whole and (cfg.last_only or model.predicts == 'last'):
         raise UserError(f"last_only or predicts='last' would learn only the last pixel of each picture of data/{cfg.dataset}: "
                         f'choose a model that predicts every token, and leave last_only out')

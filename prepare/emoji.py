@@ -4,8 +4,9 @@ Emoji with their names, in the drawings of Google's Noto: data/emoji.
     python prepare/emoji.py [--size=32] [--seed=0] [--name=NAME]
 
 1,911 pictures of 64 x 64, scaled to --size on white, each with its name in small letters, "grinning face with smiling eyes", as
-its caption and its group, such as "Food & Drink", as its class; a random tenth is for validation and a tenth for testing. They
-come from the npm package emoji-datasource-google (images: Apache 2.0).
+its caption and its group, such as "Food & Drink", as its class; a random tenth is for validation and a tenth for testing. Equal
+pictures, such as the flags of Norway and of Bouvet Island, are in one split. They come from the npm package
+emoji-datasource-google (images: Apache 2.0).
 """
 
 import json
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import UserError, command
 from prepare.common import fetch_package, members, positive, task_parser, write_images
-from prepare.pictures import caption_tokenizer, read_images, split_at_random
+from prepare.pictures import caption_tokenizer, equal, read_images, split_at_random
 
 PACKAGE, SHA256 = 'emoji-datasource-google@16.0.0', 'fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438'
 ARCHIVE = 'emoji-datasource-google-16.0.0.tgz'
@@ -26,9 +27,9 @@ ARCHIVE = 'emoji-datasource-google-16.0.0.tgz'
 
 def write(args, script, captions, sources, source, classes=None, groups=None, **more):
     """Write the pictures [(name, content of a file)], their captions and their classes.  groups: of indices, for
-    split_at_random(); more: for meta.json.  Also for stamps.py."""
-    parts = split_at_random(len(captions), args.seed, groups)
+    split_at_random(); None: of equal pictures.  more: for meta.json.  Also for stamps.py."""
     content = {'x': read_images(sources, (args.size, args.size), square=True), 'captions': np.array(captions, dtype=object)}
+    parts = split_at_random(len(captions), args.seed, groups or equal(content['x']))
     labels = sorted(set(classes or ()))
     if labels:
         content['y'] = np.array([labels.index(name) for name in classes])

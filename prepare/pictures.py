@@ -5,9 +5,10 @@ Your own pictures, with captions or in classes: data/<name>.
     python prepare/pictures.py NAME FOLDER --table=FILE.tsv             # or in a line of a table: file, tab, caption
     python prepare/pictures.py NAME FOLDER --classes                    # or each folder in FOLDER is a class
 
-A random tenth of the pictures is for validation and a tenth for testing. All pictures have one size: without --size, they must
-have it already; with it they are scaled, and their middle is cut out. Transparent parts become white, and 16 bits become 8.
-Captions are encoded by a BPE that is trained on those of the training split.
+A random tenth of the pictures is for validation and a tenth for testing; equal pictures are in one split. All pictures have one
+size: without --size, they must have it already; with it they are scaled, and their middle is cut out. They are turned as their
+EXIF says; transparent parts become white, and 16 bits become 8. Captions are encoded by a BPE that is trained on those of the
+training split.
 """
 
 import hashlib
@@ -41,15 +42,24 @@ def caption_tokenizer(name, captions, merges=1024):
     return spec(name, train(END.join(captions), merges))
 
 
-def split_at_random(count, seed, groups=None):
+def equal(images):
+    """[[indices of images (N, H, W, C)]] with the same pixels, in the order of the first of each."""
+    groups = {}
+    for i, image in enumerate(images):
+        groups.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append(i)
+    return list(groups.values())
+
+
+def split_at_random(count, seed, groups):
     """{split: indices}: a random tenth for validation, a tenth for testing, or some more, so that each of the groups, lists of
     indices, is in one split.  Raises UserError if there are too few."""
-    if count < 10:
-        raise UserError(f'there are {count} pictures: at least 10 are needed')
-    groups, parts = groups or [[i] for i in range(count)], {'test': [], 'val': [], 'train': []}
+    parts = {'test': [], 'val': [], 'train': []}
     for which in np.random.default_rng(seed).permutation(len(groups)):
         split = next((name for name in ('test', 'val') if len(parts[name]) < count // 10), 'train')
         parts[split] += groups[which]
+    if not all(parts.values()):
+        raise UserError(f'there are {count} pictures, {len(groups)} of them different: at least 10 different ones are needed, '
+                        f'and more where many are equal')
     return parts
 
 
@@ -63,7 +73,9 @@ def captions_of(paths, folder, table, longest):
                 if not tab or '\t' in caption:
                     raise UserError(f'{table}, line {number} has {1 + line.count(chr(9))} columns: expected a file and its '
                                     f'caption with one tab between them')
-                rows[file.strip()] = caption
+                if (file := file.strip()) in rows:
+                    raise UserError(f'{table}, line {number} is another caption of {file}: keep one line of each picture')
+                rows[file] = caption
         if unknown := rows.keys() - {str(path.relative_to(folder)) for path in paths}:
             raise UserError(f'{table} names {min(unknown)}, but there is no such picture in {folder}: correct the line')
     found = []
@@ -94,7 +106,7 @@ def main(argv):
     paths = [path for path in walk(args.folder) if path.suffix.lower() in FORMATS]
     if not paths:
         raise UserError(f'{args.folder} contains no pictures ({", ".join(FORMATS)}): name the folder that they are in')
-    parts, labels, content = split_at_random(len(paths), args.seed), None, {}
+    labels, content = None, {}
     if args.classes:
         names = [path.relative_to(args.folder).parts[0] for path in paths]
         if loose := [path for path in paths if path.parent == Path(args.folder)]:
@@ -104,6 +116,7 @@ def main(argv):
     else:
         content['captions'] = np.array(captions_of(paths, args.folder, args.table, args.longest), dtype=object)
     content['x'] = read_images([(path, path) for path in paths], args.size and (args.size, args.size))
+    parts = split_at_random(len(paths), args.seed, equal(content['x']))
     splits = {split: {key: value[part] for key, value in content.items()} for split, part in parts.items()}
     source = {'name': f'{Path(args.folder).resolve().name}, {len(paths):,} pictures, seed {args.seed}',
               'sha256': hashlib.sha256(content['x'].data).hexdigest()}

@@ -49,7 +49,8 @@ def kmeans(pixels, count, seed=0, rounds=ROUNDS):
             break
         centres = moved
     colours = np.unique(centres.round().astype(np.uint8), axis=0)
-    spare = found[~(found[:, None] == colours).all(2).any(1)]           # two centres may be rounded to one colour
+    numbers = (c.astype(np.int64) @ [1 << 16, 1 << 8, 1] for c in (found, colours))
+    spare = found[~np.isin(*numbers)]                                   # two centres may be rounded to one colour
     colours = np.vstack([colours, spare[:count - len(colours)]])
     return colours[np.argsort(colours @ [0.299, 0.587, 0.114], kind='stable')]
 

@@ -127,7 +127,7 @@ def main(argv):
     known, splits = [kind for kind in every if kind not in HELD_OUT], {}
 
     def draw(count, new):
-        """(images, captions) that are in no part yet.  new: the first of the shapes is one of HELD_OUT, others may be."""
+        """(images, captions) that are in no part yet.  new: one of the shapes, at random, is one of HELD_OUT."""
         made = []
         while len(made) < count:
             n = rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])

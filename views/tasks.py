@@ -242,13 +242,15 @@ def draw_answer_bits(ax, expected, given):
 
 @torch.no_grad()
 def draw_gaze(model, x, task, i):
-    """The attention of the position that gives the answer to each patch, a panel for each layer, all on one scale."""
+    """The attention of the position that gives the answer to each patch, or the mean of all positions if that of all patches
+    does; a panel for each layer, all on one scale."""
     draw, maps = task.draw, attention_maps(model, x)
     image = unpatched(np.asarray(task.splits['val'][0][i]), draw)
-    at = 0 if getattr(model, 'cls', None) is not None else -1
+    all_answer = getattr(model.config, 'readout', None) == 'mean'
+    at = slice(None) if all_answer else [0] if getattr(model, 'cls', None) is not None else [-1]
     rows, columns = draw['height'] // draw['patch'], draw['width'] // draw['patch']
     T = maps[0].shape[-1]
-    weights = [m.mean(0)[at][-rows * columns:].reshape(rows, columns) for m in maps]            # the mean over the heads
+    weights = [m.mean(0)[at].mean(0)[-rows * columns:].reshape(rows, columns) for m in maps]    # the mean over the heads
     norm = PowerNorm(0.5, 0, max(4 / T, *(w.max() for w in weights)))
     fig, axes = plt.subplots(1, len(maps) + 1, figsize=(2.2 * (len(maps) + 1) + 1, 2.9), layout='constrained')
     show_image(axes[0], image)
@@ -264,5 +266,6 @@ def draw_gaze(model, x, task, i):
     bar.set_ticks([0, 1 / T, norm.vmax], labels=['0', f'{1 / T:.3f} = 1/{T}, uniform', f'{norm.vmax:.3f}'])
     bar.ax.axhline(1 / T, color='white', lw=1.5)
     bar.ax.tick_params(labelsize=8)
-    fig.suptitle('attention of the position that gives the answer, mean over the heads', fontsize=10)
+    fig.suptitle(f'attention of {"all positions" if all_answer else "the position that gives the answer"}, mean over the heads',
+                 fontsize=10)
     return fig

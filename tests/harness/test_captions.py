@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import sample
 import train
 from extras import truth, zeroshot
 from harness import checkpoint, data, device
-from harness.captions import PROMPTS, encode_image
+from harness.captions import PROMPTS, RECALLS, encode_image
 from harness.files import read_image
 from prepare import common
 from race import tables
@@ -80,8 +81,8 @@ def test_images_and_captions(module_root):
         assert found.text(rows[i]) == PROMPTS[i % len(PROMPTS)].format(labels[y[i]])
 
 
-def test_recall_by_its_definition(module_root):
-    """Of images whose captions occur several times, in any division into batches."""
+def test_recall_by_its_definition(module_root, monkeypatch):
+    """Of images whose captions occur several times, in any division into batches; a tie is no success."""
     found, generator = data.open_data('shapes', modality='captions', patch=8), torch.Generator().manual_seed(0)
     rows = torch.from_numpy(found.captions['train'][[0, 1, 2, 0, 3, 4, 2, 0, 5, 6]].astype(np.int64))
     output = F.normalize(torch.randn(10, 2, 4, generator=generator), dim=-1)
@@ -100,6 +101,10 @@ def test_recall_by_its_definition(module_root):
     own = torch.arange(10)
     assert metrics['val_loss'] == pytest.approx(((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2).item())
     assert 0 < metrics['image_at_1'] < 1 and metrics['accuracy'] == metrics['caption_at_1']
+    score = found.score(output[:1].expand(10, -1, -1), None, rows)
+    assert {k: v for k, v in found.total([score]).items() if k != 'val_loss'} == dict.fromkeys(['accuracy', *RECALLS], 0)
+    monkeypatch.setattr('harness.machine_memory', lambda: 3999)
+    assert '10 images' in sentence(found.total, [score])
 
 
 @pytest.mark.parametrize('arch', ['clip', 'transformer'])
@@ -168,6 +173,18 @@ def test_bad_settings(runs, image, module_root, tmp_path):
         assert said in sentence(look.main, [str(runs[arch]), word])
 
 
+def test_the_captions_of_another_tokenizer(runs, module_root, tmp_path):
+    """Weights are not trained on with other tokens, though there are as many."""
+    shutil.copytree(module_root / 'data' / 'shapes', folder := module_root / 'data' / 'other')
+    meta = json.loads((folder / 'meta.json').read_text())
+    meta['tokenizer']['ranks'][-2:] = meta['tokenizer']['ranks'][:-3:-1]
+    (folder / 'meta.json').write_text(json.dumps(meta))
+    for arch, run in runs.items():
+        words = '--max_iters=1', f'--init_from={run}'
+        assert 'another tokenizer' in sentence(go, arch, tmp_path / 'x', *words, '--dataset=other')
+        assert go(arch, tmp_path / arch, *words)['step'] == 1
+
+
 def test_truth(runs, capsys):
     truth.main(args := [str(runs['transformer'])])
     record = json.loads((runs['transformer'] / 'truth.json').read_text())
@@ -177,7 +194,7 @@ def test_truth(runs, capsys):
     assert 'clip' in sentence(truth.main, [str(runs['clip'])])
 
 
-def test_zero_shot_and_few_shot(runs, capsys):
+def test_zero_shot_and_few_shot(runs, tmp_path, capsys):
     command = [str(runs['clip']), '--dataset=shapes_classes', '--prompts=a {};a small {}', '--shots=1,2,99', '--draws=2']
     zeroshot.main(command)
     record = json.loads((runs['clip'] / 'zeroshot_shapes_classes.json').read_text())
@@ -190,6 +207,9 @@ def test_zero_shot_and_few_shot(runs, capsys):
     for more, said in ((['--prompts=a'], '--prompts'), (['--names=a,b'], '--names=a,b'), (['--shots=0'], '--shots=0')):
         assert said in sentence(zeroshot.main, [*command, *more])
     assert 'transformer' in sentence(zeroshot.main, [str(runs['transformer']), *command[1:]])
+    content = checkpoint.load(runs['clip'] / 'best.pt')
+    checkpoint.save(moved := tmp_path / 'moved.pt', content | {'data': content['data'] | {'fingerprint': '0'}})
+    assert 'data/shapes, which ' in sentence(zeroshot.main, [str(moved), *command[1:]]) and names(tmp_path) == ['moved.pt']
 
 
 def test_a_probe_separates_what_can_be_separated():

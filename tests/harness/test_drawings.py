@@ -7,14 +7,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import names, sentence
+from conftest import names, script, sentence
 
 import look
 import sample
 import views.drawings
 from extras import drawn
 from harness import checkpoint, data, log
-from harness.drawings import draw, rank, set_guidance, to_images
+from harness.drawings import draw, ranker, set_guidance, to_images
 from prepare import shapes
 from tests.harness.test_captions import go, module_root  # noqa: F401 (a fixture)
 from views.drawings import strips
@@ -56,11 +56,13 @@ def test_runs_end_with_their_pictures(runs):
 def test_images_are_drawn_and_ranked(runs, tmp_path, capsys, monkeypatch):
     path, shown = tmp_path / 'grid.png', []
     monkeypatch.setattr(views.drawings, 'strips', lambda *args: shown.extend(zip(*args, strict=True)) or strips(*args))
-    sample.main([str(runs['dalle']), '--start=a red circle', '--start=a blue square', '--num_samples=3', f'--out={path}',
-                 f'--rerank={runs["clip"]}'])
+    (tmp_path / 'caption.txt').write_text('a red\ncircle\n')
+    sample.main([str(runs['dalle']), f'--start=FILE:{tmp_path}/caption.txt', '--start=a blue square', '--num_samples=3',
+                 f'--out={path}', f'--rerank={runs["clip"]}'])
+    assert [text for _, text in shown] == ['a red circle', 'a blue square']
     assert capsys.readouterr().out == f'{path}\n' and path.stat().st_size > 2000
     for row, text in shown:                                                         # the best first
-        scores = rank(np.stack(list(row)), [text] * 3, runs['clip'], 'cpu').tolist()
+        scores = ranker([text] * 3, runs['clip'], (32, 32, 3), 'cpu')(np.stack(list(row))).tolist()
         assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1
     model, content = checkpoint.load_model(runs['dalle'])
     y = torch.tensor([[1, 2], [3, 4], [1, 2]])
@@ -70,8 +72,9 @@ def test_images_are_drawn_and_ranked(runs, tmp_path, capsys, monkeypatch):
     set_guidance(model, 1.0)
     assert one.shape == (3, 32, 32, 3) and one.dtype == np.uint8
     assert np.array_equal(one[1:], two) and not np.array_equal(one[0], one[2])      # by its seed, not by its neighbours
-    scores = rank(one, ['a red circle', 'a blue square', 'a red circle'], runs['clip'], 'cpu')
-    torch.testing.assert_close(scores[1:2], rank(one[1:2], ['a blue square'], runs['clip'], 'cpu'))
+    three, alone = (ranker(texts, runs['clip'], (32, 32, 3), 'cpu') for texts in (
+        ['a red circle', 'a blue square', 'a red circle'], ['a blue square']))
+    torch.testing.assert_close(three(one)[1:2], alone(one[1:2]))
 
 
 def test_what_is_true_is_counted(runs, monkeypatch, capsys):
@@ -89,23 +92,29 @@ def test_what_is_true_is_counted(runs, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('arch, more, said', [
-    ('dalle', [], '--start'), ('dalle', ['--start='], "caption ''"), ('dalle', ['--start=a', '--eval'], '--eval'),
+    ('dalle', [], '--start'), ('dalle', ['--start='], '--start is empty'), ('dalle', ['--start=a', '--eval'], '--eval'),
     ('dalle', ['--start=' + 'a red circle ' * 20], 'a red circle.*tokens'), ('dvae', ['--start=a'], 'writes no text'),
     ('dalle', ['--start=a', '--rerank=dvae'], "arch='dvae'"), ('dalle', ['--start=a', '--rerank=nowhere'], 'nowhere'),
+    ('dalle', ['--start=FILE:nowhere.txt'], 'nowhere.txt'),
     ('dalle', ['--start=a', '--out=/nowhere/x.png'], '/nowhere'), ('dalle', ['--start=a', '--guidance=-1'], 'guidance=-1'),
     ('dalle', ['--start=a', '--guidance=inf'], 'guidance=inf'), ('dalle', ['--start=a', '--guidance=nan'], 'guidance=nan'),
     ('dalle', ['--start=a', '--num_samples=10000000000'], 'num_samples'),
     ('clip', ['--rerank=x', '--labels=a'], '--rerank')])
 def test_bad_input(runs, monkeypatch, arch, more, said):
     monkeypatch.chdir(runs['dvae'].parent)
+    if '--rerank' in ''.join(more):         # it is refused before anything is drawn
+        monkeypatch.delattr(sample, 'draw')
     assert re.search(said, sentence(sample.main, [str(runs[arch]), *more]))
 
 
-def test_bad_settings(runs, tmp_path):
+def test_bad_settings(runs, module_root, tmp_path):  # noqa: F811
+    script('prepare/shapes.py', '--examples=60', '--name=others')
     for more, said in (([f'--vae={tmp_path}/gone'], f'{tmp_path}/gone'), ([f'--vae={runs["clip"]}'], "arch='clip'"),
                        ([f'--vae={runs["dvae"]}', '--patch=4'], 'block_size=16.*64'),
+                       ([f'--vae={runs["dvae"]}', '--dataset=others'], 'other images than those of data/others'),
                        (['--dataset=shapes', '--text_weight=2'], 'text_weight=2')):
         assert re.search(said, sentence(go, 'dalle', tmp_path / 'x', '--dry_run', *more, without=['block_size', 'n_head']))
     for command, words, said in ((look, ['dalle', '--prompt=a'], '--prompt'), (drawn, ['dvae'], 'draws no images'),
-                                 (drawn, ['dalle', '--captions=0'], '--captions=0')):
+                                 (drawn, ['dalle', '--captions=0'], '--captions=0'),
+                                 (drawn, ['dalle', '--temperature=nan'], '--temperature=nan')):
         assert said in sentence(command.main, [str(runs[words[0]]), *words[1:]])

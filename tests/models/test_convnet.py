@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from conftest import sentence
 
 import convnet
 from tests.models.test_published import same, theirs
@@ -21,6 +22,12 @@ def test_parameters():
             model = convnet.Model(convnet.Config(network=name, stem='imagenet', outputs=1000))
             assert sum(p.numel() for p in model.parameters()) == count
             assert model(torch.empty(1, 3, 64, 64))[0].shape == (1, 1000)
+
+
+def test_one_example_that_batch_norm_would_make_zero():
+    model, x = convnet.Model(convnet.Config.tiny()), torch.randn(1, 3, 8, 8)
+    assert 'batch_size' in sentence(model, x)
+    assert model(torch.cat([x, x]))[0].shape == (2, 5) and model.eval()(x)[0].shape == (1, 5)
 
 
 def torchvision_models():

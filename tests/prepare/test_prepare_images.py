@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+import shutil
 import struct
 from types import SimpleNamespace
 
@@ -94,15 +95,23 @@ def test_tools_that_are_missing_and_other_hashes(root, monkeypatch):
     assert not [*files.DOWNLOADS.rglob('x-1.tgz')]
 
 
+def not_in_two_splits(found):
+    seen = [{image.tobytes() for image in found.splits[split][0]} for split in SPLITS]
+    return len(set().union(*seen)) == sum(map(len, seen))
+
+
 def test_emoji_and_stamps(prepare, from_package, root):
-    """Transparent parts are white; names are captions, groups classes; of a stamp's text, the first line; all of it is seen."""
-    clear = np.zeros((64, 64, 4), np.uint8)
+    """Transparent parts are white; names are captions, groups classes; of a stamp's text, the first line; all of it is seen.
+    Equal emoji, of which there are two each, are in one split."""
+    clear = np.zeros((40, 64, 64, 4), np.uint8)
+    clear[:, 56:] = [[[[10 * (i // 2), 0, 0, 255]]] for i in range(40)]
     from_package(tgz(root / 'e.tgz', {'emoji.json': json.dumps([
         {'image': f'{i}.png', 'name': f'FACE {i % 3}', 'category': 'AB'[i % 2]} for i in range(40)]).encode()} | {
-        f'img/google/64/{i}.png': png(clear) for i in range(40)}))
+        f'img/google/64/{i}.png': png(clear[i]) for i in range(40)}))
     found = data.open_data(prepare('emoji.py', '--size=8'), modality='images')
     assert found.meta['labels'] == ['A', 'B'] and found.splits['train'][0].shape == (32, 8, 8, 3)
-    assert (found.splits['train'][0] == 255).all() and found.text(found.captions['val'][0]) in ('face 0', 'face 1', 'face 2')
+    assert (found.splits['train'][0][:, :4] == 255).all() and not_in_two_splits(found)
+    assert found.text(found.captions['val'][0]) in ('face 0', 'face 1', 'face 2')
     squares = np.random.default_rng(0).integers(2, size=(20, 8, 4, 3)).repeat(5, 1).repeat(5, 2)         # 40 high, 20 wide
     from_package(deb(root / 's.deb', {f'{i}.png': png((200 * squares[i]).astype(np.uint8)) for i in range(20)} | {
         f'{i}.txt': f'A heron {i}.\nde.utf8=Ein Reiher'.encode() for i in range(19)}))
@@ -148,6 +157,12 @@ def test_own_pictures(prepare, album, root):
     assert len(mine) == 12
     for i, expected in {3: (128, 128, 128), 4: (255, 255, 255), 1: (10, 200, 30), 7: (70, 200, 30), 0: (0, 200, 30)}.items():
         assert mine[f'picture {i}'].shape == (6, 9, 3) and np.abs(mine[f'picture {i}'].astype(int) - expected).max() < 8
+    for path in sorted(album.iterdir()):
+        shutil.copy(path, album / f'q{path.name}')
+    prepare('pictures.py', 'twice', album)
+    assert not_in_two_splits(data.open_data('twice', modality='captions', patch=1))
+    for path in album.glob('q*'):
+        path.unlink()
     (root / 't.tsv').write_text(''.join(f'p{i:02}.png\tnumber {i}\n' for i in range(12)))
     prepare('pictures.py', 'table', album, f'--table={root / "t.tsv"}', '--size=4')
     assert np.abs(images_of('table')['number 7'].astype(int) - (70, 200, 30)).max() < 3
@@ -175,7 +190,9 @@ BLACK = png(np.zeros((6, 7, 3), np.uint8))
     ({'p05.txt': 'x' * 300}, [], ['p05.txt', '300 characters', '--longest=200']),
     *((dict.fromkeys(f'p{i:02}.png' for i in gone), [], [named]) for gone, named in (
         (range(12), 'no pictures'), ((0, 10, 11), '9 pictures'))),
+    ({f'p{i:02}.png': BLACK for i in range(12)}, [], ['12 pictures, 1 of them different']),
     ({'t.tsv': 'p00.png\tx\nq.png\ty\n'}, ['--table=t.tsv'], ['t.tsv', 'q.png']),
+    ({'t.tsv': 'p00.png\tx\np01.png\ty\np00.png \tz\n'}, ['--table=t.tsv'], ['t.tsv, line 3', 'p00.png']),
     ({'t.tsv': 'p00.png x\n'}, ['--table=t.tsv'], ['t.tsv, line 1', '1 columns'])])
 def test_bad_pictures(prepare, album, content, words, named):
     fill(album, {name: text for name, text in content.items() if text})

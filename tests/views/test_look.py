@@ -209,7 +209,7 @@ def test_the_image_of_pacing():
 
 
 def test_pictures_of_answers():
-    """Wrong bits; a row of the confusion matrix for each true class; the gaze of the position that gives the answer."""
+    """Wrong bits; a row of the confusion matrix for each true class; the gaze of the positions that give the answer."""
     _, ax = plt.subplots()
     task_views.draw_answer_bits(ax, np.array([1, 0, 1, 0], bool), np.array([1, 1, 0, 0], bool))
     assert [t.get_text() for t in ax.texts] == list('11011000')
@@ -218,13 +218,15 @@ def test_pictures_of_answers():
     assert ax.get_xlabel() == 'bits 321 to 360'
     figure = task_views.draw_confusion(np.array([1, 1, 0, 0]), np.array([0, 0, 0, 0]), SimpleNamespace(outputs=2, meta={}), '')
     assert pixels(figure.axes[0]).tolist() == [[0.5, 0.5], [0, 0]]
-    model, x = perturb(complete(vit.Model(replace(vit.Config.tiny(), block_size=6, features=16)))).eval(), torch.rand(1, 6, 16)
-    draw = {'as': 'image', 'height': 8, 'width': 12, 'channels': 1, 'patch': 4}
+    x, draw = torch.rand(1, 6, 16), {'as': 'image', 'height': 8, 'width': 12, 'channels': 1, 'patch': 4}
     task = SimpleNamespace(draw=draw, splits={'val': (x.numpy(), None)})
-    _, *panels, _ = task_views.draw_gaze(model, x, task, 0).axes
-    for ax, maps in zip(panels, attention.attention_maps(model, x), strict=True):
-        assert np.allclose(ax.images[1].get_array().ravel(), maps.mean(0)[0, 1:])
-        assert ax.images[1].norm.vmax == panels[0].images[1].norm.vmax         # one scale
+    for readout in ('class', 'mean'):
+        model = perturb(complete(vit.Model(replace(vit.Config.tiny(), block_size=6, features=16, readout=readout)))).eval()
+        _, *panels, _ = task_views.draw_gaze(model, x, task, 0).axes
+        for ax, maps in zip(panels, attention.attention_maps(model, x), strict=True):
+            assert np.allclose(ax.images[1].get_array().ravel(),
+                               maps.mean(0)[0, 1:] if readout == 'class' else maps.mean((0, 1)))
+            assert ax.images[1].norm.vmax == panels[0].images[1].norm.vmax     # one scale
 
 
 @pytest.mark.parametrize('options', [{}, {'is_causal': True}, {'scale': 0.3}, {'attn_mask': torch.ones(5, 5).bool().tril(1)},
