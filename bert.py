@@ -13,7 +13,6 @@ BERT: a transformer that reads a text in both directions, trained to fill in mas
 B batch   T tokens in the window   C channels (n_embd)   V vocabulary, with [MASK]
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -166,12 +165,13 @@ class Model(nn.Module):
     def from_pretrained(cls, name, head=True, **settings):
         """A model with published weights: any BERT on the hub, such as google-bert/bert-base-uncased, a local folder or
         .safetensors file, or minilm.  head=False: the encoder alone; minilm and other models of sentences have no more.
-        settings: fields of Config; a smaller block_size crops the positions.
+        settings: fields of Config; a smaller block_size crops the positions.  Without a tokenizer.json beside the weights, set
+        mask_token (103 for bert-base-uncased), or the last token of the vocabulary is taken for [MASK].
         Raises ValueError if the weights are not a BERT's, lack the head, or contradict a setting."""
         from harness import hub
         described, weights = hub.load(name)
         hub.check_config('bert.py', described, model_type=[*cls.model_types], hidden_act=[*ACTIVATIONS],
-                         position_embedding_type=[None, 'absolute'],
+                         num_attention_heads=int, layer_norm_eps=float, position_embedding_type=[None, 'absolute'],
                          is_decoder=[False], add_cross_attention=[False], pruned_heads=[None, {}])
         weights = {rename(k): v.float() for k, v in weights.items()}
         if not {'wte.weight', 'wpe.weight', 'types.weight', 'h.0.attn.query.weight', 'h.0.mlp.c_fc.weight'} <= weights.keys():
@@ -179,16 +179,18 @@ class Model(nn.Module):
         n_head = described.get('num_attention_heads', 12) if described else settings.get('n_head')
         if not n_head:
             raise ValueError('the weights do not show n_head: put the config.json of the model beside them, or set n_head')
-        lm_head, (vocab_size, n_embd) = weights.get('head.lm_head.weight'), weights['wte.weight'].shape
+        vocab_size, n_embd = weights['wte.weight'].shape
         published = {
             'vocab_size': vocab_size, 'n_embd': n_embd, 'n_head': n_head, 'n_types': len(weights['types.weight']),
             'n_layer': len([k for k in weights if k.endswith('.mlp.c_fc.weight')]),
             'n_hidden': len(weights['h.0.mlp.c_fc.weight']), 'gelu': ACTIVATIONS[described.get('hidden_act', 'gelu')],
-            'eps': described.get('layer_norm_eps', 1e-12), 'tied': described.get('tie_word_embeddings', True) and (
-                lm_head is None or torch.equal(lm_head, weights['wte.weight']))}
+            'eps': described.get('layer_norm_eps', 1e-12),
+            'tied': hub.is_tied(described, weights, 'head.lm_head.weight', 'wte.weight')}
         hub.check_config('bert.py', described, max_position_embeddings=[len(weights['wpe.weight'])],
                          **{theirs: [published[ours]] for theirs, ours in SETTINGS.items()})
-        block_size = min(len(weights['wpe.weight']), settings.get('block_size', math.inf))
+        T = len(weights['wpe.weight'])
+        if (block_size := settings.get('block_size', T)) > T:
+            raise ValueError(f'block_size={block_size} is above the {T} positions of the published model')
         mask_token = settings.get('mask_token', hub.token_id(name, '[MASK]', -1))
         model = cls(Config(**hub.merge(published, settings | {'block_size': block_size, 'mask_token': mask_token})), head)
         weights['wpe.weight'] = weights['wpe.weight'][:block_size]

@@ -61,7 +61,8 @@ class Config:
     normalization: str = 'layer'        # before each layer except the first: layer, maxabs, maxcenter or none
     initialization: str = 'kaiming'     # of the edge functions: kaiming or linear
     periodic: bool = False              # edge functions are reflected at -1 and 1, in place of straight lines outside
-    n_layer: int = 1                    # MLPs: layers behind the first; conv: strides; transformers, mamba: blocks
+    n_layer: int = 1                    # layers behind the first, or behind the sum of dual_convolution and tail_focus; conv:
+                                        # strides; transformers, mamba: blocks
     n_embd: int = 128                   # channels
     n_head: int = 4                     # attention heads of the transformers
     d_state: int = 16                   # state size per channel of mamba
@@ -93,6 +94,11 @@ class Config:
         if self.network == 'conv' and not (self.n_layer and self.stride() ** self.n_layer == self.features):
             raise ValueError(f'features={self.features} must be an integer to the power of n_layer={self.n_layer} for '
                              f'network=conv, such as 16 = 4 ** 2')
+        if self.network == 'tail_focus' and self.features >= self.block_size:
+            raise ValueError(f'features={self.features} must be less than block_size={self.block_size} for network=tail_focus, '
+                             f'or nothing is left for the levels of older text')
+        if self.network == 'mamba' and self.dropout:
+            raise ValueError(f'dropout={self.dropout} has no effect in network=mamba: leave it out')
         if self.network == 'dual_convolution' and self.features & (self.features - 1):
             raise ValueError(f'features={self.features} must be a power of 2 for network=dual_convolution')
         if 'transformer' in self.network:
@@ -117,7 +123,7 @@ def hidden_edges(c):
                                             'kind': c.kind, 'periodic': c.periodic, 'initialization': c.initialization}
 
 
-HEAD_GAIN = 0.2     # the standard deviation of the initial logits, so that the initial loss is near ln V
+SMALL_GAIN = 0.2    # the standard deviation of attention's first output, and of the first logits: the loss is then near ln V
 
 
 # layers ---------------------------------------------------------------------------------------------------------------------
@@ -167,7 +173,7 @@ class Hidden(nn.Sequential):
 
     def __init__(self, c, layer=layer):
         hidden = [layer(c, c.n_embd, c.n_embd) for _ in range(c.n_layer - 1)]
-        super().__init__(*hidden, gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
+        super().__init__(*hidden, gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=SMALL_GAIN))
 
 
 def windows(tokens, before, after=0):
@@ -183,7 +189,7 @@ class MLP(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.features, self.reach, self.centered = c.features, c.features, c.centered
-        width, gain = (c.n_embd, 1.0) if c.n_layer else (c.vocab_size, HEAD_GAIN)
+        width, gain = (c.n_embd, 1.0) if c.n_layer else (c.vocab_size, SMALL_GAIN)
         if c.network == 'low_order_mlp':
             self.first = Bag(c.vocab_size + 1, width, mode='mean', padding_idx=0)
             nn.init.normal_(self.first.weight, std=gain)
@@ -209,7 +215,7 @@ class Conv(nn.Module):
         self.reach, self.stride = c.features, c.stride()
         self.first = Characters(c, self.stride, c.n_embd)
         self.rest = nn.Sequential(*(convolution(c, self.stride, self.stride ** i) for i in range(1, c.n_layer)),
-                                  gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
+                                  gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=SMALL_GAIN))
 
     def forward(self, tokens):
         return self.rest(self.first(windows(tokens, self.stride - 1)))
@@ -235,7 +241,7 @@ class DualConvolution(nn.Module):
         self.wte = nn.Embedding(c.vocab_size, c.n_embd)
         widths = [2 * c.n_embd, *[c.n_embd] * (c.n_layer + 1)]
         self.join = nn.Sequential(*(layer(c, a, b) for a, b in itertools.pairwise(widths)))
-        self.last = nn.Sequential(gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=HEAD_GAIN))
+        self.last = nn.Sequential(gpt.Dropout(c.dropout), layer(c, c.n_embd, c.vocab_size, gain=SMALL_GAIN))
 
     def forward(self, tokens):
         h, back = self.wte(tokens), 1                                               # (B, T, C)
@@ -290,7 +296,7 @@ class Transformer(gpt.Model):
         if c.network == 'transformer' and c.kind != 'linear':
             for block in self.h:
                 block.ln_1, block.attn.c_attn = layer(c, c.n_embd, 3 * c.n_embd)
-                block.attn.c_proj = layer(c, c.n_embd, c.n_embd, gain=HEAD_GAIN / math.sqrt(2 * c.n_layer))
+                block.attn.c_proj = layer(c, c.n_embd, c.n_embd, gain=SMALL_GAIN / math.sqrt(2 * c.n_layer))
         elif c.network == 'high_order_input_transformer':
             self.wte = Window(c)
             self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
@@ -372,11 +378,11 @@ class Model(nn.Module):
     # generation -------------------------------------------------------------------------------------------------------
 
     def init_state(self, batch_size):
-        """The state of an empty text for step(): the last `reach` tokens."""
+        """The state of an empty text for step(): the last tokens that a window can hold and the network can see."""
         return torch.empty(batch_size, 0, dtype=torch.long, device=next(self.parameters()).device)
 
     def step(self, token, state):
         """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
         The cost per token is constant, and the text has no maximal length."""
-        seen = torch.cat([state, token], dim=1)[:, -self.net.reach:]
+        seen = torch.cat([state, token], dim=1)[:, -min(self.net.reach, self.config.block_size):]    # as far as it was trained
         return self.net(seen)[:, -1], seen

@@ -33,7 +33,7 @@ class Config:                       # SmolLM2 135M: 8192, 49152, 30, 9, 3, 576, 
     n_embd: int = 128               # channels
     head_dim: int = 0               # channels per head (0: n_embd / n_head)
     n_hidden: int = 0               # channels inside the MLP (0: 8/3 of n_embd, rounded up to a multiple of 64)
-    rope_base: float = 10000.0      # rotary positions: the slowest pair of channels turns once in nearly 2 pi rope_base tokens
+    rope_base: float = 10000.0      # rotary positions: pair i of D / 2 turns by rope_base ** (-2i / D) radians per token
     rope_layout: str = 'half'       # the pairs: 'half' (i, i + D/2) as in transformers, 'interleaved' (2i, 2i + 1) as in Meta's
     rope_scaling: tuple = ()        # Llama 3.1's: factor, low_freq_factor, high_freq_factor, original window
     qk_norm: bool = False           # RMSNorm of each query and key, as in Qwen3
@@ -210,8 +210,8 @@ class Model(nn.Module):
     # generation -------------------------------------------------------------------------------------------------------------
 
     def init_state(self, batch_size):
-        """The state of step() before the first token: the number of tokens read, and per block a ring of the keys, as rotated,
-        and a ring of the values of the last block_size tokens, and the last inputs of the convolution."""
+        """The state of step() before the first token: the position of the next token, and per block a ring of the keys, as
+        rotated, a ring of the values of the last block_size tokens, and the last inputs of the convolution."""
         c, like = self.config, self.embed_tokens.weight
         shape, seen = (batch_size, c.n_kv_head, c.block_size, c.head_dim), (batch_size, max(0, c.short_conv - 1), c.n_embd)
         return {'past': 0, 'caches': [tuple(map(like.new_empty, (shape, shape, seen))) for _ in range(c.n_layer)]}
@@ -219,9 +219,9 @@ class Model(nn.Module):
     def step(self, token, state):
         """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
 
-        These are the logits of forward() on the whole text, however long, read in pieces of any size; they are not those of the
-        last block_size tokens alone: the keys and values that the second block keeps of these depend on earlier tokens through
-        the first block, so the last n_layer * (block_size + short_conv) tokens have an influence."""
+        These are the logits of forward() on the whole text, however long, read in pieces of any size.  They are not those of
+        the last block_size tokens alone: the keys and values that the second block keeps of these depend on earlier tokens
+        through the first block.  So at most the last n_layer * (block_size + short_conv) tokens have an influence."""
         size, past = self.config.block_size, state['past']
         reach = self.config.n_layer * (size + self.config.short_conv)
         if token.shape[1] > reach:
@@ -257,8 +257,9 @@ class Model(nn.Module):
             'rope_layout': described.get('rope_layout', 'half'), 'qk_norm': 'layers.0.self_attn.q_norm.weight' in weights,
             'tied': tied, 'eps': described.get('rms_norm_eps', 1e-6)}
         described = described | {'num_key_value_heads': described.get('num_key_value_heads') or n_head}
-        hub.check_config('llama.py', described, hidden_act=['silu'], attention_bias=[False], mlp_bias=[False],
-                         attention_dropout=[0], use_sliding_window=[False], layer_types=[None, ['full_attention'] * n_layer],
+        hub.check_config('llama.py', described, rms_norm_eps=float, max_position_embeddings=int, hidden_act=['silu'],
+                         attention_bias=[False], mlp_bias=[False], attention_dropout=[0], use_sliding_window=[False],
+                         layer_types=[None, ['full_attention'] * n_layer],
                          **{theirs: [None, published[ours]] for theirs, ours in NAMES.items()})
         model = cls(Config(**{'block_size': described.get('max_position_embeddings', 2048)} | hub.merge(published, settings)))
         return hub.fill(model, weights, unused=['layers.*.self_attn.rotary_emb.inv_freq'])  # in old files

@@ -5,10 +5,11 @@ The tokens are laid out on a grid in reading order, and a ConvNeXt V2 reads the 
 Original: "Words Are Worth 16x16 Pixels", https://github.com/aveygo/WordsAreWorth16x16Pixels
 
 - predicts = 'every' (default): every token predicts its successor from the tokens before it in reading order.  A 7 x 7 kernel
-  keeps the 25 offsets that look back, and GRN takes its norm over the rows above.  One window gives T targets, as in a GPT.
+  keeps the 25 offsets that look back (fewer with fewer than 7 columns), and GRN takes its norm over the rows above.  One window
+  gives T targets, as in a GPT.
 - predicts = 'last': the original model.  Each embedding is a patch of 3-colour pixels, a hierarchical ConvNeXt V2 sees the
   whole image, and only the token after the window is predicted.
-- The blocks are those of ConvNeXt V2 (Woo et al. 2023, arXiv 2301.00808); published weights give the same features.
+- The blocks are those of ConvNeXt V2 (Woo et al. 2023, arXiv 2301.00808), and agree with those of transformers.
 - The two causal operations are defined in plain code (conv_plain, grn_plain); their fast forms are at the end of the file.
 
 B batch   T tokens in the window   C channels   F hidden channels (4C)   H, W rows and columns of the grid   V vocabulary
@@ -34,7 +35,8 @@ class Config:
     # predicts = 'every': one position per token, all blocks at one resolution
     n_layer: int = 3            # blocks
     n_embd: int = 180           # channels
-    # predicts = 'last': an embedding is a patch of 3 * patch_size ** 2 values; each stage halves the sides of the image
+    # predicts = 'last': an embedding is a patch of 3 * patch_size ** 2 values; the stem divides the sides of the image by 4,
+    # each later stage by 2
     patch_size: int = 8         # side of a token's patch in pixels
     depths: tuple[int, ...] = (2, 2, 2)     # blocks in each stage
     dims: tuple[int, ...] = (48, 96, 128)   # channels in each stage
@@ -71,7 +73,7 @@ class Config:
 # the parts of ConvNeXt V2 ---------------------------------------------------------------------------------------------------
 
 class GRN(nn.Module):
-    """Global Response Normalization (section 3.3): amplifies the channels whose norm over the image is above average."""
+    """Global Response Normalization (section 4): amplifies the channels whose norm over the image is above average."""
 
     def __init__(self, channels):
         super().__init__()
@@ -131,9 +133,10 @@ def conv_plain(x, seen, weight, bias, offsets):
 
 
 def grn_plain(x, gamma, beta, columns):
-    """Causal GRN: the tokens of a row are normalized by the norm over all rows above; in the first row all channels are equal.
+    """Causal GRN: the tokens of a row are normalized by the norm over all rows above; in the first row, where nothing is above,
+    n is about 1 in every channel.
 
-    x: (B, T, F), from the start of a text.  gamma, beta: (F,).  A norm up to each token would be (B, T, F), as large as x."""
+    x: (B, T, F), from the start of a text.  gamma, beta: (F,).  Rows, because norms up to each token would be as large as x."""
     rows = []
     for start in range(0, x.shape[1], columns):
         row, energy = x[:, start:start + columns], x[:, :start].square().sum(1, keepdim=True)      # (B, W, F), (B, 1, F)
@@ -150,14 +153,14 @@ class CausalBlock(Block):
         super().__init__(channels, dropout)
         offsets = causal_offsets(columns)
         self.columns, self.reach = columns, offsets[-1]
-        self.dwconv = nn.Conv1d(channels, channels, kernel_size=len(offsets), groups=channels)
+        self.dwconv = nn.Conv1d(channels, channels, kernel_size=len(offsets), groups=channels)    # see forward
         self.register_buffer('at', self.reach - torch.tensor(offsets), persistent=False)    # index of each offset in the kernel
 
     def forward(self, x, state=None):
         """state: see Model.init_state; updated in place."""
         (B, T, C), R = x.shape, self.reach
         seen = x.new_zeros(B, R, C) if state is None else state['inputs']
-        with torch.autocast(x.device.type, enabled=False):      # 25 products per value: lower precision would gain nothing
+        with torch.autocast(x.device.type, enabled=False):      # few products per value: lower precision gains nothing
             kernel = x.new_zeros(C, R + 1).scatter(1, self.at.expand(C, -1), self.dwconv.weight[:, 0])
             h = DepthwiseConv.apply(x, seen, kernel, self.dwconv.bias)              # conv_plain: (B, T, C)
         h = F.gelu(self.pwconv1(self.norm(h)))                                      # (B, T, F)
@@ -289,7 +292,7 @@ class Model(nn.Module):
         return self.drop(h)
 
     def forward(self, x, y=None):
-        """x: (B, T) int64, T <= block_size.  y: (B, T), the token after each; -1 is not scored.
+        """x: (B, T) int64; T <= block_size if predicts = 'last'.  y: (B, T), the token after each; -1 is not scored.
         Returns logits (B, T, V), or (B, 1, V) if predicts = 'last', and the mean cross-entropy in nats (None without y)."""
         logits = self.lm_head(self.picture(self.embed(x)))                          # (B, T or 1, V)
         if y is None:
@@ -329,7 +332,7 @@ def pictures(model, x, labels):
         return
     h = h - h.mean(0)
     colours = h @ torch.linalg.svd(h, full_matrices=False).Vh[:3].T                 # (T, up to 3)
-    colours = F.pad(colours / (colours.std(0) + 1e-9), (0, 3 - colours.shape[1]))
+    colours = F.pad(colours / (colours.std(0, correction=0) + 1e-9), (0, 3 - colours.shape[1]))
     image = F.pad(colours, (0, 0, 0, -len(h) % columns), value=math.nan).view(-1, columns, 3)
     yield 'picture', image_grid(image.numpy(), labels, columns, 1,
                                 'the input image: one pixel per token, in reading order\nred, green, blue: the first three '
@@ -352,7 +355,7 @@ def pictures(model, x, labels):
 # Gradient of the convolution.  On the flat text y[t] = bias + sum over k of kernel[k] x[t + k], where x begins R tokens before
 # y, and kernel has zeros between the offsets.  Its gradient, dkernel[k] = sum over t of dy[t] x[t + k], is slow in torch (CPU).
 # Here: cut dy into N pieces of L, and x into N pieces of L + R that begin with them.  One matrix product per channel gives
-# P[i, j] = sum over pieces of dy[i] x[j], and dkernel[k] is the sum of the diagonal j - i = k.  For L = 3 and R = 3:
+# M[i, j] = sum over pieces of dy[i] x[j], and dkernel[k] is the sum of the diagonal j - i = k.  For L = 3 and R = 3:
 #
 #           j  0 1 2 3 4 5
 #     i = 0    a b c d . .        dkernel = [sum of a, sum of b, sum of c, sum of d]

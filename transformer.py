@@ -5,11 +5,12 @@ The Transformer of 2017: an encoder reads a source, a decoder writes a target, t
 - three kinds of attention: the source looks at itself in both directions, the target at what came before, and the target at the
   source (cross-attention)
 - post-norm: each residual sum is normalised (GPT-2 normalises the input of each branch instead); sinusoidal positions
-- one token more than the text has, the last of the vocabulary, stands in front of a target and ends it
+- the last token of the vocabulary is added to those of the tokenizer: it begins and ends every target
 - decode() is greedy or a beam search; the keys and values of what is read are kept, so a token costs one step
 - the source may also be vectors (features > 0), such as the patches of an image
 
-B batch   S tokens of the source   T tokens of the target   C channels (n_embd)   H heads   D channels per head   V vocabulary
+B batch   S tokens of the source   T tokens of the target   C channels (n_embd)   H heads   D channels per head, or features per
+token of the source   N beams of all sources   V vocabulary
 """
 
 import math
@@ -203,7 +204,8 @@ class Model(nn.Module):
         their ends: (B, T) int64, -1 after the end of each.
 
         The score of a target is the sum of its log-probabilities, its end included, divided by its length: without that
-        division, short targets win.  A target that has not ended after block_size tokens is cut there."""
+        division, short targets win.  A target that has ended stays only while it is among the best beams.  One that has not
+        ended after block_size tokens is cut there."""
         B, N, end = len(source), beams, self.config.vocab_size - 1
         h, mask = (v.repeat_interleave(N, 0) for v in self.encode(source))                  # (B * N, S, C), (B * N, 1, 1, S)
         sources = [block.cross.keys_values(h) for block in self.decoder]

@@ -10,7 +10,7 @@ alpha is trained.  `reads` sets the input of the WaveNet:
 
 - 'memory' (default): the block_size tokens before the window, joined four by four until one summary vector is left, which is
   added at every position of the window.  This is what the README of the original describes.
-- 'causal': the window itself, by a WaveNet as published: gated causal convolutions of growing dilation with residual and skip
+- 'causal': the window itself, by the gated layers of a WaveNet: causal convolutions of growing dilation with residual and skip
   connections (van den Oord et al. 2016, arXiv 1609.03499, sections 2.1 to 2.4).  One output per position.
 - 'leak': the window itself, joined four by four.  This is what the code of the original does: every position sees the tokens
   that it predicts.  Kept to show the effect; its loss is not that of a language model.
@@ -57,6 +57,9 @@ class Config:
             raise ValueError(f"unknown reads='{self.reads}': choose 'memory', 'causal' or 'leak'")
         if self.join < 2 or not 1 <= self.n_wave <= 30:
             raise ValueError(f'join={self.join} must be at least 2, and n_wave={self.n_wave} from 1 to 30')
+        if self.reads == 'causal' and 2 ** (self.n_wave - 1) >= self.block_size:
+            raise ValueError(f'n_wave={self.n_wave} has a dilation of {2 ** (self.n_wave - 1)}, which reaches beyond '
+                             f'block_size={self.block_size}: choose a smaller n_wave')
         if self.reads != 'causal' and self.join ** round(math.log(self.block_size, self.join)) != self.block_size:
             raise ValueError(f'block_size={self.block_size} must be a power of join={self.join}')
 
@@ -69,7 +72,7 @@ class JoiningWaveNet(nn.Module):
         C, self.join = config.n_embd, config.join
         self.norms, self.linears = nn.ModuleList(), nn.ModuleList()
         for _ in range(round(math.log(config.block_size, self.join))):
-            self.norms.append(nn.LayerNorm(self.join * C))
+            self.norms.append(nn.LayerNorm(self.join * C, config.eps))
             self.linears.append(nn.Linear(self.join * C, C))
 
     def forward(self, x):
@@ -117,11 +120,11 @@ class Model(nn.Module):
         self.memory = config.block_size if config.reads == 'memory' else 0
         C = config.n_embd
         self.wte = nn.Embedding(config.vocab_size, C)
-        self.wpe = nn.Embedding(config.block_size, C)
+        self.wpe = nn.Embedding(config.block_size, C)                       # of the window, and of the memory
         self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.wavenet = (CausalWaveNet if config.reads == 'causal' else JoiningWaveNet)(config)
-        self.ln_decoder = nn.LayerNorm(C, config.eps, bias=config.bias)     # also gives decoder and WaveNet comparable scales
+        self.ln_decoder = nn.LayerNorm(C, config.eps, bias=config.bias)     # GPT-2's last norm; the mixture has another one
         self.alpha = nn.Parameter(torch.full((C if config.alpha_per_channel else 1,), config.alpha))
         self.alpha.no_weight_decay = True
         self.ln_f = nn.LayerNorm(C, config.eps, bias=config.bias)
@@ -144,14 +147,16 @@ class Model(nn.Module):
         """(B, T) tokens at positions past .. past + T - 1 -> (B, T, C)"""
         return self.wte(x) + self.wpe.weight[past:past + x.shape[1]]
 
-    def decode(self, h, caches=None, past=0):
+    def decoder(self, h, caches=None, past=0):
+        """(B, T, C) embeddings at positions past .. past + T - 1 -> (B, T, C)"""
         h = self.drop(h)
         for i, block in enumerate(self.h):
             h = block(h, caches and caches[i], past)
         return self.ln_decoder(h)
 
     def summary(self, memory):
-        """(B, M) tokens -> (B, 1, C).  Zeros where a memory contains -1, which means that there is none."""
+        """(B, M) tokens -> (B, 1, C).  Zeros where a memory contains -1, which means that there is none.  The WaveNet reads it
+        all the same, so that its weights have a gradient in every step, as DDP requires."""
         known = (memory >= 0).all(1)[:, None, None]                                 # (B, 1, 1)
         return self.wavenet(self.embed(memory.clamp(min=0))) * known
 
@@ -171,7 +176,7 @@ class Model(nn.Module):
             wave = self.wavenet(F.pad(h, (0, 0, self.config.block_size - x.shape[1], 0)))           # (B, 1, C)
         else:
             wave = self.summary(memory if M else x.new_full((len(x), self.memory), -1))             # (B, 1, C)
-        logits = self.mix(self.decode(h), wave)                                     # (B, T, V)
+        logits = self.mix(self.decoder(h), wave)                                     # (B, T, V)
         if y is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
@@ -207,6 +212,6 @@ class Model(nn.Module):
             seen, state = seen[:, :0], state | self.wavenet_state(len(token))
         h = self.embed(token, seen.shape[1])                                        # (B, n, C)
         wave = state['summary'] if self.memory else self.wavenet(h, state['seen'])
-        h = self.decode(h, state['caches'], seen.shape[1])
+        h = self.decoder(h, state['caches'], seen.shape[1])
         logits = self.mix(h[:, -1:], wave[:, -1:])[:, 0]                            # (B, V)
         return logits, state | {'tokens': torch.cat([seen, token], dim=1)}

@@ -1,5 +1,5 @@
 """
-256 characters at a resolution that falls with distance: 16 characters, 16 pairs, 16 groups of 4, of 8 and of 16.
+256 characters at a resolution that falls with distance: 16 characters, 16 pairs, 16 groups of 4 and of 8, and one of 16.
 
 Original (https://github.com/jloveric/language-interpolation): python examples/high_order_interpolation.py data.type=sequence
 net=tail_focus max_epochs=100 optimizer.lr=1e-3 batch_size=8000 data.add_channel_dimension=true

@@ -103,6 +103,15 @@ def test_centered_sees_both_sides_but_not_itself(network):
     torch.testing.assert_close(model(X)[0][:, :-1], model.infill(X)[:, 1:])
 
 
+def test_generation_reads_no_further_back_than_training():
+    """The levels of tail_focus may see more characters than a window has, by weights that were never trained."""
+    model = build(network='tail_focus', features=4, block_size=16)
+    assert model.net.reach == 28
+    logits, state = model.step(X[:, :30], model.init_state(len(X)))
+    torch.testing.assert_close(logits, model(X[:, 14:30])[0][:, -1])
+    assert state.shape[1] == 16
+
+
 @pytest.mark.parametrize('more', [{'n_layer': 2}, {'network': 'conv', 'n_layer': 3}, {'network': 'mamba'},
                                   {'network': 'transformer', 'kind': 'discontinuous'}], ids=str)
 def test_refined_networks_keep_their_function(more):
