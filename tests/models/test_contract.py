@@ -303,7 +303,8 @@ def in_two_processes(function, folder):
 @pytest.mark.parametrize('how', ['checkpointing', 'shard'])
 def test_the_gradient_is_the_same(case, process_group, how):
     """With checkpointing, to the bit, and on shards, under dropout."""
-    change = case[1] | ({'dropout': 0.2} if hasattr(load_arch(case[0]).Config, 'dropout') else {})
+    drops = hasattr(load_arch(case[0]).Config, 'dropout') and case[1].get('network') != 'mamba'
+    change = case[1] | ({'dropout': 0.2} if drops else {})
     found, apply = [], shard.recompute if how == 'checkpointing' else lambda model: shard.split(model, torch.device('cpu'), 1)
     for changed in (False, True):
         model = perturb(tiny_model(case[0], change)).train()
