@@ -123,8 +123,7 @@ def bench_train(args):
 
         def step(trainer=trainer, machine=machine):
             trainer.step(0, 0.0)        # at a learning rate of 0 nothing diverges
-            if machine.device.type == 'cuda':
-                torch.cuda.synchronize()
+            machine.synchronize()
         rows.append({'name': ' '.join([s.name, *(w.lstrip('-') for w in words[1:])]), 'windows': trainer.examples,
                      'parameters': sum(p.numel() for p in model.parameters()), 'block_size': model.config.block_size})
         steps.append(step)
@@ -201,12 +200,14 @@ def bench_memory(args):
             # of so many windows that the most is needed while they are read, and not when all gradients are there
             (model, few), (_, many) = (peak_of(s, n, checkpointing) for n in (MANY, 2 * MANY))
             N, window = sum(p.numel() for p in model.parameters()), (many - few) / MANY
+            copies = max(0, 2 * few - many - 4 * N)     # but for the weights: their copies in bfloat16, kept by autograd
             inside = [sum(p.numel() for p in block.parameters()) for block in shard.blocks(model)]
             # a rank holds its part of weights, gradients and two averages, and gathers two blocks and what is outside of them
             held, gathered = 16 * N / args.ranks, 8 * (N - sum(inside) + 2 * max(inside, default=0))
-            rows.append([s.name, 'yes' if checkpointing else 'no', f'{N:,}', *(f'{v / 2 ** 30:,.2f}' for v in (
-                16 * N, window, 16 * N + window, held + gathered + window)), f'{flops_per_token(s) / 1e9:.3g}'])
-    print(markdown(['config', 'checkpointing', 'parameters', 'states, GiB', 'a window, GiB', 'one GPU, GiB',
+            sizes = 16 * N, copies, window, 16 * N + copies + window, held + gathered + copies + window
+            rows.append([s.name, 'yes' if checkpointing else 'no', f'{N:,}', *(f'{v / 2 ** 30:,.2f}' for v in sizes),
+                         f'{flops_per_token(s) / 1e9:.3g}'])
+    print(markdown(['config', 'checkpointing', 'parameters', 'states, GiB', 'copies, GiB', 'a window, GiB', 'one GPU, GiB',
                     f'each of {args.ranks}, GiB', 'GFLOPs a token'], rows))
 
 

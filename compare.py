@@ -169,6 +169,7 @@ def open_race(args, entrants, machine, out):
     for e in new:
         print(f'{e.name}: {e.parameters:,} parameters, measuring a step and an evaluation ...', flush=True)
         costs[e.name] = measure(e, machine)
+        torch.cuda.empty_cache()        # memory that is kept here is missing where the run trains
     if new and not race['entrants']:        # all entrants are evaluated on the same windows, also those that join later
         curve, judgement = zip(*(affordable(e, costs[e.name], race['budget']) for e in new), strict=True)
         race['eval_windows'] = min(curve)
@@ -248,6 +249,7 @@ def run(e, seed, folder, race, machine, progress, with_sample=True):
         return {'seed': seed, 'failed': reason or f'it was stopped at step {last.get("step", 0)}'}
     else:
         result = judge(e, seed, folder, planned['flops_per_step'], race['windows'], machine, with_sample)
+        torch.cuda.empty_cache()
         if wrong := [k for k in METRICS if not math.isfinite(result.get(k, 0))]:
             result['diverged'] = f'its {wrong[0]} is {result[wrong[0]]}'
         now = datetime.datetime.now().isoformat(timespec='seconds')

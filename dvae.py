@@ -67,7 +67,7 @@ def kl_to_uniform(logits):
 
 def perplexity(counts):
     """The exponential of the entropy of counts (K,) of the codes: 1 if one code is used, K if all are equally often."""
-    p = counts.double() / counts.sum().clamp(min=1)
+    p = counts.cpu().double() / counts.sum().cpu().clamp(min=1)
     return torch.special.entr(p).sum().exp().item()
 
 

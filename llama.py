@@ -124,7 +124,7 @@ class SelfAttention(nn.Module):
         S, mask = k.shape[2], None
         if T > 1 and min(T, self.config.block_size) < S:    # query i is at S - T + i and sees the block_size keys up to there
             mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T).triu(S - T - self.config.block_size + 1)
-        y = fast_attention(q, k, v, mask is None and T > 1, mask)
+        y = fast_attention(q, k, v, bool(mask is None and T > 1), mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))                                    # (B, H, T, D) -> (B, T, C)
 
 

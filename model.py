@@ -125,7 +125,7 @@ class SelfAttention(nn.Module):
             k, v = keys[:, :, :past + T], values[:, :, :past + T]                           # (B, H, past + T, D)
             if past and T > 1:      # is_causal assumes that queries and keys begin at the same position
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = fast_attention(q, k, v, self.causal and past == 0 and T > 1, mask, self.dropout if self.training else 0.0)
+        y = fast_attention(q, k, v, bool(self.causal and past == 0 and T > 1), mask, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)                                              # (B, H, T, D) -> (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 

@@ -192,20 +192,24 @@ class Trainer:
         for o in self.optimizers:
             self.scaler.unscale_(o)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
+        norm = norm.full_tensor() if self.cfg.shard else norm
+        skip = self.scaler.is_enabled() and not norm.isfinite()     # the scaler would skip one optimizer, and step the other
         for o in self.optimizers:
             for group in o.param_groups:
                 group['lr'] = lr
-            self.scaler.step(o)
+            if not skip:
+                self.scaler.step(o)
             o.zero_grad(set_to_none=True)
         self.scaler.update()
-        return mean_loss, norm.full_tensor() if self.cfg.shard else norm
+        return mean_loss, norm
 
     def state_dict(self):
         return {'optimizers': [shard.whole(o.state_dict()) for o in self.optimizers], 'scaler': self.scaler.state_dict()}
 
     def load_state_dict(self, state, path):
         optim.restore(self.optimizers, state['optimizers'], path, state['step'])
-        self.scaler.load_state_dict(state['scaler'])
+        if self.scaler.is_enabled() and state.get('scaler'):        # empty in a run that began in another format
+            self.scaler.load_state_dict(state['scaler'])
 
 
 @torch.no_grad()
@@ -375,6 +379,8 @@ def fit(run, signals):
         run.lr = optim.learning_rate(cfg, p.step, spent, run.plateau.left)
         run.pending.append(run.trainer.step(p.step, run.lr))
         p.step += 1
+        if p.step % cfg.log_interval == 0 or p.step % cfg.eval_interval == 0:
+            machine.synchronize()           # the steps of the next row are over when its time is read
         p.tokens += run.trainer.tokens
         p.seconds += time.perf_counter() - began
         bar.update()
@@ -441,9 +447,12 @@ def train(settings, machine, folder, argv):
     cfg = settings.train
     if machine.is_main and not (cfg.dry_run or cfg.eval_only):
         folder.claim(cfg)
-    if machine.local_rank == 0:
-        runs.prepare(settings)
-    # the other ranks wait for the data, and resume if the main one does
+    # one process of each node prepares the data and the trunk, those of other nodes after the main one: they may share a disk
+    for turn in (machine.is_main, machine.local_rank == 0 and not machine.is_main):
+        if turn:
+            runs.prepare(settings)
+        machine.all_reduce([0])
+    # the other ranks resume if the main one does
     cfg.resume = any(machine.all_reduce([cfg.resume and machine.is_main]))
     data = open_data(cfg.dataset, cfg.leaking_split, modality=settings.arch.Model.modality, patch=cfg.patch,
                      validate=cfg.validate)

@@ -95,7 +95,10 @@ def contract(plan):
                               env={**os.environ, 'CONTRACT_DEVICE': plan.device})
         if not (passed := re.search(r'(\d+) passed', done.stdout)):
             raise UserError(f'pytest ran no test: {(done.stdout + done.stderr).strip()[-200:]}')
-        return {'passed': int(passed[1]), 'failed': re.findall(r'^FAILED \S+?::(\S+)', done.stdout, re.M)}
+        failed = re.findall(r'^FAILED \S+?::(\S+)', done.stdout, re.M)
+        if failed:
+            raise UserError(f'{len(failed)} tests failed, {passed[1]} passed: {", ".join(failed)[:400]}')
+        return {'passed': int(passed[1]), 'failed': []}
     yield 'tests', run
 
 
@@ -144,6 +147,7 @@ def ranks(plan):
 
 
 def measure(plan, text, compiled):
+    torch._dynamo.reset()       # or a second size of an architecture is compiled for all sizes
     s, _ = bench.load(text, [f'--device={plan.device}'])
     machine = device.setup(s.train.device, s.train.dtype, compiled)
     torch.manual_seed(0)
@@ -155,12 +159,12 @@ def measure(plan, text, compiled):
     for _ in range(plan.rounds + 3):        # the first steps compile
         began = time.perf_counter()
         trainer.step(0, 0.0)
-        if cuda:
-            torch.cuda.synchronize()
+        machine.synchronize()
         times.append(time.perf_counter() - began)
     rate, flops = trainer.tokens / statistics.median(times[3:]), bench.flops_per_token(s)
     name = torch.cuda.get_device_name() if cuda else ''
-    peak = next((p for key, p in PEAKS.items() if key in name), None) if machine.dtype == torch.bfloat16 else None
+    peak = next((p for key, p in PEAKS.items() if re.search(rf'\b{key}\b', name)), None)
+    peak = peak if machine.dtype == torch.bfloat16 else None
     return {'parameters': sum(p.numel() for p in trainer.model.parameters()), 'tokens_per_second': rate,
             'windows': trainer.examples, 'block_size': trainer.model.config.block_size, 'memory': machine.memory(),
             'tflops': flops * rate / 1e12, 'mfu': flops * rate / 1e12 / peak if peak else None}

@@ -19,7 +19,7 @@ from harness import ROOT, UserError, require_memory, schema
 from harness.arch import load_arch
 from harness.captions import CaptionData, ContrastiveData
 from harness.drawings import DrawingData, PatchData
-from harness.files import check_name
+from harness.files import check_name, exclusive
 from harness.generate import generate
 from harness.images import ImageData
 from harness.pairs import PairData
@@ -361,8 +361,11 @@ def ensure(name):
             {p.parent.name for p in (ROOT / 'data').glob('*/meta.json')}
         raise UserError(f"there is no data set '{name}': choose {', '.join(sorted(known))}, or make one of any text with "
                         f"python prepare/text.py NAME FILE")
-    print(f'data/{name} is missing: running python prepare/{name}.py', flush=True)
-    code = subprocess.run([sys.executable, str(script)]).returncode
+    with exclusive(folder.with_name(f'.{name}.lock')):
+        if (folder / 'meta.json').exists():         # another process has made it since
+            return folder
+        print(f'data/{name} is missing: running python prepare/{name}.py', flush=True)
+        code = subprocess.run([sys.executable, str(script)]).returncode
     if code > 0:
         raise SystemExit(code)      # the script has printed the reason
     if code:

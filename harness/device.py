@@ -102,6 +102,11 @@ class Machine:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
         return float('nan')
 
+    def synchronize(self):
+        """Waits until a GPU has done what it was given: before a time is read."""
+        if self.device.type in ('cuda', 'mps'):
+            getattr(torch, self.device.type).synchronize()
+
     def gather(self, parts):
         """The CPU tensors of all ranks, in one list."""
         if self.world == 1:

@@ -28,6 +28,17 @@ def check_name(name):
 
 
 @contextlib.contextmanager
+def exclusive(path):
+    """One process at a time executes the block; the others wait.  path: of the file that is locked; it stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a') as f:
+        with contextlib.suppress(ImportError, OSError):     # Windows has no fcntl, and some network file systems have no locks
+            import fcntl
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def atomic(path, mode='wb'):
     """A file object whose content appears under `path` when the block succeeds; if it fails, the old file stays.
 

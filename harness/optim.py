@@ -151,7 +151,8 @@ def orthogonalize(x, coefficients, steps, eps):
     """Moves the singular values of matrices (N, A, B) to about 1, by the Newton-Schulz iteration of torch.optim.Muon (Jordan
     et al. 2024)."""
     a, b, c = coefficients
-    if x.device.type == 'cuda' or (x.device.type == 'cpu' and device.has_bfloat16()):
+    if (x.device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)) or (
+            x.device.type == 'cpu' and device.has_bfloat16()):
         x = x.bfloat16()
     wide = x.shape[1] <= x.shape[2]
 

@@ -1,10 +1,12 @@
 """Texts on disk: which windows a step reads, errors of damaged files, and how a missing data set is made."""
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import shutil
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from conftest import sentence
 
 import train
-from harness import ROOT, data
+from harness import ROOT, data, files
 from prepare.common import write_text
 
 each_kind = pytest.mark.parametrize('kind', [data.TextData, data.LeakingText])
@@ -230,6 +232,16 @@ def test_a_missing_data_set_is_made_once(made, root, capfd):
     folder = made("import os; os.makedirs('{0}'); open('{0}/meta.json', 'w')".format(root / 'data' / 'made'))
     for said in ('data/made is missing: running python prepare/made.py\n', ''):
         assert data.ensure('made') == folder and capfd.readouterr().out == said
+    with contextlib.ExitStack() as other:           # another process that makes it
+        (folder / 'meta.json').unlink()
+        other.enter_context(files.exclusive(folder.with_name('.made.lock')))
+        waiting = threading.Thread(target=data.ensure, args=['made'])
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        (folder / 'meta.json').touch()
+    waiting.join()
+    assert capfd.readouterr().out == ''
     for path in (ROOT / 'prepare').glob('*.py'):
         shutil.copy(path, root / 'prepare')
     for name in ('absent', 'text', 'bpe', 'gutenberg', 'common'):

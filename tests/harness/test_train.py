@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -418,6 +419,34 @@ def test_the_time_of_a_pass_leaves_no_trace(monkeypatch, sharded):
     assert device.pass_seconds(net, batch, device.setup('cpu', 'bfloat16', False)) > 0
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize('grad_clip', ['1', '0'])
+def test_an_overflow_in_float16_skips_the_step_of_all_optimizers(dataset, tmp_path, grad_clip, monkeypatch):
+    """Muon's alone would leave AdamW's weights with the decay of a step, or with nan."""
+    settings = config.load(words_of(dataset, tmp_path, f'--grad_clip={grad_clip}', '--dropout=0'), train.TrainConfig)
+    source = data.open_data(settings.train.dataset)
+    monkeypatch.setattr(device.Machine, 'scaler', lambda self: torch.amp.GradScaler('cpu', init_scale=4.0))
+    trainer = train.Trainer(settings.train, runs.new_model(settings, source), source, device.setup('cpu', 'float32', False))
+    assert len(trainer.optimizers) == 2
+    before = [p.clone() for p in trainer.model.parameters()]
+    hook = trainer.model.h[0].mlp.c_fc.weight.register_hook(lambda g: g * math.inf)
+    trainer.step(0, 0.1)
+    assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.scaler.get_scale() == 2
+    hook.remove()
+    trainer.step(1, 0.1)
+    assert not any(torch.equal(p, q) for p, q in zip(before, trainer.model.parameters(), strict=True))
+    state = trainer.state_dict() | {'step': 2}
+    trainer.load_state_dict(state | {'scaler': {}}, 'ckpt.pt')      # of a run that began in float32
+    assert trainer.scaler.get_scale() == 2
+
+
+def test_the_time_of_training_includes_what_a_gpu_has_queued(dataset, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(device.Machine, 'synchronize', lambda self: waited.append(time.sleep(0.05)))
+    found = go(dataset, tmp_path, '--max_iters=6', '--log_interval=3', '--eval_interval=6')
+    assert len(waited) == 2 and found['seconds'] > 0.1
 
 
 @pytest.mark.parametrize('name, words, more', [
