@@ -117,6 +117,9 @@ def restore(optimizers, states, path, step=1):
                         f'start a new run from its weights with --init_from={path}') from None
 
 
+MOST = 2 ** 27      # numbers in a batch of matrices: some copies of it are made in a step, also on every rank of a split model
+
+
 class Muon(torch.optim.Muon):
     """torch.optim.Muon with adjust_lr_fn='match_rms_adamw', but faster: matrices of the same shape are orthogonalized in one
     batch, with fewer products where that is exact, and in bfloat16 only if the device supports it.  Emulated bfloat16 on a CPU
@@ -130,7 +133,9 @@ class Muon(torch.optim.Muon):
             for p in group['params']:
                 if p.grad is not None:
                     shapes.setdefault(p.shape, []).append(p)
-            for shape, params in shapes.items():
+            batches = ((shape, params[i:i + n]) for shape, params in shapes.items() for n in [max(1, MOST // shape.numel())]
+                       for i in range(0, len(params), n))
+            for shape, params in batches:
                 for p in params:
                     if not self.state[p]:
                         self.state[p]['momentum_buffer'] = torch.zeros_like(p)

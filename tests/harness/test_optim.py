@@ -103,8 +103,10 @@ def test_lion_is_its_formula(name):
     torch.testing.assert_close(lion.state[w]['momentum'].flatten().tolist(), m)
 
 
-def test_muon_is_torchs():
+@pytest.mark.parametrize('most', [optim.MOST, 100])
+def test_muon_is_torchs(monkeypatch, most):
     """The same steps as torch.optim.Muon's, to the precision of its bfloat16, and a state that either can resume from."""
+    monkeypatch.setattr(optim, 'MOST', most)
     torch.manual_seed(0)
     start = [torch.randn(8, 20), torch.randn(20, 8), torch.randn(8, 20)]
     ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
