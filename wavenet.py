@@ -55,11 +55,8 @@ class Config:
             raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
         if self.reads not in ('memory', 'causal', 'leak'):
             raise ValueError(f"unknown reads='{self.reads}': choose 'memory', 'causal' or 'leak'")
-        if self.join < 2 or not 1 <= self.n_wave <= 30:
-            raise ValueError(f'join={self.join} must be at least 2, and n_wave={self.n_wave} from 1 to 30')
-        if self.reads == 'causal' and 2 ** (self.n_wave - 1) >= self.block_size:
-            raise ValueError(f'n_wave={self.n_wave} has a dilation of {2 ** (self.n_wave - 1)}, which reaches beyond '
-                             f'block_size={self.block_size}: choose a smaller n_wave')
+        if self.join < 2 or not 1 <= self.n_wave <= 16:
+            raise ValueError(f'join={self.join} must be at least 2, and n_wave={self.n_wave} from 1 to 16 (dilation 32,768)')
         if self.reads != 'causal' and self.join ** round(math.log(self.block_size, self.join)) != self.block_size:
             raise ValueError(f'block_size={self.block_size} must be a power of join={self.join}')
 

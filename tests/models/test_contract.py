@@ -53,7 +53,7 @@ BAD = {'llama': [{'n_kv_head': 3}, {'head_dim': 0, 'n_embd': 30}, {'head_dim': 3
                   {'predicts': 'last', 'dims': (8,)}, {'predicts': 'last', 'columns': 2, 'block_size': 2, 'patch_size': 2},
                   {'predicts': 'last', 'block_size': 40, 'patch_size': 4}],
        'wavenet': [{'reads': 'future'}, {'block_size': 24}, {'n_embd': 15}, {'join': 1},
-                   {'reads': 'causal', 'n_wave': 6}],
+                   {'reads': 'causal', 'n_wave': 17}],
        'transformer': [{'n_head': 3}, {'n_head': 3, 'n_embd': 15}, {'smoothing': 1.0}, {'source_size': 0}, {'features': -1}],
        'highorder': [{'network': 'hi_order'}, {'features': 0}, {'segments': 0}, {'n': 1}, {'input_n': 1},
                      {'input_segments': 16}, {'centered': True, 'features': 8}, {'centered': True, 'features': 1},

@@ -153,7 +153,7 @@ def test_a_run_has_the_commit_that_it_began_with(tmp_path, monkeypatch):
     plan = {'flags': {'max_iters': 1, 'max_seconds': 0}, 'flops_per_step': 1}
     race = {'entrants': {'gpt': {'plan': plan}}, 'windows': 1}
     e = SimpleNamespace(name='gpt', words=[], settings=SimpleNamespace(train=SimpleNamespace(stop_after=0)))
-    assert compare.run(e, 1, tmp_path, race, None, None)['commit'] == 'old'
+    assert compare.run(e, 1, tmp_path, race, SimpleNamespace(describe=str), None)['commit'] == 'old'
 
 
 def test_what_is_inside_a_grid(claim):
