@@ -123,7 +123,7 @@ def load_race(path, args, entrants):
             race |= {'protocol': args.protocol, 'commit': commit()} if args.confirm else {}
         if args.confirm:
             confirm.pin(args.protocol, race.get('protocol', {}), path)
-            if changed_since(began := race.get('commit', '').rstrip('+')):
+            if (began := race.get('commit', '').rstrip('+')) and changed_since(began):      # older races have no commit
                 raise UserError(f'--confirm={args.confirm}: code has changed since commit {began}, with which this race began: '
                                 f'git checkout {began} to end it, or write another claim with fresh seeds')
         elif 'protocol' in race:

@@ -222,9 +222,9 @@ def print_labels(model, tokenizer, args, where, content):
         print('\n'.join([path] * (len(found) > 1) + [f'{q:6.1%}  {label}' for q, label in zip(p, labels, strict=True)]))
 
 
-def draw_images(model, args, where, content):
+def draw_images(model, tokenizer, args, where, content):
     """Draws --num_samples images of each --start, a row for each start."""
-    tokenizer, about, N = checkpoint.tokenizer(content, args.run[0]), content['data'], args.num_samples
+    about, N = content['data'], args.num_samples
     set_guidance(model, args.guidance)
     require_memory(N * len(args.start) * (math.prod(about['shape']) + optim.token_memory(model)), f'--num_samples={N}')
     texts = [' '.join(tokenizer.decode(prompt(start, tokenizer)).split()) for start in args.start]      # as in the data sets
@@ -237,6 +237,10 @@ def draw_images(model, args, where, content):
         rows = [row[best] for row, best in zip(rows, order, strict=True)]
     from views.drawings import strips
     save(strips(rows, texts), Path(args.out or checkpoint.find(args.run[0]).parent / 'sample.png'))
+
+
+SHOW = {'targets': print_targets, 'targets of images': print_targets, 'probabilities of captions': print_labels,
+        'images of captions': draw_images}      # of READS, those that are not texts or pictures token by token
 
 
 def print_automaton(model, tokenizer, start, passes, options, seed):
@@ -267,11 +271,7 @@ def main(argv):
         models, tokenizer = load_pretrained(args.pretrained, args.arch)
     content = contents[0] if contents else published_images(models[0]) if models[0].modality == 'captions' else {}
     kind = kind_of(models[0], tokenizer, args, 'shape' in content.get('data', {}))
-    if kind == 'images of captions':
-        draw_images(models[0], args, where, content)
-        return
-    if 'captions' in kind or 'targets' in kind:
-        show = print_labels if 'captions' in kind else print_targets
+    if show := SHOW.get(kind):
         show(models[0], tokenizer, args, where, content)
         return
     for name, model in zip(names, models, strict=True):
