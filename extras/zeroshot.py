@@ -6,6 +6,8 @@ Classify images by a CLIP: without any example, by captions of the classes, and 
 
 - Zero-shot: the class whose caption is most similar to the image, by the first prompt, and by the mean vector of all prompts
   (Radford et al. 2021, section 3.1.4).  Classes that no caption of the training split names are judged apart.
+- Recall: how often the right caption is among the 1 or 5 most similar to an image, and the other way round, on the test split
+  of the data that the model was trained on.
 - Few-shot: ridge regression from the vectors of the images to the classes, on 1, 2, 4 ... random examples of each class,
   the mean of --draws draws, all judged on the test split.
 
@@ -25,7 +27,6 @@ from harness import Arguments, UserError, checkpoint, command, data, device
 from harness.captions import PROMPTS, encode_captions
 from harness.files import atomic
 from harness.images import patches, standardise
-from harness.log import markdown
 from race import tables
 from race.page import origin, write_record
 
@@ -78,6 +79,17 @@ def class_vectors(model, tokenizer, names, prompts):
     found = [model.embed_texts(encode_captions([prompt.format(name) for name in names], tokenizer, model).to(where)).float()
              for prompt in prompts]
     return F.normalize(torch.stack(found).mean(0).cpu(), dim=1)
+
+
+@torch.no_grad()
+def recall(model, own):
+    """On the test split of its own data: the recalls, and the number of images and of different captions."""
+    where, (x, y), parts = next(model.parameters()).device, own.splits['test'], []
+    for i in range(0, len(x), BATCH):
+        batch = [t.to(where) for t in own.examples('test', np.arange(i, min(i + BATCH, len(x))))]
+        parts.append(own.score(model(*batch)[0], *batch))
+    found = own.total(parts)
+    return {k: found[k] for k in own.columns} | {'images': len(x), 'captions': len(np.unique(y, axis=0))}
 
 
 def probe(x, y, classes, test):
@@ -143,7 +155,7 @@ def evaluate(model, tokenizer, content, dataset, names, args):
 
     def zero_shot(prompts):
         return score((test @ class_vectors(model, tokenizer, names, prompts).T).argmax(1))
-    return {'step': content['step'], 'prompts': args.prompts, 'images': len(truth),
+    return {'step': content['step'], 'recall': recall(model, own), 'prompts': args.prompts, 'images': len(truth),
             'classes': {group: int(inside.sum()) for group, inside in groups.items()},
             'prompt': zero_shot(args.prompts[:1]), 'ensemble': zero_shot(args.prompts),
             'few_shot': {n: score(answers) for n, answers in few_shot(train, y, test, args.shots, args.draws).items()}}
@@ -165,7 +177,7 @@ def main(argv):
     record = evaluate(model, checkpoint.tokenizer(content, path), content, dataset, names, args)
     print(f'{record["images"]:,} images of {len(names)} classes, chance {1 / len(names):.1%}; ' +
           ', '.join(f'{n} {group}' for group, n in record['classes'].items()))
-    print(markdown(*tables.zeroshot(record)))
+    print(tables.zeroshot(record))
     import matplotlib
     matplotlib.use('Agg')
     from views.behaviour import png

@@ -25,13 +25,13 @@ from race.tables import tables, text, write_csv
 COLOURS = ('#d1495b', '#2e86ab', '#3f9c6b', '#d98e04', '#8e6bbf', '#8c6d46')       # readable on white and on black
 INK = '#7f7f7e'         # of axes and text; report.html replaces it by its own colour
 AXES = {'tokens': 'tokens', 'seconds': 'seconds of training', 'flops': 'FLOPs of training'}
-TASK_AXES = {'step': 'steps'} | {k: v for k, v in AXES.items() if k != 'tokens'}     # an image is one token or many patches
+TASK_AXES = {'step': 'steps', 'seconds': 'seconds of training', 'parameters': 'parameters'}     # an image has no tokens
 POINTS = 25             # of a curve that is kept in a record
 
 
 def curve(rows):
     """{'step': [...], 'tokens': [...], ...}: at most POINTS evaluations of metrics.csv, evenly spaced, with the last one."""
-    keys = [k for k in ('step', 'tokens', 'seconds', 'val_loss', 'val_loss_full') if any(k in r for r in rows)]
+    keys = [k for k in ('step', 'tokens', 'seconds', 'val_loss', 'val_loss_full', *TASK_METRICS) if any(k in r for r in rows)]
     rows = [r for r in rows if all(math.isfinite(r.get(k, math.nan)) for k in keys)]
     if len(rows) > POINTS:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, POINTS).round().astype(int)]
@@ -76,13 +76,29 @@ def axes_of(record):
     return TASK_AXES if 'task' in record else AXES
 
 
-def draw_curves(ax, record, x, ink='black'):
-    """The validation loss of all entrants along x.  Returns whether there was anything to draw."""
-    from matplotlib.ticker import EngFormatter
-    y = 'val_loss' if 'task' in record else main_metric(record)
+def draw_sizes(ax, record):
+    """The metric of a task by the number of parameters: a dot per seed, a line at their mean.  Returns the metric."""
+    metric, key = record['task']['metric'], 'parameters'
+    if len({e['parameters'] for e in record['entrants']}) == 1:
+        key = 'trained'         # a trunk is the same for all, and some train a part of it
+        ax.set_xlabel('trained weights')
+    for i, e in enumerate(record['entrants']):
+        if found := list(values(e, metric).values()):
+            ax.plot([e[key]] * len(found), found, 'o', color=COLOURS[i % len(COLOURS)], alpha=0.6, mew=0)
+            ax.plot(e[key], statistics.mean(found), '_', color=COLOURS[i % len(COLOURS)], ms=18, mew=3)
+    ax.set_xscale('log')
+    ax.set_ylabel(TASK_METRICS[metric])
+    return metric
+
+
+def draw_lines(ax, record, x):
+    """Curves along x, with a band over the seeds.  Returns the metric."""
+    y = main_metric(record)
+    if 'task' in record and not all(y in r['curve'] for e in record['entrants'] for r in e['runs'] if r.get('curve')):
+        y = 'val_loss'
     bands = {i: b for i, e in enumerate(record['entrants']) if (b := band(e, x, y))}
     inside = dict(zip(bands, contest([mean[-1] for _, mean, _, _ in bands.values()]), strict=True))
-    if 'task' in record:        # any loss is near enough to be seen
+    if 'task' in record:        # any value is near enough to be seen
         inside = dict.fromkeys(bands, True)
     near = [b for i, b in bands.items() if inside[i]]
     if near:        # the last three quarters of the curves in the contest: the first steps fall too far
@@ -103,11 +119,20 @@ def draw_curves(ax, record, x, ink='black'):
         ax.set_xscale('log')
     else:
         ax.locator_params(axis='x', nbins=6)
-    ax.set(xlabel=axes_of(record)[x], ylabel=y if 'task' in record else f'{y} (nats)')
-    ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
+    ax.set_ylabel(f'validation {y}' if y in TASK_METRICS else f'{y} (nats)')
+    return y
+
+
+def draw_curves(ax, record, x, ink='black'):
+    """The validation loss of all entrants along x; of a task its metric, in old records its loss."""
+    from matplotlib.ticker import EngFormatter, PercentFormatter
+    ax.set_xlabel(axes_of(record)[x])
     ax.grid(color=ink, alpha=0.2)
     ax.spines[['top', 'right']].set_visible(False)
-    return bool(bands)
+    y = draw_sizes(ax, record) if x == 'parameters' else draw_lines(ax, record, x)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
+    if METRICS[y][1].endswith('%'):
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def draw_dots(ax, record):

@@ -211,6 +211,18 @@ def trials(record):
     return [*names, 'val_loss'], [[*map(shown, key), value] for key, value in found.items()]
 
 
+def searches(records):
+    """(headers, rows) of sweeps of one setting: a row per config, a column per value that was tried in one of them."""
+    words = [[re.sub(r'^config/|\.py$|^--', '', w) for w in r['words']] for r in records]
+    names = [' '.join([first, *(w for w in more if not all(w in other for other in words))]) for first, *more in words]
+    setting, = records[0]['trials'][0]['values']
+    found = [{t['values'][setting]: f'{t["val_loss"]:.3f}' if 'val_loss' in t else 'failed' for t in r['trials']}
+             for r in records]
+    values = sorted({v for trials in found for v in trials})
+    return [f'{setting}, val_loss', *(f'{v:g}' for v in values)], [
+        [name, *(trials.get(v, '') for v in values)] for name, trials in zip(names, found, strict=True)]
+
+
 def drawn(record):
     """(headers, rows) of a record of extras.drawn: of each part and number of shapes, the share of true images."""
     shares = {'true': 'true', 'reranked': 'reranked', 'floor': 'captions of others', 'rebuilt': 'rebuilt'}
@@ -226,13 +238,17 @@ def truth(found):
 
 
 def zeroshot(found):
-    """(headers, rows) of a record of extras.zeroshot: the accuracies of groups of classes."""
+    """A record of extras.zeroshot in Markdown: the accuracies of groups of classes, and the recall of images and captions."""
     rows = {f'zero-shot, {found["prompts"][0]!r}': found['prompt'],
             f'zero-shot, {len(found["prompts"])} prompts': found['ensemble'],
             **{f'linear probe, {n} of each class': row for n, row in found['few_shot'].items()}}
-    groups = found['classes']
-    return ['classifier', *(f'{n} classes {group}' for group, n in groups.items() if n)], [
-        [name, *(f'{row[group]:.1%}' for group, n in groups.items() if n)] for name, row in rows.items()]
+    groups, r = found['classes'], found['recall']
+    return markdown(['classifier', *(f'{n} classes {group}' for group, n in groups.items() if n)], [
+        [name, *(f'{row[group]:.1%}' for group, n in groups.items() if n)] for name, row in rows.items()]) + '\n\n' + markdown(
+        [f'recall, {r["images"]:,} images with {r["captions"]:,} captions', 'at 1', 'at 5'], [
+            *([name, *(f'{r[f"{key}_at_{k}"]:.1%}' for k in (1, 5))] for key, name in (
+                ('caption', 'the caption of an image'), ('image', 'an image of a caption'))),
+            ['chance of a caption', *(f'{min(1, k / r["captions"]):.2%}' for k in (1, 5))]])
 
 
 def probe(found):
@@ -291,6 +307,14 @@ def text(record, width=None):
     return '\n\n'.join(p for p in parts if p) + '\n'
 
 
+def without_shared(record):
+    """(a confirmed record in whose names stands only what differs between the entrants, what all names share)."""
+    names = [e['name'].split(' ') for e in record['entrants']]
+    shared = [word for word in names[0][1:] if all(word in name[1:] for name in names)]
+    return record | {'entrants': [e | {'name': ' '.join(word for word in name if word not in shared)}
+                                  for e, name in zip(record['entrants'], names, strict=True)]}, ' '.join(shared)
+
+
 def short(record):
     """The table of a record in README.md and docs/, of a race, a sweep or bench.py, and what it was measured with."""
     if 'speeds' in record:
@@ -302,7 +326,9 @@ def short(record):
         return (f'{markdown(*drawn(record))}\n\n<sub>{record["samples"]} images of each caption, temperature '
                 f'{record["temperature"]}, guidance {record["guidance"]}, after {record["step"]:,} steps; {record["date"]}; '
                 f'{record["machine"]}</sub>\n')
-    for kind, table in (('truth', truth), ('zeroshot', zeroshot), ('probe', probe)):
+    if 'zeroshot' in record:
+        return f'{zeroshot(record["zeroshot"])}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
+    for kind, table in (('truth', truth), ('probe', probe)):
         if kind in record:
             return f'{markdown(*table(record[kind]))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'costs' in record:
@@ -312,7 +338,9 @@ def short(record):
         return f'{gpu(record)}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'trials' in record:
         return f'{markdown(*trials(record))}\n\n<sub>one seed; {about(record)}</sub>\n'
-    second = second_metric(record)
+    second, shared = second_metric(record), ''
+    if 'protocol' in record:
+        record, shared = without_shared(record)
     headers = ['config', 'parameters', 'tokens', 'val_loss', 'difference', second, 'difference']
     rows = [[e['name'], f'{e["parameters"]:,}', cell(e, 'tokens'), cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
              cell(e, second), difference_cell(record, e, second)] for e in record['entrants']]
@@ -325,7 +353,8 @@ def short(record):
     seeds, protocol = len(record['entrants'][0]['runs']), ''
     if 'protocol' in record:
         margin = format_difference(main_metric(record), record['protocol']['margin'])
-        protocol = f'; difference with its 95 % interval, margin {margin}, {record["protocol"]["path"]}'
+        protocol = (f'; difference with its 95 % interval, margin {margin}, {record["protocol"]["path"]}' +
+                    (f'; all with {shared}' if shared else ''))
     return (f'{markdown(headers, rows)}\n\n<sub>{format_budget(record)}, {seeds} seed{"s" * (seeds > 1)}, {judged_on(record)}'
             f'{protocol}; {about(record)}</sub>\n')
 
@@ -354,13 +383,15 @@ MARK = re.compile(r'(<!-- (results/[\w.]+\.json(?: results/[\w.]+\.json)*) -->\n
 
 def refreshed(page, root):
     """The text of a page in which each table after a mark is that of the record which the mark names; of several records, one
-    table over their tasks.  The hardware stands below the first table of a page that was measured on it."""
+    table over their tasks, or of sweeps over their values.  The hardware stands below the first table of a page that was
+    measured on it."""
     machines = set()
 
     def table(found):
         records = [json.loads((root / name).read_text(encoding='utf-8')) for name in found[2].split()]
         if len(records) > 1:
-            return f'{found[1]}\n{markdown(*across(records))}\n{found[3]}'
+            made = (searches if 'trials' in records[0] else across)(records)
+            return f'{found[1]}\n{markdown(*made)}\n{found[3]}'
         machine = records[0]['machine']
         shown = short(records[0]).replace(f'; {machine}', '' if machine in machines else f'; {machine}')
         machines.add(machine)

@@ -204,6 +204,9 @@ def test_zero_shot_and_few_shot(runs, tmp_path, capsys):
         assert re.findall(r'[\d.]+%', rows[name]) == [f'{v:.1%}' for v in row.values()] and rows[name] in printed
     assert found['classes'] == {'named in training': 15, 'never named': 3} and [*found['few_shot']] == ['1', '2']
     assert 'left out: 99' in printed
+    tested = json.loads((runs['clip'] / 'test.json').read_text())          # what train.py found on the same split
+    assert {k: found['recall'][k] for k in RECALLS} == pytest.approx({k: tested[k] for k in RECALLS})
+    assert '| the caption of an image' in printed and found['recall']['images'] == tested['examples']
     for more, said in ((['--prompts=a'], '--prompts'), (['--names=a,b'], '--names=a,b'), (['--shots=0'], '--shots=0')):
         assert said in sentence(zeroshot.main, [*command, *more])
     assert 'transformer' in sentence(zeroshot.main, [str(runs['transformer']), *command[1:]])

@@ -258,6 +258,20 @@ def test_verdicts_agree_with_scipy_and_are_adjusted_by_holm():
     assert statistics.confirmed(confirmed(0, -0.014, 0, margin=0.001))[1]['word'] == 'undecided'
 
 
+def test_a_table_names_only_what_differs():
+    r = confirmed(0.1)
+    r['protocol']['path'] = 'claim.py'
+    for e, name in zip(r['entrants'], ('gpt seed=9 rate=1', 'pic mode=x seed=9 rate=2'), strict=True):
+        e['name'] = name
+    found = tables.short(r)
+    for part in ('| gpt rate=1 ', '| pic mode=x rate=2 ', ': worse |', '; all with seed=9; '):
+        assert part in found
+    words = ['config/gpt.py', '--seed=9']
+    found = tables.searches([{'words': [*words, *more], 'trials': [{'values': {'rate': v}, 'val_loss': v} for v in values]}
+                             for more, values in (([], (1.0, 2.0)), (['--mode=x'], (2.0, 4.0)))])
+    assert found == (['rate, val_loss', '1', '2', '4'], [['gpt', '1.000', '2.000', ''], ['gpt mode=x', '', '2.000', '4.000']])
+
+
 @pytest.mark.parametrize(('shift', 'metric', 'margin', 'word'), [
     (0.1, 'val_loss', 0.05, 'worse'), (-0.1, 'val_loss', 0.05, 'better'), (0.0, 'val_loss', 0.05, 'equivalent'),
     (0.01, 'val_loss', 0.001, 'undecided'), (0.1, 'accuracy_full', 0.01, 'worse')])         # the accuracy falls with the loss

@@ -232,7 +232,7 @@ def test_pictures(tmp_path):
     curves = with_curves(entrant('a$_{b', GPT), [{0: 4.0, 5: 2.0, 10: 1.5}] * 3)
     far = with_curves(entrant('far $x', {1: 5.0}), [{0: 9.0, 5: 6.0, 10: 5.0}])
     _, ax = plt.subplots()
-    assert page.draw_curves(ax, record(curves, far), 'tokens')
+    page.draw_curves(ax, record(curves, far), 'tokens')
     assert ax.get_ylim()[1] < 3 and [line.get_label() for line in ax.lines] == ['a$_{b', 'far $x (above: 5.00)']
     _, ax = plt.subplots()
     page.draw_dots(ax, record(entrant('a$_{b', GPT), entrant('far', {1: 9.0}), entrant('none', {})))
@@ -290,14 +290,23 @@ def test_the_page_of_a_race_without_finished_runs(tmp_path):
     assert text.count('no finished run') == 2 and 'gpt failed in 1 of 1 runs' in text and '2 of 6 runs' in text
 
 
-def test_curves_of_a_task_show_every_entrant(tmp_path):
-    """By steps, as an image is one token or many; a cheap one is no line at the left, and none is above the panel."""
+def test_curves_of_a_task_show_every_entrant():
+    """By steps, as an image is one token or many; a cheap one is no line at the left, and none is above the panel.  They are of
+    the metric where every curve has it; the last panel has it by parameters, or by trained weights if all are of one size."""
     import matplotlib.pyplot as plt
-    r = record(entrant('net', {0: 1.2}), entrant('vit', {0: 9.0}), task='classify')
-    for e, seconds in zip(r['entrants'], (1, 100), strict=True):
-        e['runs'][0]['curve'] = {'step': [0, 4, 8], 'seconds': [0, seconds / 2, seconds],
-                                 'val_loss': [9.5, 9.2, e['runs'][0]['val_loss']]}
-    fig, ax = plt.subplots()
-    assert list(page.axes_of(r)) == ['step', 'seconds', 'flops'] and page.draw_curves(ax, r, 'seconds')
-    assert ax.get_xscale() == 'log' and ax.get_ylim()[1] > 9.0 and not ax.texts
+    r = task_record('accuracy', {'net': [0.5], 'vit': [0.9]})
+    for e, loss, seconds in zip(r['entrants'], (1.2, 9.0), (1, 100), strict=True):
+        rows = [{'step': s, 'seconds': s * seconds / 8, 'val_loss': v, 'accuracy': a}
+                for s, v, a in ((0, 9.5, 0.1), (4, 9.2, 0.4), (8, loss, 0.6))]
+        e['runs'][0] |= {'val_loss': loss, 'curve': page.curve(rows)}
+    fig, (first, second, third) = plt.subplots(1, 3)
+    assert list(page.axes_of(r)) == ['step', 'seconds', 'parameters']
+    page.draw_curves(first, r, 'step')
+    assert first.get_ylabel() == 'validation accuracy' and first.get_ylim()[1] > 0.6
+    del r['entrants'][1]['runs'][0]['curve']['accuracy']            # an old record
+    page.draw_curves(second, r, 'seconds')
+    assert second.get_xscale() == 'log' and second.get_ylim()[1] > 9.0 and not second.texts
+    assert second.get_ylabel() == 'val_loss (nats)'
+    page.draw_curves(third, r, 'parameters')
+    assert third.get_xlabel() == 'trained weights' and [list(line.get_data()[0]) for line in third.lines] == [[5]] * 4
     plt.close(fig)
