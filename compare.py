@@ -324,7 +324,8 @@ def make_record(argv, race, entrants, results, notes, machine, out, total):
             record['task']['constant'] = first.data.chance_answer()
     def curve(e, seed):
         rows = read_rows(e.folder(out, seed))
-        return page.curve([] if race['entrants'][e.name]['plan']['flags'].get('validate') == 'train' else rows)
+        rows = [] if race['entrants'][e.name]['plan']['flags'].get('validate') == 'train' else rows
+        return page.curve(rows, first.data.metric if first.predicts == 'task' else None)
     record['entrants'] = [
         {'name': e.name, 'arch': e.settings.arch.name, 'parameters': e.parameters, 'trained': e.trained, 'predicts': e.predicts,
          'leaks': e.leaks, 'settings': race['entrants'][e.name]['asked'],

@@ -304,9 +304,12 @@ def find_vae(config):
             torch.manual_seed(0)
             return dvae.Model(dvae.Config(block_size=config.source_size, features=config.features, codes=config.codes,
                                           n_layer=1, n_embd=16)).eval()
-    from harness import checkpoint
-    with torch.device('cpu'):           # the weights are read even while a model is built on meta, for its size
-        vae, content = checkpoint.load_model(config.vae)
+    from harness import UserError, checkpoint
+    try:
+        with torch.device('cpu'):       # the weights are read even while a model is built on meta, for its size
+            vae, content = checkpoint.load_model(config.vae)
+    except UserError as e:
+        raise UserError(f"the VAE of this model, vae='{config.vae}', cannot be loaded: {e}") from None
     if not isinstance(vae, dvae.Model):
         raise ValueError(f"vae={config.vae} is a run of arch='{content['arch']}': choose one of arch=dvae")
     for name, own in (('block_size', config.source_size), ('features', config.features)):

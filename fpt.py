@@ -265,14 +265,15 @@ class Model(nn.Module):
 
     def copy_embedding(self, trunk):
         """The input layer becomes the token embedding of the trunk.  Raises ValueError if it is of other tokens."""
-        c, found = self.config, len(trunk.wte.weight) if hasattr(trunk, 'wte') else 0
+        c, table = self.config, getattr(trunk, 'wte', getattr(trunk, 'embed_tokens', None))     # the latter of a Llama
+        found = len(table.weight) - getattr(trunk, 'bidirectional', False) if table else 0       # without BERT's [MASK]
         if c.random or not c.vocab_size:
             raise ValueError(f'keep_embedding=True requires tokens and a pretrained trunk, not vocab_size={c.vocab_size}, '
                              f'mode={c.mode} and trunk={c.trunk}: leave it out')
         if found != c.vocab_size:
             raise ValueError(f'keep_embedding=True: the trunk has {found} tokens, and the data vocab_size={c.vocab_size}: '
                              f'choose a trunk that was trained on the same tokens')
-        self.input.weight.data.copy_(trunk.wte.weight.detach())
+        self.input.weight.data.copy_(table.weight.detach()[:found])
         self.known_tokens = getattr(trunk, 'tokenizer', None)
 
     def set_dropout(self, dropout):

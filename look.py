@@ -145,8 +145,9 @@ def pair_of(model, tokenizer, dataset, args, content):
         source = dataset.batch('val', [0], model)[0] if args.prompt is None else encode_source(args.prompt, tokenizer, model)
         shown = dataset.splits['val'][0][0] if images else texts_of(tokenizer, source[0].tolist())
     made = [i for i in model.decode(source.to(where))[0].tolist() if i >= 0]
-    target = torch.tensor([[*made, end]], device=where)
-    return source.to(where), target, shown, [*texts_of(tokenizer, made), ' end' if images else 'end']
+    words = [*texts_of(tokenizer, made), ' end' if images else 'end']
+    longest = model.config.block_size           # a target that is as long has no end
+    return source.to(where), torch.tensor([[*made, end][:longest]], device=where), shown, words[:longest]
 
 
 def choose(views, own, only=None):
@@ -190,7 +191,9 @@ def main(argv):
         raise UserError(f'--image: {args.run} writes no captions: leave it out')
     if dataset is None and args.prompt is None and args.image is None:
         raise UserError(f'data/{content["loop"]["dataset"]} is missing or is not the data that {args.run} was trained on: '
-                        'prepare it' + ', or choose a text by --prompt "..."' * ('tokenizer' in content['data']))
+                        'prepare it' + ', or choose a text by --prompt "..."' * (
+                            'tokenizer' in content['data'] and 'shape' not in content['data'] and
+                            content['data']['tokenizer']['kind'] != 'palette'))
     import matplotlib
     matplotlib.use('Agg')       # before pyplot is imported, which takes a second that --help and errors need not wait for
     if model.modality in VIEWS:

@@ -78,7 +78,7 @@ def arguments(argv):
     add('--arch', help='the model file that loads the published weights (default: by their model_type)')
     add('--start', action='append', type=str, help='the text to continue, or FILE:path (default: a line break); repeatable')
     add('--image', metavar='FILE', action='append', help='the image of which a caption is written or chosen; repeatable')
-    add('--labels', type=str, help='the captions to choose from, separated by commas')
+    add('--labels', type=str, help='the captions to choose from, separated by commas, or by semicolons if there are any')
     add('--num_samples', type=int, default=1, help='texts or images for each start')
     add('--max_new_tokens', type=int, help='(default: 300, or the rest of the picture)')
     add('--out', metavar='FILE', help='the PNG of images (default: sample.png in the folder of the run)')
@@ -211,10 +211,11 @@ def print_targets(model, tokenizer, args, where, content):
 @torch.no_grad()
 def print_labels(model, tokenizer, args, where, content):
     """The probability of each of --labels for each --image."""
-    found, labels = [encode_image(path, content)[0] for path in args.image], [v.strip() for v in args.labels.split(',')]
+    found = [encode_image(path, content)[0] for path in args.image]
+    labels = [v.strip() for v in args.labels.split(';' if ';' in args.labels else ',')]
     if not all(labels):
-        raise UserError(f'--labels={args.labels!r} has an empty caption: write captions with commas between them, such as '
-                        f'"a cat,a dog"')
+        raise UserError(f'--labels={args.labels!r} has an empty caption: write captions with commas or semicolons between '
+                        f'them, such as "a cat,a dog"')
     y = encode_captions(labels, tokenizer, model).to(where)
     for path, x in zip(args.image, found, strict=True):
         output = model.to(where)(x.to(where).expand(len(y), -1, -1), y)[0].float()

@@ -4,8 +4,8 @@ Image-GPT's second stage: the GPT that was trained on pixels is fine-tuned to na
 The trunk is trained first, by config/mnist_pixels_gpt.py, if out/mnist_pixels_gpt is missing.
 
     python train.py config/mnist_pixels_fpt.py                                      # all weights are trained
-    python train.py config/mnist_pixels_fpt.py --mode=urt --keep_embedding=False    # the same from scratch
-    python train.py config/mnist_pixels_fpt.py --mode=fpt                           # the blocks stay frozen
+    python train.py config/mnist_pixels_fpt.py --mode=urt --keep_embedding=False --out_dir=out/pixels_urt      # from scratch
+    python train.py config/mnist_pixels_fpt.py --mode=fpt --out_dir=out/pixels_frozen                           # frozen blocks
 """
 
 arch = 'fpt'

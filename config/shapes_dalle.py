@@ -3,7 +3,7 @@ DALL-E on pictures of shapes: a transformer over the tokens of captions and pict
 the VAE, which is trained first, by config/shapes_dvae.py, if out/shapes_dvae is missing.
 
     python train.py config/shapes_dalle.py
-    python train.py config/shapes_dalle.py --attention=row+column+row+conv
+    python train.py config/shapes_dalle.py --attention=row+column+row+conv --out_dir=out/shapes_dalle_sparse
     python sample.py out/shapes_dalle --start "a red circle above a blue square" --num_samples 16 --rerank out/shapes_clip
     python -m extras.drawn out/shapes_dalle --rerank out/shapes_clip         # the share of the pictures that are true
 """

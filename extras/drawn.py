@@ -7,20 +7,25 @@ Of some captions of the test split --samples images each are drawn.  'true' is t
 caption; with --rerank, 'reranked' is the share of the captions of which the image that ranks first is true.  Captions of one,
 two and three shapes and the parts of the test split are judged apart: 'held out' are combinations that no picture for training
 has.  As a floor, the images are judged by the captions of others; 'rebuilt' is the share of the pictures of the data set that
-stay true when their tokens are drawn, which limits what the tokens can show.  Written to drawn.json in the folder of the run.
+stay true when their tokens are drawn, which limits what the tokens can show.  So does their PSNR; the perplexity says how many
+codes are in use, as if all of these were used equally often.  Written to drawn.json in the folder of the run.
 """
 
 import importlib
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from dvae import perplexity
 from extras.truth import checker
 from harness import Arguments, UserError, checkpoint, command, data, device
 from harness.drawings import BATCH, draw, ranker, set_guidance, to_images
 from race.page import origin, write_record
+
+PICTURES = 1000     # by which the codebook is judged, at most
 
 
 def arguments(argv):
@@ -56,11 +61,21 @@ def groups(dataset, most):
 
 @torch.no_grad()
 def rebuild(model, dataset, indices):
-    """Pictures of the test split, drawn from their own tokens."""
+    """(pictures of the test split, drawn from their own tokens; these tokens (B, S))."""
     x, _ = dataset.examples('test', indices)
-    where = next(model.parameters()).device
-    return np.concatenate([to_images(model.render(model.vae.tokens(part.to(where))), dataset.meta, dataset.patch)
-                           for part in x.split(BATCH)])
+    codes = torch.cat([model.vae.tokens(part.to(next(model.parameters()).device)) for part in x.split(BATCH)])
+    images = [to_images(model.render(part), dataset.meta, dataset.patch) for part in codes.split(BATCH)]
+    return np.concatenate(images), codes.cpu()
+
+
+def codebook(model, dataset):
+    """What the tokens keep of the pictures of the test split: the PSNR in dB, and the perplexity of the codes."""
+    n = len(dataset.splits['test'][0])
+    indices = np.linspace(0, n - 1, min(PICTURES, n)).round().astype(int)
+    images, codes = rebuild(model, dataset, indices)
+    error = np.square((images.astype(float) - dataset.splits['test'][0][indices]) / 255).mean()
+    return {'pictures': len(indices), 'psnr': -10 * math.log10(max(error, 1e-10)),
+            'perplexity': perplexity(codes.flatten().bincount())}
 
 
 def judge(model, dataset, indices, is_true, args):
@@ -72,7 +87,7 @@ def judge(model, dataset, indices, is_true, args):
     images = draw(model, y.repeat_interleave(N, 0), dataset.meta, dataset.patch, args.temperature, seed=args.seed)
     true = np.array([is_true(image, text) for image, text in zip(images, each, strict=True)]).reshape(-1, N)
     others = [is_true(image, text) for image, text in zip(images, each[N:] + each[:N], strict=True)]
-    rebuilt = [is_true(image, text) for image, text in zip(rebuild(model, dataset, indices), texts, strict=True)]
+    rebuilt = [is_true(image, text) for image, text in zip(rebuild(model, dataset, indices)[0], texts, strict=True)]
     found = {'captions': len(texts), 'true': true.mean(), 'floor': np.mean(others), 'rebuilt': np.mean(rebuilt)}
     if score:
         found['reranked'] = true[np.arange(len(true)), score(images).view(-1, N).argmax(1).numpy()].mean()
@@ -96,9 +111,13 @@ def main(argv):
         print(f'{part}, {shapes} shape{"s" * (shapes > 1)}: of {row["captions"]} captions, {args.samples} images each, '
               f'{row["true"]:.1%} true' + (f', {row["reranked"]:.1%} of those that rank first' if args.rerank else '') +
               f' (captions of others {row["floor"]:.1%}, pictures rebuilt {row["rebuilt"]:.1%})', flush=True)
+    quality = codebook(model, dataset)
+    print(f'{quality["pictures"]:,} pictures rebuilt: PSNR {quality["psnr"]:.1f} dB, perplexity of the codes '
+          f'{quality["perplexity"]:.1f}')
     write_record(origin('extras.drawn', argv, args.device) | {
         'step': content['step'], 'samples': args.samples, 'temperature': args.temperature,
-        'guidance': getattr(model.config, 'guidance', None), 'seed': args.seed, 'rerank': args.rerank, 'groups': found},
+        'guidance': getattr(model.config, 'guidance', None), 'seed': args.seed, 'rerank': args.rerank, 'codebook': quality,
+        'groups': found},
         path.resolve().parent / 'drawn.json')
 
 

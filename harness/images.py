@@ -91,9 +91,13 @@ class ImageData(TaskData):
             raise UserError(f'{folder / "meta.json"} is damaged ({type(e).__name__}: {e}): prepare the data again') from None
         if modality != 'images' and (patch < 1 or H % patch or W % patch):
             raise UserError(f'patch={patch} does not divide the images of data/{folder.name}, {W} x {H} pixels')
+        if modality in ('patches', 'drawings') and H != W:
+            raise UserError(f'the images of data/{folder.name} have {W} x {H} pixels, and this model reads square ones: '
+                            f'prepare them with --size')
         if modality in ('images', 'task') and not self.outputs:
             raise UserError(f'data/{folder.name} has images with captions and without classes: choose another dataset, such as '
-                            f'cifar10_images, or an arch that reads captions')
+                            f'cifar10_images, or an arch that reads captions; a language model reads the data of '
+                            f'prepare/pixels.py')
 
     @property
     def draw(self):

@@ -114,8 +114,8 @@ def new_model(settings, dataset):
     elif cfg.init_from != 'scratch' and spec and not tokenizer.same(tokens, spec):
         raise UserError(f'init_from={cfg.init_from} has another tokenizer than data/{cfg.dataset}, so its embeddings are of '
                         f'other tokens: ' + ('choose another run, or leave init_from out' if task else
-                        'prepare data with its tokenizer (prepare/text.py --tokens), or start embeddings and output layer '
-                        'anew by --new_vocabulary'))
+                        'prepare data with its tokenizer (prepare/text.py --tokens), or ' * (spec['kind'] != 'palette') +
+                        'start embeddings and output layer anew by --new_vocabulary'))
     if not task and model.config.vocab_size < shape['vocab_size']:
         raise UserError(f'vocab_size={model.config.vocab_size} must be at least {shape["vocab_size"]}, the number of tokens '
                         f'in data/{cfg.dataset}' + ', and [MASK]' * (shape['vocab_size'] > dataset.vocab_size))

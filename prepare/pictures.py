@@ -12,6 +12,7 @@ training split.
 """
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import UserError, command
+from harness import UserError, command, require_memory
 from harness.files import read_image
 from prepare.common import Parser, natural, positive, read_text, walk, write_images
 
@@ -28,6 +29,8 @@ FORMATS = '.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'
 
 def read_images(sources, size=None, square=False):
     """(N, H, W, 3) uint8 of [(name, path or bytes)], see read_image().  Raises UserError, with two names, for several sizes."""
+    if size:
+        require_memory(6 * len(sources) * size[0] * size[1], f'--size={size[0]} for {len(sources):,} pictures')
     images = [read_image(source, size, name, square) for name, source in sources]
     for image, (name, _) in zip(images, sources, strict=True):
         if image.shape != images[0].shape:
@@ -73,7 +76,7 @@ def captions_of(paths, folder, table, longest):
                 if not tab or '\t' in caption:
                     raise UserError(f'{table}, line {number} has {1 + line.count(chr(9))} columns: expected a file and its '
                                     f'caption with one tab between them')
-                if (file := file.strip()) in rows:
+                if (file := os.path.normpath(file.strip())) in rows:
                     raise UserError(f'{table}, line {number} is another caption of {file}: keep one line of each picture')
                 rows[file] = caption
         if unknown := rows.keys() - {str(path.relative_to(folder)) for path in paths}:

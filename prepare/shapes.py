@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import command
+from harness import command, require_memory
 from prepare.common import held_out, task_parser, write_images
 from prepare.pictures import caption_tokenizer
 
@@ -122,6 +122,7 @@ def is_true(image, caption):
 
 def main(argv):
     args = task_parser(__doc__, __file__, 40_000).parse_args(argv)
+    require_memory(4 * 3 * SIDE ** 2 * args.examples, f'--examples={args.examples}')
     rng, held, seen = np.random.default_rng(args.seed), held_out(args.examples), set()
     every = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     known, splits = [kind for kind in every if kind not in HELD_OUT], {}

@@ -19,20 +19,23 @@ import numpy as np
 
 from harness import UserError, command, device
 from harness.files import atomic
-from race.statistics import METRICS, TASK_METRICS, format_budget, format_metric, main_metric, notes, values, verdicts
+from race.statistics import HIGHER, METRICS, TASK_METRICS, format_budget, format_metric, main_metric, notes, values, verdicts
 from race.tables import tables, text, write_csv
 
 COLOURS = ('#d1495b', '#2e86ab', '#3f9c6b', '#d98e04', '#8e6bbf', '#8c6d46')       # readable on white and on black
 INK = '#7f7f7e'         # of axes and text; report.html replaces it by its own colour
 AXES = {'tokens': 'tokens', 'seconds': 'seconds of training', 'flops': 'FLOPs of training'}
-TASK_AXES = {'step': 'steps', 'seconds': 'seconds of training', 'parameters': 'parameters'}     # an image has no tokens
+TASK_AXES = {'step': 'steps', 'seconds': 'seconds of training', 'parameters': 'parameters'}     # an image is one token or many
 POINTS = 25             # of a curve that is kept in a record
 
 
-def curve(rows):
-    """{'step': [...], 'tokens': [...], ...}: at most POINTS evaluations of metrics.csv, evenly spaced, with the last one."""
-    keys = [k for k in ('step', 'tokens', 'seconds', 'val_loss', 'val_loss_full', *TASK_METRICS) if any(k in r for r in rows)]
+def curve(rows, metric=None):
+    """{'step': [...], 'tokens': [...], ...}: at most POINTS evaluations of metrics.csv, evenly spaced, with the last one.
+    metric: that of a task, which is kept if every evaluation has it."""
+    keys = [k for k in ('step', 'tokens', 'seconds', 'val_loss', 'val_loss_full') if any(k in r for r in rows)]
     rows = [r for r in rows if all(math.isfinite(r.get(k, math.nan)) for k in keys)]
+    if metric and rows and all(math.isfinite(r.get(metric, math.nan)) for r in rows):
+        keys.append(metric)
     if len(rows) > POINTS:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, POINTS).round().astype(int)]
     return {k: [r[k] if isinstance(r[k], int) else float(f'{r[k]:.5g}') for r in rows] for k in keys}
@@ -72,21 +75,26 @@ def contest(found, better=-1):
 
 
 def axes_of(record):
-    """{key of a curve: label} of the panels of a record."""
+    """{key of a curve, or 'parameters': label} of the panels of a record."""
     return TASK_AXES if 'task' in record else AXES
 
 
 def draw_sizes(ax, record):
-    """The metric of a task by the number of parameters: a dot per seed, a line at their mean.  Returns the metric."""
-    metric, key = record['task']['metric'], 'parameters'
-    if len({e['parameters'] for e in record['entrants']}) == 1:
-        key = 'trained'         # a trunk is the same for all, and some train a part of it
+    """The metric of a task on its test split by the number of parameters, or of trained weights if some are frozen: a dot per
+    seed, a line at their mean.  Returns the metric."""
+    metric, key, sizes = main_metric(record), 'parameters', []
+    if any(e['trained'] != e['parameters'] for e in record['entrants']):
+        key = 'trained'
         ax.set_xlabel('trained weights')
     for i, e in enumerate(record['entrants']):
         if found := list(values(e, metric).values()):
             ax.plot([e[key]] * len(found), found, 'o', color=COLOURS[i % len(COLOURS)], alpha=0.6, mew=0)
             ax.plot(e[key], statistics.mean(found), '_', color=COLOURS[i % len(COLOURS)], ms=18, mew=3)
-    ax.set_xscale('log')
+            sizes.append(e[key])
+    if max(sizes, default=1) > 10 * min(sizes, default=1):
+        ax.set_xscale('log')
+    else:
+        ax.locator_params(axis='x', nbins=4)
     ax.set_ylabel(TASK_METRICS[metric])
     return metric
 
@@ -101,9 +109,13 @@ def draw_lines(ax, record, x):
     if 'task' in record:        # any value is near enough to be seen
         inside = dict.fromkeys(bands, True)
     near = [b for i, b in bands.items() if inside[i]]
-    if near:        # the last three quarters of the curves in the contest: the first steps fall too far
-        top = max(high[grid >= grid[0] + (grid[-1] - grid[0]) / 4].max(initial=high[-1]) for grid, _, _, high in near)
-        bottom = min(low.min() for _, _, low, _ in near)
+    if near:        # the first quarter of the curves in the contest is far from their ends
+        def late(grid, v):
+            kept = v[grid >= grid[0] + (grid[-1] - grid[0]) / 4]
+            return kept if len(kept) else v[-1:]
+        rising = y in HIGHER
+        top = max((high if rising else late(grid, high)).max() for grid, _, _, high in near)
+        bottom = min((late(grid, low) if rising else low).min() for grid, _, low, _ in near)
         margin = 0.04 * (top - bottom) or 0.1
         ax.set_ylim(bottom - margin, top + margin)
     for i, (grid, mean, low, high) in bands.items():
@@ -124,7 +136,8 @@ def draw_lines(ax, record, x):
 
 
 def draw_curves(ax, record, x, ink='black'):
-    """The validation loss of all entrants along x; of a task its metric, in old records its loss."""
+    """A panel: the validation loss of all entrants along x.  Of a task its metric (in old records the loss), and by parameters
+    that of the test split."""
     from matplotlib.ticker import EngFormatter, PercentFormatter
     ax.set_xlabel(axes_of(record)[x])
     ax.grid(color=ink, alpha=0.2)
@@ -172,7 +185,7 @@ def draw_dots(ax, record):
 
 
 def draw_race(record, path):
-    """race.png: three panels of curves, or dots if the record has no curves."""
+    """race.png: three panels, or dots if the record has no curves."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt

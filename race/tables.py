@@ -212,15 +212,20 @@ def trials(record):
 
 
 def searches(records):
-    """(headers, rows) of sweeps of one setting: a row per config, a column per value that was tried in one of them."""
+    """Sweeps of one setting in one table, in Markdown: a row per config, a column per value that was tried in one of them.
+    Raises UserError."""
+    settings = {(*t['values'],) for r in records for t in r.get('trials', [{'values': {}}])}
+    if len(settings) > 1 or len(*settings) != 1 or any('words' not in r for r in records):
+        raise UserError('a table of several sweeps is of one setting, the same for all: give each record a mark of its own')
     words = [[re.sub(r'^config/|\.py$|^--', '', w) for w in r['words']] for r in records]
     names = [' '.join([first, *(w for w in more if not all(w in other for other in words))]) for first, *more in words]
-    setting, = records[0]['trials'][0]['values']
+    (setting,), = settings
     found = [{t['values'][setting]: f'{t["val_loss"]:.3f}' if 'val_loss' in t else 'failed' for t in r['trials']}
              for r in records]
     values = sorted({v for trials in found for v in trials})
-    return [f'{setting}, val_loss', *(f'{v:g}' for v in values)], [
-        [name, *(trials.get(v, '') for v in values)] for name, trials in zip(names, found, strict=True)]
+    return markdown([f'{setting}, val_loss', *(f'{v:g}' if isinstance(v, float) else str(v) for v in values)], [
+        [name, *(trials.get(v, '') for v in values)] for name, trials in zip(names, found, strict=True)]) + (
+        f'\n\n<sub>one seed; {about(records[0])}</sub>')
 
 
 def drawn(record):
@@ -248,7 +253,7 @@ def zeroshot(found):
         [f'recall, {r["images"]:,} images with {r["captions"]:,} captions', 'at 1', 'at 5'], [
             *([name, *(f'{r[f"{key}_at_{k}"]:.1%}' for k in (1, 5))] for key, name in (
                 ('caption', 'the caption of an image'), ('image', 'an image of a caption'))),
-            ['chance of a caption', *(f'{min(1, k / r["captions"]):.2%}' for k in (1, 5))]])
+            ['chance', *(f'{min(1, k / r["captions"]):.2%}' for k in (1, 5))]])
 
 
 def probe(found):
@@ -309,7 +314,7 @@ def text(record, width=None):
 
 def without_shared(record):
     """(a confirmed record in whose names stands only what differs between the entrants, what all names share)."""
-    names = [e['name'].split(' ') for e in record['entrants']]
+    names = [re.split(r' (?=\w+=)', e['name']) for e in record['entrants']]
     shared = [word for word in names[0][1:] if all(word in name[1:] for name in names)]
     return record | {'entrants': [e | {'name': ' '.join(word for word in name if word not in shared)}
                                   for e, name in zip(record['entrants'], names, strict=True)]}, ' '.join(shared)
@@ -323,9 +328,11 @@ def short(record):
         return (f'{markdown(*abilities(record))}\n\n<sub>{record["steps"]:,} steps of {record["examples"]} examples, one seed, '
                 f'the best of the rates {record["rates"]}; {record["date"]}; {record["machine"]}</sub>\n')
     if 'groups' in record:
+        quality = record['codebook']
         return (f'{markdown(*drawn(record))}\n\n<sub>{record["samples"]} images of each caption, temperature '
-                f'{record["temperature"]}, guidance {record["guidance"]}, after {record["step"]:,} steps; {record["date"]}; '
-                f'{record["machine"]}</sub>\n')
+                f'{record["temperature"]}, guidance {record["guidance"]}, after {record["step"]:,} steps; pictures of the data '
+                f'set rebuilt: PSNR {quality["psnr"]:.1f} dB, perplexity of the codes {quality["perplexity"]:.1f}; '
+                f'{record["date"]}; {record["machine"]}</sub>\n')
     if 'zeroshot' in record:
         return f'{zeroshot(record["zeroshot"])}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     for kind, table in (('truth', truth), ('probe', probe)):
@@ -390,8 +397,8 @@ def refreshed(page, root):
     def table(found):
         records = [json.loads((root / name).read_text(encoding='utf-8')) for name in found[2].split()]
         if len(records) > 1:
-            made = (searches if 'trials' in records[0] else across)(records)
-            return f'{found[1]}\n{markdown(*made)}\n{found[3]}'
+            made = searches(records) if any('trials' in r for r in records) else markdown(*across(records))
+            return f'{found[1]}\n{made}\n{found[3]}'
         machine = records[0]['machine']
         shown = short(records[0]).replace(f'; {machine}', '' if machine in machines else f'; {machine}')
         machines.add(machine)

@@ -16,6 +16,7 @@ import clip
 import look
 import sample
 import train
+import transformer
 from extras import truth, zeroshot
 from harness import checkpoint, data, device
 from harness.captions import PROMPTS, RECALLS, encode_image
@@ -133,9 +134,11 @@ def test_labels_get_probabilities(runs, image, capsys):
     assert labels == ('a red circle', 'a blue square', 'red') and sum(map(float, percent)) == pytest.approx(100, abs=0.2)
     sample.main([str(runs['clip']), f'--image={image}', f'--image={image}', '--labels=a red circle'])
     assert capsys.readouterr().out == f'{image}\n100.0%  a red circle\n' * 2
+    sample.main([str(runs['clip']), f'--image={image}', '--labels=a red, blue and white circle;red'])
+    assert capsys.readouterr().out.count('%') == 2
 
 
-def test_captions_are_written_and_pictures_are_drawn(runs, image, capsys):
+def test_captions_are_written_and_pictures_are_drawn(runs, image, capsys, monkeypatch):
     for beams in (1, 3):
         sample.main([str(runs['transformer']), f'--image={image}', f'--image={image}', f'--beams={beams}'])
     assert len(capsys.readouterr().out.splitlines()) == 4
@@ -145,6 +148,12 @@ def test_captions_are_written_and_pictures_are_drawn(runs, image, capsys):
     look.main([str(runs['transformer']), f'--image={image}', f'--out={image.parent}'])
     for folder in (runs['transformer'] / 'look', image.parent):
         assert (folder / 'cross_attention.png').stat().st_size > 5000
+    model, content = checkpoint.load_model(runs['transformer'])
+    endless = torch.ones(1, model.config.block_size, dtype=torch.int64)         # it never writes the end of a caption
+    monkeypatch.setattr(transformer.Model, 'decode', lambda *_: endless)
+    args = look.arguments([str(runs['transformer'])])
+    _, target, _, words = look.pair_of(model, checkpoint.tokenizer(content, None), data.data_of(content), args, content)
+    assert target.shape[1] == len(words) == model.config.block_size
 
 
 @pytest.mark.parametrize('arch, words, said', [

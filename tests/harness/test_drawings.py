@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import names, script, sentence
+from PIL import Image
 
 import look
 import sample
@@ -88,6 +89,12 @@ def test_what_is_true_is_counted(runs, monkeypatch, capsys):
     assert all(row['true'] == row['reranked'] == 1 for row in record['groups'])
     assert all(row['floor'] < 1 for row in record['groups'] if row['captions'] > 1)
     assert 'seen, 1 shape: of ' in capsys.readouterr().out
+    model, plain = checkpoint.load_model(runs['dalle'])[0].vae, data.open_data('shapes', modality='patches', patch=8)
+    assert record['codebook']['pictures'] == len(plain.splits['test'][0])
+    x, _ = plain.examples('test', np.arange(record['codebook']['pictures']))
+    expected = plain.total([plain.score(model(x)[0], x, x)])['psnr']
+    assert record['codebook']['psnr'] == pytest.approx(expected, abs=0.5)           # it rounds and clips the values of pixels
+    assert record['codebook']['perplexity'] == pytest.approx(model.metrics()['perplexity'], rel=1e-6)
     assert [shapes.count(text) for text in ('a red circle', 'a small red circle above a blue square')] == [1, 2]
 
 
@@ -109,11 +116,17 @@ def test_bad_input(runs, monkeypatch, arch, more, said):
 
 def test_bad_settings(runs, module_root, tmp_path):  # noqa: F811
     script('prepare/shapes.py', '--examples=60', '--name=others')
-    for more, said in (([f'--vae={tmp_path}/gone'], f'{tmp_path}/gone'), ([f'--vae={runs["clip"]}'], "arch='clip'"),
+    for more, said in (([f'--vae={tmp_path}/gone'], f'cannot be loaded.*{tmp_path}/gone'),
+                       ([f'--vae={runs["clip"]}'], "arch='clip'"),
                        ([f'--vae={runs["dvae"]}', '--patch=4'], 'block_size=16.*64'),
                        ([f'--vae={runs["dvae"]}', '--dataset=others'], 'other images than those of data/others'),
                        (['--dataset=shapes', '--text_weight=2'], 'text_weight=2')):
         assert re.search(said, sentence(go, 'dalle', tmp_path / 'x', '--dry_run', *more, without=['block_size', 'n_head']))
+    (tmp_path / 'wide').mkdir()
+    for i in range(12):
+        Image.new('RGB', (16, 8), (20 * i, 0, 0)).save(tmp_path / 'wide' / f'{i}.png')
+    script('prepare/pictures.py', 'wide', str(tmp_path), '--classes')
+    assert '16 x 8 pixels' in sentence(data.open_data, 'wide', modality='patches', patch=4)
     for command, words, said in ((look, ['dalle', '--prompt=a'], '--prompt'), (drawn, ['dvae'], 'draws no images'),
                                  (drawn, ['dalle', '--captions=0'], '--captions=0'),
                                  (drawn, ['dalle', '--temperature=nan'], '--temperature=nan')):

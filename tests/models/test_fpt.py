@@ -207,6 +207,10 @@ def test_keep_embedding(run, tmp_path):
                           ({'mode': 'urt'}, 'mode=urt'), ({'vocab_size': 0, 'features': 5}, 'vocab_size=0')):
         with pytest.raises(ValueError, match=words):
             tiny(**shape | change)
+    for arch, name, more in (('llama', 'embed_tokens', 0), ('bert', 'wte', 1)):         # [MASK] is the last token of a BERT
+        other = other_run(arch, tmp_path / arch)
+        model = tiny(**shape | {'trunk': str(tmp_path / arch), 'vocab_size': other.config.vocab_size - more})
+        assert torch.equal(model.input.weight, getattr(other, name).weight[:model.config.vocab_size])
 
 
 def test_trunk_of_a_run(run, tmp_path, x):

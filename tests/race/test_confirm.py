@@ -266,10 +266,23 @@ def test_a_table_names_only_what_differs():
     found = tables.short(r)
     for part in ('| gpt rate=1 ', '| pic mode=x rate=2 ', ': worse |', '; all with seed=9; '):
         assert part in found
-    words = ['config/gpt.py', '--seed=9']
-    found = tables.searches([{'words': [*words, *more], 'trials': [{'values': {'rate': v}, 'val_loss': v} for v in values]}
-                             for more, values in (([], (1.0, 2.0)), (['--mode=x'], (2.0, 4.0)))])
-    assert found == (['rate, val_loss', '1', '2', '4'], [['gpt', '1.000', '2.000', ''], ['gpt mode=x', '', '2.000', '4.000']])
+    r['entrants'][1]['name'] = 'pic dims=(1, 2) seed=9 rate=2'
+    assert '| pic dims=(1, 2) rate=2 ' in tables.short(r)
+
+
+def test_a_table_of_several_sweeps():
+    about = {'data': {'source': 'a text', 'fingerprint': 'abc'}, 'date': 'today', 'machine': 'a machine'}
+    first, second = ({'words': ['config/gpt.py', '--seed=9', *more], 'trials': [
+        {'values': {'rate': v}, **({'val_loss': v} if v < 4 else {})} for v in values]} | about
+        for more, values in (([], (1.0, 2.0)), (['--mode=x'], (2.0, 4.0))))
+    found = tables.searches([first, second])
+    rows = [[c.strip() for c in line.strip('|').split('|')] for line in found.splitlines() if '|' in line and '--' not in line]
+    assert rows == [['rate, val_loss', '1', '2', '4'], ['gpt', '1.000', '2.000', ''], ['gpt mode=x', '', '2.000', 'failed']]
+    for other in ({'trials': [{'values': {'n': 1}}]}, {'words': None}, {'trials': None}):
+        other = {k: v for k, v in (second | other).items() if v is not None}
+        assert 'one setting' in sentence(tables.searches, [first, other])
+    assert 'one setting' in sentence(tables.searches, [first | {'trials': [{'values': {'rate': 1, 'n': 1}}]}] * 2)
+
 
 
 @pytest.mark.parametrize(('shift', 'metric', 'margin', 'word'), [

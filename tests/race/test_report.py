@@ -292,21 +292,28 @@ def test_the_page_of_a_race_without_finished_runs(tmp_path):
 
 def test_curves_of_a_task_show_every_entrant():
     """By steps, as an image is one token or many; a cheap one is no line at the left, and none is above the panel.  They are of
-    the metric where every curve has it; the last panel has it by parameters, or by trained weights if all are of one size."""
+    the metric where every curve has it; the last panel has it by parameters, or by trained weights where some are frozen."""
     import matplotlib.pyplot as plt
     r = task_record('accuracy', {'net': [0.5], 'vit': [0.9]})
     for e, loss, seconds in zip(r['entrants'], (1.2, 9.0), (1, 100), strict=True):
         rows = [{'step': s, 'seconds': s * seconds / 8, 'val_loss': v, 'accuracy': a}
-                for s, v, a in ((0, 9.5, 0.1), (4, 9.2, 0.4), (8, loss, 0.6))]
-        e['runs'][0] |= {'val_loss': loss, 'curve': page.curve(rows)}
+                for s, v, a in ((0, 9.5, 0.1), (2, 9.2, 0.2), (4, 9.1, 0.8), (8, loss, 0.6))]
+        e['runs'][0] |= {'val_loss': loss, 'curve': page.curve(rows, 'accuracy')}
+        assert page.curve([*rows, rows[-1] | {'accuracy': math.nan}], 'accuracy').keys() == page.curve(rows).keys()
     fig, (first, second, third) = plt.subplots(1, 3)
     assert list(page.axes_of(r)) == ['step', 'seconds', 'parameters']
     page.draw_curves(first, r, 'step')
-    assert first.get_ylabel() == 'validation accuracy' and first.get_ylim()[1] > 0.6
+    assert first.get_ylabel() == 'validation accuracy' and first.get_ylim()[0] > 0.2 and first.get_ylim()[1] > 0.8
     del r['entrants'][1]['runs'][0]['curve']['accuracy']            # an old record
     page.draw_curves(second, r, 'seconds')
     assert second.get_xscale() == 'log' and second.get_ylim()[1] > 9.0 and not second.texts
     assert second.get_ylabel() == 'val_loss (nats)'
-    page.draw_curves(third, r, 'parameters')
-    assert third.get_xlabel() == 'trained weights' and [list(line.get_data()[0]) for line in third.lines] == [[5]] * 4
+    for trained, sizes in ((None, [1000, 20_000]), (5, [5, 20_000])):
+        for e, size in zip(r['entrants'], (1000, 20_000), strict=True):
+            e['parameters'] = e['trained'] = size
+        r['entrants'][0]['trained'] = trained or 1000
+        third.clear()
+        page.draw_curves(third, r, 'parameters')
+        assert third.get_xlabel() == ('trained weights' if trained else 'parameters') and third.get_xscale() == 'log'
+        assert sorted({line.get_xdata()[0] for line in third.lines}) == sizes
     plt.close(fig)
