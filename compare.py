@@ -383,7 +383,8 @@ def main(argv):
                     record = make_record(argv, race, entrants, results, notes, machine, out, total)
                     page.write(record, pictures, out)
     print(f'\n{tables.text(record, tables.WIDTH)}\nwritten to {out}/: report.html, race.png, table.md, table.csv, results.json')
-    if record.get('verdicts') and not kept.exists():
+    later = 'floors' in record and kept.exists() and 'floors' not in json.loads(kept.read_text(encoding='utf-8'))
+    if record.get('verdicts') and (later or not kept.exists()):
         page.write_record(record, kept)
         print(f'the record of this claim: {kept}')
     failed = [f'{e.name}, seed {seed}: {r["failed"]}' for e in entrants for seed, r in results[e.name].items() if 'failed' in r]

@@ -93,6 +93,10 @@ def test_from_sweeps_to_a_verdict(race_configs, dataset, claim, monkeypatch):
     assert 'margin 0.500, ' in tables.short(kept)
     monkeypatch.setattr(compare, 'train', lambda *_: pytest.fail('a run was started'))
     printed(compare.main, [f'--confirm={claim}'])
+    path, without = claim.parent / 'results' / 'claim.json', {k: v for k, v in kept.items() if k != 'floors'}
+    path.write_text(json.dumps(without))                # floors can be added later
+    printed(compare.main, [f'--confirm={claim}'])
+    assert json.loads(path.read_text())['floors'] == kept['floors']
     claim.write_text(claim.read_text().replace('0.5', '0.1'))
     for where in ('results/claim.json', 'out/claim/race.json'):     # each of them binds
         said = sentence(compare.main, [f'--confirm={claim}'])
