@@ -191,6 +191,8 @@ def read_image(source, size=None, where='an image of the archive', square=False)
                 left, top = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
                 image = image.resize(whole, Image.Resampling.LANCZOS).crop((left, top, left + size[0], top + size[1]))
             return np.array(image)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"there is no file '{where}': name an image") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
         raise UserError(f'{where} is no image that can be read, or is truncated ({" ".join(str(e).split())[:80]}): replace it, '
                         f'or take it out') from None
