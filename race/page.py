@@ -20,7 +20,7 @@ import numpy as np
 from harness import UserError, command, device
 from harness.files import atomic
 from race.statistics import HIGHER, METRICS, TASK_METRICS, format_budget, format_metric, main_metric, notes, values, verdicts
-from race.tables import tables, text, write_csv
+from race.tables import tables, text, without_shared, write_csv
 
 COLOURS = ('#d1495b', '#2e86ab', '#3f9c6b', '#d98e04', '#8e6bbf', '#8c6d46')       # readable on white and on black
 INK = '#7f7f7e'         # of axes and text; report.html replaces it by its own colour
@@ -151,6 +151,7 @@ def draw_curves(ax, record, x, ink='black'):
 def draw_dots(ax, record):
     """The final metric: a row per entrant, a dot per seed, a line at the mean; an arrow at the edge for one that is far behind.
     This is all that a record without curves can show."""
+    record, _ = without_shared(record)
     entrants = record['entrants']
     metric = 'val_loss_full' if any('val_loss_full' in r for e in entrants for r in e['runs']) else main_metric(record)
     better = 1 if metric in ('accuracy', 'auc') else -1
@@ -186,6 +187,7 @@ def draw_dots(ax, record):
 
 def draw_race(record, path):
     """race.png: three panels, or dots if the record has no curves."""
+    record, _ = without_shared(record)
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt

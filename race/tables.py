@@ -313,7 +313,9 @@ def text(record, width=None):
 
 
 def without_shared(record):
-    """(a confirmed record in whose names stands only what differs between the entrants, what all names share)."""
+    """(the record, and if it is of a confirmed race, in its names only what differs between the entrants; what all share)."""
+    if 'protocol' not in record:
+        return record, ''
     names = [re.split(r' (?=\w+=)', e['name']) for e in record['entrants']]
     shared = [word for word in names[0][1:] if all(word in name[1:] for name in names)]
     return record | {'entrants': [e | {'name': ' '.join(word for word in name if word not in shared)}
@@ -345,9 +347,7 @@ def short(record):
         return f'{gpu(record)}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'trials' in record:
         return f'{markdown(*trials(record))}\n\n<sub>one seed; {about(record)}</sub>\n'
-    second, shared = second_metric(record), ''
-    if 'protocol' in record:
-        record, shared = without_shared(record)
+    second, (record, shared) = second_metric(record), without_shared(record)
     headers = ['config', 'parameters', 'tokens', 'val_loss', 'difference', second, 'difference']
     rows = [[e['name'], f'{e["parameters"]:,}', cell(e, 'tokens'), cell(e, 'val_loss'), difference_cell(record, e, 'val_loss'),
              cell(e, second), difference_cell(record, e, second)] for e in record['entrants']]
