@@ -23,6 +23,8 @@ from race.statistics import HIGHER, METRICS, TASK_METRICS, format_budget, format
 from race.tables import tables, text, without_shared, write_csv
 
 COLOURS = ('#d1495b', '#2e86ab', '#3f9c6b', '#d98e04', '#8e6bbf', '#8c6d46')       # readable on white and on black
+STYLES = ('-', '--', ':')        # of lines, and marks of dots, after as many entrants as there are colours
+MARKS = ('o', 's', '^')
 INK = '#7f7f7e'         # of axes and text; report.html replaces it by its own colour
 AXES = {'tokens': 'tokens', 'seconds': 'seconds of training', 'flops': 'FLOPs of training'}
 TASK_AXES = {'step': 'steps', 'seconds': 'seconds of training', 'parameters': 'parameters'}     # an image is one token or many
@@ -88,8 +90,9 @@ def draw_sizes(ax, record):
         ax.set_xlabel('trained weights')
     for i, e in enumerate(record['entrants']):
         if found := list(values(e, metric).values()):
-            ax.plot([e[key]] * len(found), found, 'o', color=COLOURS[i % len(COLOURS)], alpha=0.6, mew=0)
-            ax.plot(e[key], statistics.mean(found), '_', color=COLOURS[i % len(COLOURS)], ms=18, mew=3)
+            colour, mark = COLOURS[i % len(COLOURS)], MARKS[i // len(COLOURS) % 3]
+            ax.plot([e[key]] * len(found), found, mark, color=colour, alpha=0.6, mew=0)
+            ax.plot(e[key], statistics.mean(found), '_', color=colour, ms=18, mew=3)
             sizes.append(e[key])
     if max(sizes, default=1) > 10 * min(sizes, default=1):
         ax.set_xscale('log')
@@ -124,7 +127,8 @@ def draw_lines(ax, record, x):
             label += f' (above: {mean[-1]:.2f})'
             ax.annotate('', (0.04 + 0.05 * i, 1.0), (0.04 + 0.05 * i, 0.9), 'axes fraction',
                         arrowprops={'arrowstyle': '->', 'color': colour, 'lw': 2})
-        ax.plot(grid, mean, color=colour, lw=2, marker='o', ms=3, label=label)
+        style = i // len(COLOURS) % 3
+        ax.plot(grid, mean, STYLES[style], color=colour, lw=2, marker=MARKS[style], ms=3, label=label)
         ax.fill_between(grid, low, high, color=colour, alpha=0.2, lw=0)
     ends = [grid[-1] for grid, *_ in bands.values()]
     if max(ends, default=0) > 20 * min(ends, default=1):        # the cheap ones would be a line on the left
@@ -154,7 +158,7 @@ def draw_dots(ax, record):
     record, _ = without_shared(record)
     entrants = record['entrants']
     metric = 'val_loss_full' if any('val_loss_full' in r for e in entrants for r in e['runs']) else main_metric(record)
-    better = 1 if metric in ('accuracy', 'auc') else -1
+    better = 1 if metric in HIGHER else -1
     found = [list(values(e, metric).values()) for e in entrants]
     means = [statistics.mean(v) if v else -better * math.inf for v in found]
     inside = contest(means, better) if any(found) else [False] * len(found)
@@ -221,7 +225,7 @@ def draw_costs(record, path):
         for r in (r for r in record['costs'] if r['kind'] == kind):
             i = names.index(r['name'])
             ax.loglog(r['windows'], r[key], marker='o', ms=4, color=COLOURS[i % len(COLOURS)], label=r['name'],
-                      ls=('-', '--', ':')[i // len(COLOURS) % 3])
+                      ls=STYLES[i // len(COLOURS) % 3])
         windows = sorted({w for r in record['costs'] for w in r['windows']})
         ax.set(title=f'{kind}, {key} per token', xlabel='tokens in the window')
         ax.set_xticks(windows, [f'{w:,}' for w in windows])

@@ -94,6 +94,11 @@ def test_what_is_true_is_counted(runs, monkeypatch, capsys):
     x, _ = plain.examples('test', np.arange(record['codebook']['pictures']))
     expected = plain.total([plain.score(model(x)[0], x, x)])['psnr']
     assert record['codebook']['psnr'] == pytest.approx(expected, abs=0.5)           # it rounds and clips the values of pixels
+    judged, real = [], drawn.rebuild
+    monkeypatch.setattr(drawn, 'rebuild', lambda model, own, indices: judged.append([*indices]) or real(model, own, indices))
+    monkeypatch.setattr(drawn, 'PICTURES', 2)
+    drawn.codebook(checkpoint.load_model(runs['dalle'])[0], found)
+    assert judged == [[0, len(x) - 1]]                  # of all parts of the test split
     assert record['codebook']['perplexity'] == pytest.approx(model.metrics()['perplexity'], rel=1e-6)
     assert [shapes.count(text) for text in ('a red circle', 'a small red circle above a blue square')] == [1, 2]
 

@@ -316,4 +316,8 @@ def test_curves_of_a_task_show_every_entrant():
         page.draw_curves(third, r, 'parameters')
         assert third.get_xlabel() == ('trained weights' if trained else 'parameters') and third.get_xscale() == 'log'
         assert sorted({line.get_xdata()[0] for line in third.lines}) == sizes
+    first.clear()
+    page.draw_curves(first, task_record('accuracy', {f'net {i}': [0.1 * i] for i in range(8)}), 'parameters')
+    looks = {(line.get_color(), line.get_marker()) for line in first.lines if line.get_marker() in page.MARKS}
+    assert len(looks) == 8 > len(page.COLOURS)
     plt.close(fig)
