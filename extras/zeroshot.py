@@ -1,6 +1,7 @@
 """
-Classify images by a CLIP: without any example, by captions of the classes, and by a linear probe on few examples.
+What the vectors of a CLIP can do: find the caption of an image, and classify images, without any example and with few.
 
+    python -m extras.zeroshot out/emoji_clip
     python -m extras.zeroshot out/shapes_clip --dataset=shapes_classes --prompts "a {};a small {};a large {}"
     python -m extras.zeroshot out/cifar10_clip --dataset=mnist_images --names zero,one,two,three,four,five,six,seven,eight,nine
 
@@ -11,7 +12,8 @@ Classify images by a CLIP: without any example, by captions of the classes, and 
 - Few-shot: ridge regression from the vectors of the images to the classes, on 1, 2, 4 ... random examples of each class,
   the mean of --draws draws, all judged on the test split.
 
-Written to zeroshot_<dataset>.json in the folder of the run, and drawn beside it.
+Written to zeroshot_<dataset>.json in the folder of the run, and drawn beside it.  Without --dataset only the recall is
+measured, and written to recall.json.
 
 N images   E dimensions of the space   K classes
 """
@@ -36,14 +38,20 @@ BATCH, RIDGE = 200, 0.1
 def arguments(argv):
     parser = Arguments(description=__doc__)
     parser.add_argument('run', help='the folder of a run of clip.py')
-    parser.add_argument('--dataset', required=True, help='data/<dataset>: images with classes')
-    parser.add_argument('--prompts', type=str, default=';'.join(PROMPTS), help='captions with {} for the name of a class, with '
-                        'semicolons between them')
+    parser.add_argument('--dataset', help='data/<dataset>: images with classes (default: only the recall is measured)')
+    parser.add_argument('--prompts', type=str, help='captions with {} for the name of a class, with semicolons between them '
+                        f'(default {";".join(PROMPTS)!r})')
     parser.add_argument('--names', type=str, help='of the classes, with commas between them (default: those of the data set)')
-    parser.add_argument('--shots', type=str, default='1,2,4,8,16', help='examples of each class (default 1,2,4,8,16)')
-    parser.add_argument('--draws', type=int, default=5, help='random choices of examples (default 5)')
+    parser.add_argument('--shots', type=str, help='examples of each class (default 1,2,4,8,16)')
+    parser.add_argument('--draws', type=int, help='random choices of examples (default 5)')
     parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
     args = parser.parse_args(argv)
+    defaults = {'prompts': ';'.join(PROMPTS), 'shots': '1,2,4,8,16', 'draws': 5}
+    for name in ('names', *defaults):
+        if getattr(args, name) is None:
+            setattr(args, name, defaults.get(name))
+        elif args.dataset is None:
+            raise UserError(f'--{name} has no effect without --dataset: give images with classes, too, or leave it out')
     args.prompts = [prompt.strip() for prompt in args.prompts.split(';')]
     if not all(prompt.count('{}') == 1 for prompt in args.prompts):
         raise UserError(f'--prompts={";".join(args.prompts)!r}: each prompt must have one {{}}, for the name of a class')
@@ -138,11 +146,9 @@ def draw(record, title):
     return fig
 
 
-def evaluate(model, tokenizer, content, dataset, names, args):
-    """The record: accuracies {group: share} on the test split, by the first prompt, by all prompts, and by probes."""
-    if (own := data.data_of(content)) is None:
-        raise UserError(f'data/{content["loop"]["dataset"]}, which {args.run} was trained on, is missing or another, so it is '
-                        f'unknown which classes its captions name: prepare it again')
+def evaluate(model, tokenizer, content, own, dataset, names, args):
+    """Accuracies {group: share} on the test split, by the first prompt, by all prompts, and by probes.  own: the data that the
+    model was trained on."""
     known = ' '.join({own.text(row) for row in own.splits['train'][1]})
     named = torch.tensor([bool(re.search(rf'\b{re.escape(name)}\b', known)) for name in names])
     (train, y), (test, truth) = ((image_vectors(model, x, content), torch.from_numpy(y.astype(np.int64))) for x, y in (
@@ -155,7 +161,7 @@ def evaluate(model, tokenizer, content, dataset, names, args):
 
     def zero_shot(prompts):
         return score((test @ class_vectors(model, tokenizer, names, prompts).T).argmax(1))
-    return {'step': content['step'], 'recall': recall(model, own), 'prompts': args.prompts, 'images': len(truth),
+    return {'prompts': args.prompts, 'images': len(truth),
             'classes': {group: int(inside.sum()) for group, inside in groups.items()},
             'prompt': zero_shot(args.prompts[:1]), 'ensemble': zero_shot(args.prompts),
             'few_shot': {n: score(answers) for n, answers in few_shot(train, y, test, args.shots, args.draws).items()}}
@@ -167,25 +173,34 @@ def main(argv):
     model, content = checkpoint.load_model(path)
     if model.modality != 'captions':
         raise UserError(f'{args.run} does not compare images with captions: choose a run of clip.py')
-    dataset = data.open_data(args.dataset, modality='images')
-    if dataset.unit != 'images':
-        raise UserError(f'data/{args.dataset} is {dataset.noun} data, and no images with classes: choose another dataset')
-    names = [name.strip() for name in args.names.split(',')] if args.names is not None else dataset.meta['labels']
-    if len(names) != dataset.outputs or not all(names):
-        raise UserError(f'--names={args.names} must be {dataset.outputs} names, those of the classes of data/{args.dataset}')
+    if (own := data.data_of(content)) is None:
+        raise UserError(f'data/{content["loop"]["dataset"]}, which {args.run} was trained on, is missing or another: prepare '
+                        f'it again')
+    name, classes = 'recall', {}
+    if args.dataset is not None:
+        name, dataset = f'zeroshot_{args.dataset}', data.open_data(args.dataset, modality='images')
+        if dataset.unit != 'images':
+            raise UserError(f'data/{args.dataset} is {dataset.noun} data, and no images with classes: choose another dataset')
+        names = [name.strip() for name in args.names.split(',')] if args.names is not None else dataset.meta['labels']
+        if len(names) != dataset.outputs or not all(names):
+            raise UserError(f'--names={args.names} must be {dataset.outputs} names, those of the classes of data/'
+                            f'{args.dataset}')
     model.to(device.pick_device(args.device, 0, 1))
-    record = evaluate(model, checkpoint.tokenizer(content, path), content, dataset, names, args)
-    print(f'{record["images"]:,} images of {len(names)} classes, chance {1 / len(names):.1%}; ' +
-          ', '.join(f'{n} {group}' for group, n in record['classes'].items()))
+    if args.dataset is not None:
+        classes = evaluate(model, checkpoint.tokenizer(content, path), content, own, dataset, names, args)
+        print(f'{classes["images"]:,} images of {len(names)} classes, chance {1 / len(names):.1%}; ' +
+              ', '.join(f'{n} {group}' for group, n in classes['classes'].items()))
+    record = {'step': content['step'], 'recall': recall(model, own)} | classes
     print(tables.zeroshot(record))
-    import matplotlib
-    matplotlib.use('Agg')
-    from views.behaviour import png
     folder = path.resolve().parent
-    write_record(origin('extras.zeroshot', argv, args.device) | {'zeroshot': record}, folder / f'zeroshot_{args.dataset}.json')
-    with atomic(folder / f'zeroshot_{args.dataset}.png') as f:
-        f.write(png(draw(record, f'{folder.name} on {args.dataset}')))
-    print(folder / f'zeroshot_{args.dataset}.png')
+    write_record(origin('extras.zeroshot', argv, args.device) | {'zeroshot': record}, folder / f'{name}.json')
+    if classes:
+        import matplotlib
+        matplotlib.use('Agg')
+        from views.behaviour import png
+        with atomic(folder / f'{name}.png') as f:
+            f.write(png(draw(record, f'{folder.name} on {args.dataset}')))
+        print(folder / f'{name}.png')
 
 
 if __name__ == '__main__':

@@ -243,17 +243,21 @@ def truth(found):
 
 
 def zeroshot(found):
-    """A record of extras.zeroshot in Markdown: the accuracies of groups of classes, and the recall of images and captions."""
+    """A record of extras.zeroshot in Markdown: the accuracies of groups of classes, if it has any, and the recall of images and
+    captions."""
+    r = found['recall']
+    recall = markdown([f'recall, {r["images"]:,} images with {r["captions"]:,} captions', 'at 1', 'at 5'], [
+        *([name, *(f'{r[f"{key}_at_{k}"]:.1%}' for k in (1, 5))] for key, name in (
+            ('caption', 'the caption of an image'), ('image', 'an image of a caption'))),
+        ['chance', *(f'{min(1, k / r["captions"]):.2%}' for k in (1, 5))]])
+    if 'classes' not in found:
+        return recall
     rows = {f'zero-shot, {found["prompts"][0]!r}': found['prompt'],
             f'zero-shot, {len(found["prompts"])} prompts': found['ensemble'],
             **{f'linear probe, {n} of each class': row for n, row in found['few_shot'].items()}}
-    groups, r = found['classes'], found['recall']
-    return markdown(['classifier', *(f'{n} classes {group}' for group, n in groups.items() if n)], [
-        [name, *(f'{row[group]:.1%}' for group, n in groups.items() if n)] for name, row in rows.items()]) + '\n\n' + markdown(
-        [f'recall, {r["images"]:,} images with {r["captions"]:,} captions', 'at 1', 'at 5'], [
-            *([name, *(f'{r[f"{key}_at_{k}"]:.1%}' for k in (1, 5))] for key, name in (
-                ('caption', 'the caption of an image'), ('image', 'an image of a caption'))),
-            ['chance', *(f'{min(1, k / r["captions"]):.2%}' for k in (1, 5))]])
+    groups = [(group, n) for group, n in found['classes'].items() if n]
+    return markdown(['classifier', *(f'{n} classes {group}' for group, n in groups)], [
+        [name, *(f'{row[group]:.1%}' for group, _ in groups)] for name, row in rows.items()]) + '\n\n' + recall
 
 
 def probe(found):

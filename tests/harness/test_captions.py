@@ -216,8 +216,13 @@ def test_zero_shot_and_few_shot(runs, tmp_path, capsys):
     tested = json.loads((runs['clip'] / 'test.json').read_text())          # what train.py found on the same split
     assert {k: found['recall'][k] for k in RECALLS} == pytest.approx({k: tested[k] for k in RECALLS})
     assert '| the caption of an image' in printed and found['recall']['images'] == tested['examples']
-    for more, said in ((['--prompts=a'], '--prompts'), (['--names=a,b'], '--names=a,b'), (['--shots=0'], '--shots=0')):
+    for more, said in ((['--prompts=a'], '--prompts'), (['--prompts='], '--prompts'), (['--names=a,b'], '--names=a,b'),
+                       (['--shots=0'], '--shots=0')):
         assert said in sentence(zeroshot.main, [*command, *more])
+    zeroshot.main(command[:1])
+    alone = json.loads((runs['clip'] / 'recall.json').read_text())
+    assert alone['zeroshot']['recall'] == found['recall'] and tables.short(alone).startswith('| recall, ')
+    assert '--shots has no effect' in sentence(zeroshot.main, [command[0], '--shots=1'])
     assert 'transformer' in sentence(zeroshot.main, [str(runs['transformer']), *command[1:]])
     content = checkpoint.load(runs['clip'] / 'best.pt')
     checkpoint.save(moved := tmp_path / 'moved.pt', content | {'data': content['data'] | {'fingerprint': '0'}})
