@@ -34,6 +34,7 @@ class Config:                   # CLIP ViT-B/32: 77, 49408, 49, 3072, 12, 12, 76
     block_size: int = 24        # tokens of the longest caption, with its end
     vocab_size: int = 66        # size of the vocabulary, with the token that ends a caption
     source_size: int = 64       # patches of a picture
+    rows: int = 0               # of patches of a picture (0: as many as columns); a ResNet puts them together again
     features: int = 48          # features per patch: channels x height x width
     tower: str = 'vit'          # of pictures: vit, or resnet18, resnet34, resnet50, resnet101 or resnet152
     n_layer: int = 4            # vit: blocks of the tower of pictures
@@ -70,15 +71,15 @@ class Config:                   # CLIP ViT-B/32: 77, 49408, 49, 3072, 12, 12, 76
 
 
 def image_shape(config):
-    """(side in patches, channels, side of a patch) of the square pictures of 1 or 3 channels that were cut into patches.
-    Raises ValueError for any others."""
-    side, S, D = math.isqrt(config.source_size), config.source_size, config.features
-    channels = 1 if math.isqrt(D) ** 2 == D else 3
+    """(rows of patches, channels, side of a patch) of the pictures of 1 or 3 channels that were cut into patches.  Raises
+    ValueError for any others."""
+    S, D = config.source_size, config.features
+    rows, channels = config.rows or math.isqrt(S), 1 if math.isqrt(D) ** 2 == D else 3
     P = math.isqrt(D // channels)
-    if side ** 2 != S or channels * P ** 2 != D:
-        raise ValueError(f'tower={config.tower} reads square pictures of 1 or 3 channels, not source_size={S} patches of '
-                         f'features={D} values: choose tower=vit')
-    return side, channels, P
+    if rows < 1 or S % rows or (not config.rows and rows ** 2 != S) or channels * P ** 2 != D:
+        raise ValueError(f'tower={config.tower} reads pictures of 1 or 3 channels, and not source_size={S} patches of '
+                         f'features={D} values in rows={config.rows} (0: as many as columns): choose tower=vit')
+    return rows, channels, P
 
 
 class MLP(gpt.MLP):
@@ -148,8 +149,9 @@ class Model(nn.Module):
             self.cls = nn.Parameter(torch.randn(c.n_embd) * c.n_embd ** -0.5)
             self.image = Tower(c, 1 + c.source_size, c.n_layer, c.n_head, c.n_embd, causal=False)
         else:
-            side, channels, P = image_shape(c)
-            self.image = convnet.ResNet(convnet.Config(c.tower, 'imagenet' if side * P > 64 else 'cifar', c.n_embd, channels,
+            rows, channels, P = image_shape(c)
+            large = max(rows, c.source_size // rows) * P > 64
+            self.image = convnet.ResNet(convnet.Config(c.tower, 'imagenet' if large else 'cifar', c.n_embd, channels,
                                                        outputs=c.n_space))
         self.wte = nn.Embedding(c.vocab_size, c.text_embd)
         self.text = Tower(c, c.block_size, c.text_layer, c.text_head, c.text_embd, causal=True)
@@ -159,9 +161,9 @@ class Model(nn.Module):
     def embed_images(self, x):
         """x: (B, S, D) patches.  Returns (B, E), of length 1."""
         if self.config.tower != 'vit':
-            side, channels, P = image_shape(self.config)
-            x = x.reshape(-1, side, side, channels, P, P).permute(0, 3, 1, 4, 2, 5)         # of (B, channels, h, P, w, P)
-            return F.normalize(self.image(x.reshape(-1, channels, side * P, side * P)), dim=-1)
+            rows, channels, P = image_shape(self.config)
+            x = x.unflatten(1, (rows, -1)).unflatten(3, (channels, P, P)).permute(0, 3, 1, 4, 2, 5)     # (B, ., h, P, w, P)
+            return F.normalize(self.image(x.flatten(4, 5).flatten(2, 3)), dim=-1)           # of (B, channels, h P, w P)
         cls = self.cls.to(x.dtype).expand(len(x), 1, -1)
         return self.image(torch.cat([cls, self.patch(x)], dim=1), 0)                        # of (B, 1 + S, C)
 

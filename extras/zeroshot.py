@@ -109,19 +109,16 @@ def probe(x, y, classes, test):
     return (F.pad(test - mean, (0, 1), value=1).double() @ weights).argmax(1)
 
 
-def few_shot(train, y, test, shots, draws):
-    """{n: the answers (draws, M) of probes on n examples of each class}, without those n that a class does not have."""
-    found, classes = {}, int(y.max()) + 1
+def choices(y, shots, draws):
+    """{n: the indices (draws, n K) of random examples, n of each class}, without those n that a class of y (N,) lacks."""
+    found, counts = {}, np.bincount(y)
     for n in shots:
-        if n > y.bincount().min():
-            print(f'left out: {n} examples of each class, because one class has {y.bincount().min()}')
+        if n > counts.min():
+            print(f'left out: {n} examples of each class, because one class has {counts.min()}')
             continue
-        answers = []
-        for draw in range(draws):
-            rng = np.random.default_rng((draw, n))
-            chosen = np.concatenate([rng.choice(np.flatnonzero(y == k), n, replace=False) for k in range(classes)])
-            answers.append(probe(train[chosen], y[chosen], classes, test))
-        found[n] = torch.stack(answers)
+        rngs = [np.random.default_rng((draw, n)) for draw in range(draws)]
+        found[n] = np.stack([np.concatenate([rng.choice(np.flatnonzero(y == k), n, replace=False) for k in range(len(counts))])
+                             for rng in rngs])
     return found
 
 
@@ -151,8 +148,16 @@ def evaluate(model, tokenizer, content, own, dataset, names, args):
     model was trained on."""
     known = ' '.join({own.text(row) for row in own.splits['train'][1]})
     named = torch.tensor([bool(re.search(rf'\b{re.escape(name)}\b', known)) for name in names])
-    (train, y), (test, truth) = ((image_vectors(model, x, content), torch.from_numpy(y.astype(np.int64))) for x, y in (
-        dataset.splits[split] for split in ('train', 'test')))
+    (images, y), (test, truth) = dataset.splits['train'], dataset.splits['test']
+    test, truth = image_vectors(model, test, content), torch.from_numpy(truth.astype(np.int64))
+    chosen = choices(y, args.shots, args.draws)
+    some = np.unique(np.concatenate([i.ravel() for i in chosen.values()])) if chosen else np.empty(0, int)
+    few = image_vectors(model, images[some], content) if chosen else None
+    classes = torch.from_numpy(y[some].astype(np.int64))
+
+    def few_shot(rows):
+        """The answers (draws, M) of the probes on these examples, of which row is one draw."""
+        return torch.stack([probe(few[i], classes[i], len(names), test) for i in np.searchsorted(some, rows)])
     groups = {'named in training': named, 'never named': ~named}
 
     def score(answers):
@@ -164,7 +169,7 @@ def evaluate(model, tokenizer, content, own, dataset, names, args):
     return {'prompts': args.prompts, 'images': len(truth),
             'classes': {group: int(inside.sum()) for group, inside in groups.items()},
             'prompt': zero_shot(args.prompts[:1]), 'ensemble': zero_shot(args.prompts),
-            'few_shot': {n: score(answers) for n, answers in few_shot(train, y, test, args.shots, args.draws).items()}}
+            'few_shot': {n: score(few_shot(rows)) for n, rows in chosen.items()}}
 
 
 def main(argv):

@@ -7,6 +7,7 @@ B batch   S patches of an image   D features of a patch   T tokens of a caption 
 """
 
 import math
+import re
 
 import numpy as np
 import torch
@@ -68,10 +69,15 @@ class CaptionData(PairData, ImageData):
         self.splits = {split: (x, self.captions[split]) for split, (x, _) in self.splits.items()}
         self.order = np.argsort((self.captions['train'] >= 0).sum(1), kind='stable')
 
+    @property
+    def sides(self):
+        """Whether a caption for training says left or right, which is wrong of a mirrored image."""
+        return any(re.search(r'\b(left|right)\b', self.text(row), re.I) for row in np.unique(self.captions['train'], axis=0))
+
     def model_settings(self):
         (H, W, C), P = self.shape, self.patch
         return {'vocab_size': self.vocab_size, 'block_size': self.captions['train'].shape[1],
-                'source_size': (H // P) * (W // P), 'features': C * P * P}
+                'source_size': (H // P) * (W // P), 'features': C * P * P, **({} if H == W else {'rows': H // P})}
 
     def read(self, x, captions):
         """(patches (B, S, D) float32, captions (B, T) int64, as long as the longest)."""

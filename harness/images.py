@@ -64,7 +64,7 @@ class ImageData(TaskData):
     """The images of data/<name> and their classes.  patch: P, for a model of modality 'task'.  Raises UserError for files that
     do not match meta.json, or that this modality cannot read."""
     noun = unit = 'images'
-    columns, kind, vocab_size = ('auc',), 'classify', 0
+    columns, kind, vocab_size, sides = ('auc',), 'classify', 0, False
 
     def __init__(self, folder, meta, modality='images', patch=1):
         self.folder, self.meta, self.modality, self.patch = folder, meta, modality, patch

@@ -50,9 +50,9 @@ class Progress:
 
 def prepare(settings):
     """Makes the missing data, and trains the missing runs that the model is built from, such as a trunk: out/NAME by
-    config/NAME.py."""
+    config/NAME.py.  A run that is resumed is refused any trunk but its own, so none is trained for it."""
     data.ensure(settings.train.dataset)
-    for folder in settings.arch.needs(settings.model):
+    for folder in () if settings.train.resume else settings.arch.needs(settings.model):
         name = re.fullmatch(r'out/([\w.=,-]+)', str(folder))
         script = ROOT / 'config' / f'{name and name[1]}.py'
         if not name or Path(folder).exists() or not script.is_file():
@@ -87,6 +87,9 @@ def new_model(settings, dataset):
     if cfg.augment != 'none' and dataset.unit != 'images':
         raise UserError(f'augment={cfg.augment}: only images are augmented, and data/{cfg.dataset} is {dataset.modality} data: '
                         f'leave it out')
+    if 'flip' in cfg.augment and dataset.sides:
+        raise UserError(f'augment={cfg.augment} mirrors images, and captions of data/{cfg.dataset} say left or '
+                        f'right: choose crop')
     if cfg.new_vocabulary and (task or cfg.init_from == 'scratch'):
         raise UserError('new_vocabulary replaces the vocabulary of a text model that --init_from names: leave it out')
     fitted = shape | overrides if task else dict(overrides)     # a text model keeps the vocab_size of its weights

@@ -50,6 +50,8 @@ def test_images_and_patches(folder):
     assert cut.model_settings() == {'block_size': 16, 'vocab_size': 0, 'features': 48, 'outputs': 4, 'kind': 'classify'}
     assert whole.fingerprint == cut.fingerprint and whole.parts['first'].tolist() == [0, 1, 2, 3, 4]
     assert [whole.text(row) for row in whole.captions['val']] == splits['val']['captions']
+    write_images('wide', squares(shape=(8, 16, 3)), SOURCE, 'squares.py', tokenizer=char_tokenizer('corner 0123'))
+    assert data.open_data('wide', modality='captions', patch=4).model_settings()['rows'] == 2
 
 
 def test_augmentation(folder):
@@ -92,8 +94,11 @@ def test_a_run(folder, tmp_path, words):
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):
     write_images('named', squares(), SOURCE, 'x.py', tokenizer=char_tokenizer('corner 0123'))
+    sides = {split: {'x': part['x'], 'captions': ['bright'] * len(part['x'])} for split, part in squares().items()}
+    sides['train']['captions'][7] = 'Left of it'
+    write_images('sides', sides, SOURCE, 'x.py', tokenizer=char_tokenizer('bright Left of it'))
     for words, said in (('vit --patch=5', 'patch=5'), ('convnet --height=8', 'height=8'), ('convnet --augment=turn', 'augment'),
-                        ('convnet --dataset=named', 'without classes')):
+                        ('convnet --dataset=named', 'without classes'), ('clip --dataset=sides', 'say left or right')):
         more = f'--out_dir={tmp_path}/x --dry_run --arch={words}'.split()
         assert said in sentence(train.main, [*QUICK, *more])
     for name, change in (('val_x', lambda a: a[:, :8]), ('val_x', lambda a: a.astype(int)), ('train_y', lambda a: a + 1),

@@ -166,6 +166,9 @@ def test_the_trunk_is_trained_first_when_it_is_missing(tree, dataset, task_data,
     assert checkpoint.load(tree / 'out' / 'frozen' / 'ckpt.pt')['config']['n_embd'] == 16
     done = cli(*words, '--overwrite', '--dry_run', cwd=tree)
     assert done.returncode == 0 and 'is missing' not in done.stdout and '8 examples of 3' in done.stdout
+    shutil.rmtree(tree / 'out' / 'small_gpt')       # another trunk would be refused, so none is trained
+    done = cli(*words, '--resume', '--max_iters=9', cwd=tree)
+    assert done.returncode == 1 and 'out/small_gpt' in done.stderr and not (tree / 'out' / 'small_gpt').exists()
 
 
 def test_examples_are_drawn_as_what_they_are():

@@ -74,12 +74,15 @@ def test_captions_are_read_up_to_their_ends():
 
 
 def test_a_resnet_reads_the_picture_that_was_cut_into_patches():
-    for channels, source_size, P in ((3, 4, 4), (1, 9, 2), (3, 16, 20)):
-        model = tiny(tower='resnet18', n_embd=4, source_size=source_size, features=channels * P * P)
-        x = torch.randn(2, channels, *[math.isqrt(source_size) * P] * 2)
+    for channels, shape, P in ((3, (2, 2), 4), (1, (3, 3), 2), (3, (4, 4), 20), (3, (2, 8), 4), (1, (9, 1), 10)):
+        model = tiny(tower='resnet18', n_embd=4, source_size=math.prod(shape), features=channels * P * P,
+                     rows=0 if shape[0] == shape[1] else shape[0])
+        x = torch.randn(2, channels, *(n * P for n in shape))
         expected = torch.nn.functional.normalize(model.image(x), dim=1)
         torch.testing.assert_close(model.embed_images(patches(x, P)), expected)
-        assert isinstance(model.image.maxpool, torch.nn.MaxPool2d) == (P == 20)         # of 80 pixels, not of 8 or 6
+        assert isinstance(model.image.maxpool, torch.nn.MaxPool2d) == (P >= 10)         # of 80 and 90 pixels, not of 8, 6 or 32
+    with pytest.raises(ValueError, match='rows=3'):
+        tiny(tower='resnet18', source_size=16, rows=3)
 
 
 TOWERS = 'vit', 'resnet18'
