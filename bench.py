@@ -5,13 +5,14 @@ Speed, as ratios of medians that are measured in turn in one process, because ma
     python bench.py scan [--rounds=3]
     python bench.py links [--rounds=5]
     python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
-    python bench.py windows config/shakespeare_gpt.py ... [--seconds=5] [--out=FILE.json] [--name=value ...]
+    python bench.py windows config/shakespeare_gpt.py ... [--seconds=5] [--name=value ...]
     python bench.py memory config/gpt2_124M.py ... [--ranks=8] [--name=value ...]
-    python bench.py gpu [--only=speed,recipe] [--out=results/gpu_NAME.json]
+    python bench.py gpu [--only=speed,recipe]
+
+A config in quotes may have its own settings.  --out=FILE.json writes a record, which python -m race.tables puts into docs/.
 
 train: whole training steps (forward, backward, clipping, optimizer) of each config, compared with the first one, on random
-tokens, or on the data set of a config that reads no text.  A config in quotes may have its own settings; --out=FILE.json writes
-a record.
+tokens, or on the data set of a config that reads no text.
 scan: Mamba's scan, forward and backward, against the plain loop.
 links: a layer of piecewise polynomials, forward and backward, against a plain gather of the weights in use; and the memory.
 generate: the time to the first token, tokens per second with step() and without, and whether a token costs more as the text
@@ -46,9 +47,7 @@ from tqdm import trange
 from harness import Arguments, UserError, command, config, device, formats, machine_memory, runs, shard
 from harness.arch import build
 from harness.data import open_data
-from harness.files import atomic
 from harness.generate import benchmark, describe
-from harness.log import markdown
 from race import page, tables
 from race.entrants import count_flops, split_words
 from race.processes import commit
@@ -67,8 +66,7 @@ def arguments(argv):
         sub.add_argument(f'--{option}', type=int, default=default, help=f'default {default}')
         if name in ('train', 'generate', 'windows', 'memory'):
             sub.add_argument('configs', nargs='*', help='config files; in quotes, with settings of their own behind them')
-        if name in ('train', 'windows'):
-            sub.add_argument('--out', help='a record of the result, such as results/speed.json')
+        sub.add_argument('--out', help='a record of the result, such as results/speed.json')
     sub = commands.add_parser('gpu')
     sub.add_argument('--only', help='stages of extras/gpu.py, with commas between them')
     sub.add_argument('--out', help='the record (default: results/gpu_NAME.json, by the name of the GPU)')
@@ -128,32 +126,32 @@ def bench_train(args):
                      'parameters': sum(p.numel() for p in model.parameters()), 'block_size': model.config.block_size})
         steps.append(step)
     times = in_turn(steps, args.rounds)
-    words = ['python', 'bench.py', 'train', *args.configs, *args.settings, f'--rounds={args.rounds}']
-    record = {'command': shlex.join(words), 'date': datetime.date.today().isoformat(), 'machine': machine.describe(),
-              'commit': commit(),
-              'speeds': [row | {'seconds': statistics.median(t), 'times': t} for row, t in zip(rows, times, strict=True)]}
-    print(markdown(*tables.speeds(record)))
-    if args.out:
-        with atomic(args.out, 'w') as f:
-            json.dump(record, f, indent=1)
+    return machine.describe(), {'speeds': [row | {'seconds': statistics.median(t), 'times': t}
+                                           for row, t in zip(rows, times, strict=True)]}
 
 
 def bench_generate(args):
+    rows, machine = [], device.setup('auto', 'float32', compile=False)
     for text in args.configs:
-        s, _ = load(text, args.settings)
+        s, words = load(text, args.settings)
         if s.arch.Model.modality != 'text':
             raise UserError(f'{s.name}: {s.arch.name}.py does not continue a text: choose a language model')
         torch.manual_seed(s.train.seed)
         model = build(s.arch, {'vocab_size': 65} | s.model).eval()
-        model.to(device.pick_device(s.train.device, 0, 1))
-        print(f'{s.name}: {describe(benchmark(model, torch.zeros(1, 1, dtype=torch.long), args.tokens))}', flush=True)
-        if model.step:
-            print(markdown(*compare_formats(model, args.tokens)))
+        machine = device.setup(s.train.device, 'float32', compile=False)
+        model.to(machine.device)
+        found = benchmark(model, torch.zeros(1, 1, dtype=torch.long), args.tokens)
+        name = ' '.join([s.name, *(w.lstrip('-') for w in words[1:])])
+        print(f'{name}: {describe(found)}', flush=True)
+        plain = found['recompute'] or found['rate']
+        rows.append({'config': name, 'format': 'as trained, without step()', 'texts': 1, 'tokens/s': plain})
+        rows += [{'config': name} | row for row in compare_formats(model, args.tokens)] if model.step else []
+    return machine.describe(), {'rows': rows}
 
 
 @torch.no_grad()
 def compare_formats(model, rounds):
-    """(headers, rows): the steps of a model in the formats of sample.py, for one text and for eight, in turn."""
+    """The speed of step() of a model in the formats of sample.py, for one text and for eight, in turn: a dict for each."""
     where, steps = next(model.parameters()).device, {}
 
     def step(model, token, state):
@@ -168,8 +166,8 @@ def compare_formats(model, rounds):
             token = torch.zeros(B, 1, dtype=torch.long, device=where)
             steps[name, B] = functools.partial(step, made, token, [made.init_state(B)])
     rates = {key: key[1] / statistics.median(t) for key, t in zip(steps, in_turn([*steps.values()], rounds), strict=True)}
-    return ['format', 'texts', 'tokens/s', 'ratio'], [[name, str(B), f'{rate:,.1f}', f'{rate / rates["as trained", 1]:.2f}']
-                                                     for (name, B), rate in rates.items()]
+    return [{'format': name, 'texts': B, 'tokens/s': rate, 'ratio': rate / rates['as trained', 1]}
+            for (name, B), rate in rates.items()]
 
 
 MANY = 64       # windows
@@ -193,7 +191,7 @@ def bench_memory(args):
             return model, sum(v['Total'] for v in tracker.get_tracker_snapshot('peak').values())
     rows = []
     for text in args.configs:
-        s, _ = load(text, args.settings)
+        s, words = load(text, args.settings)
         if s.arch.Model.modality not in ('text', 'masked text'):
             raise UserError(f'{s.name}: {s.arch.name}.py reads no text: choose a language model')
         for checkpointing in (False, True):
@@ -204,11 +202,13 @@ def bench_memory(args):
             inside = [sum(p.numel() for p in block.parameters()) for block in shard.blocks(model)]
             # a rank holds its part of weights, gradients and two averages, and gathers two blocks and what is outside of them
             held, gathered = 16 * N / args.ranks, 8 * (N - sum(inside) + 2 * max(inside, default=0))
-            sizes = 16 * N, copies, window, 16 * N + copies + window, held + gathered + copies + window
-            rows.append([s.name, 'yes' if checkpointing else 'no', f'{N:,}', *(f'{v / 2 ** 30:,.2f}' for v in sizes),
-                         f'{flops_per_token(s) / 1e9:.3g}'])
-    print(markdown(['config', 'checkpointing', 'parameters', 'states, GiB', 'copies, GiB', 'a window, GiB', 'one GPU, GiB',
-                    f'each of {args.ranks}, GiB', 'GFLOPs a token'], rows))
+            sizes = {'states': 16 * N, 'copies': copies, 'a window': window, 'one GPU': 16 * N + copies + window,
+                     f'each of {args.ranks}': held + gathered + copies + window}
+            rows.append({'config': ' '.join([s.name, *(w.lstrip('-') for w in words[1:])]),
+                         'checkpointing': 'yes' if checkpointing else 'no', 'parameters': N,
+                         **{f'{name}, GiB': v / 2 ** 30 for name, v in sizes.items()},
+                         'GFLOPs a token': flops_per_token(s) / 1e9})
+    return f'counted, not measured; torch {torch.__version__}', {'rows': rows}
 
 
 def flops_per_token(s):
@@ -312,19 +312,16 @@ def bench_windows(args):
                 row['windows'].append(T)
                 row['seconds'].append(statistics.median(times) / tokens)
                 row['bytes'].append((kept + used) / T)
-    words = ['python', 'bench.py', 'windows', *args.configs, *args.settings, f'--seconds={args.seconds}']
-    record = {'command': shlex.join(words), 'date': datetime.date.today().isoformat(), 'machine': machine.describe(),
-              'costs': list(costs.values())}
-    for unit, table in zip(('Microseconds', 'KiB'), tables.costs(record), strict=True):
-        print(f'\n{unit} per token:\n\n{markdown(*table)}')
-    if args.out:
-        page.write_record(record, args.out)
+    return machine.describe(), {'costs': list(costs.values())}
+
+
+SCANS = (8, 256, 128, 16), (4, 1024, 128, 16)       # windows, tokens, channels, states
 
 
 def bench_scan(args):
     import mamba
-    for B, T in ((8, 256), (4, 1024)):
-        E, N = 128, 16
+    rows, machine = [], device.setup('cpu', 'float32', compile=False)
+    for B, T, E, N in SCANS:
         tensors = torch.randn(B, T, E), torch.rand(B, T, E) / 10, -torch.rand(E, N) * 16, *torch.randn(2, B, T, N)
         inputs = [v.requires_grad_() for v in tensors]
 
@@ -332,7 +329,9 @@ def bench_scan(args):
             torch.autograd.grad(scan(*inputs)[0].sum(), inputs)
         times = in_turn([lambda f=f: both_ways(f) for f in (mamba.scan_plain, mamba.scan)], args.rounds)
         plain, fast = map(statistics.median, times)
-        print(f'B {B}, T {T}, E {E}, N {N}: plain {plain * 1e3:,.0f} ms, fast {fast * 1e3:.1f} ms, x {plain / fast:.0f}')
+        rows.append({'windows': B, 'tokens': T, 'channels': E, 'states': N, 'plain, ms': plain * 1e3, 'ours, ms': fast * 1e3,
+                     'ratio': plain / fast})
+    return machine.describe(), {'rows': rows}
 
 
 def gathered(layer, weight, x):
@@ -345,12 +344,17 @@ def gathered(layer, weight, x):
     return (weight[:, inputs, where] * values).sum((-1, -2)).T                      # (O, B, I, n) -> (B, O)
 
 
+# inputs, outputs, n, segments, whether the input has a gradient: that of a first layer has none
+LAYERS = (16, 250, 2, 128, False), (16, 250, 2, 128, True), (250, 250, 3, 2, True)
+
+
 def bench_links(args):
     from piecewise import PiecewisePolynomial
-    for inputs, outputs, n, segments, hidden in ((16, 250, 2, 128, False), (16, 250, 2, 128, True), (250, 250, 3, 2, True)):
+    rows, machine = [], device.setup('cpu', 'float32', compile=False)
+    for inputs, outputs, n, segments, hidden in LAYERS:
         layer = PiecewisePolynomial(inputs, outputs, n, segments)
         weight = layer.weight.detach().view(inputs, layer.P, outputs).permute(2, 0, 1).contiguous().requires_grad_()
-        x = (2 * torch.rand(1000, inputs) - 1).requires_grad_(hidden)       # the input of a first layer has no gradient
+        x = (2 * torch.rand(1000, inputs) - 1).requires_grad_(hidden)
         torch.testing.assert_close(layer(x), gathered(layer, weight, x), atol=1e-4, rtol=1e-4)
 
         def once(layer, weight, x=x, hidden=hidden):
@@ -360,9 +364,10 @@ def bench_links(args):
         # ten calls in a row, as in training, where that takes less than half a minute
         plain, fast = map(statistics.median, in_turn(both, args.rounds, calls=10 if layer.sparse else 1))
         memory = [peak(f) / 2 ** 20 for f in both]
-        print(f'{inputs} -> {outputs}, n {n}, {segments} segments, batch 1000{", x has a gradient" * hidden}: gathered '
-              f'{plain * 1e3:,.0f} ms and {memory[0]:,.0f} MiB, ours {fast * 1e3:.1f} ms and {memory[1]:.1f} MiB: '
-              f'x {plain / fast:.0f} the speed, 1/{memory[0] / memory[1]:.0f} of the memory')
+        rows.append({'inputs': inputs, 'outputs': outputs, 'n': n, 'segments': segments,
+                     'gradient of the input': 'yes' if hidden else 'no', 'gathered, ms': plain * 1e3, 'ours, ms': fast * 1e3,
+                     'ratio': plain / fast, 'gathered, MiB': memory[0], 'ours, MiB': memory[1]})
+    return machine.describe(), {'rows': rows}
 
 
 @contextlib.contextmanager
@@ -403,8 +408,15 @@ def in_turn(functions, rounds, calls=1):
 
 def main(argv):
     args = arguments(argv)
-    {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate, 'windows': bench_windows,
-     'memory': bench_memory, 'gpu': bench_gpu}[args.command](args)
+    if args.command == 'gpu':
+        return bench_gpu(args)
+    machine, found = {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate,
+                      'windows': bench_windows, 'memory': bench_memory}[args.command](args)
+    print(tables.measured(found))
+    if args.out:
+        words = ['python', 'bench.py', *(w for w in argv if w not in ('--out', args.out, f'--out={args.out}'))]
+        page.write_record({'command': shlex.join(words), 'date': datetime.date.today().isoformat(), 'machine': machine,
+                           'commit': commit()} | found, args.out)
 
 
 if __name__ == '__main__':

@@ -326,10 +326,25 @@ def without_shared(record):
                                   for e, name in zip(record['entrants'], names, strict=True)]}, ' '.join(shared)
 
 
+def measured(record):
+    """The tables of a record of bench.py, in Markdown."""
+    if 'speeds' in record:
+        return markdown(*speeds(record))
+    if 'costs' in record:
+        return '\n\n'.join(f'{unit} per token:\n\n{markdown(*table)}' for unit, table in zip(
+            ('Microseconds', 'KiB'), costs(record), strict=True))
+    headers = [*dict.fromkeys(name for row in record['rows'] for name in row)]
+    return markdown(headers, [[format_cell(row.get(name, '')) for name in headers] for row in record['rows']])
+
+
+def format_cell(value):
+    return value if isinstance(value, str) else f'{value:,}' if isinstance(value, int) else significant(value)
+
+
 def short(record):
     """The table of a record in README.md and docs/, of a race, a sweep or bench.py, and what it was measured with."""
-    if 'speeds' in record:
-        return f'{markdown(*speeds(record))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
+    if {'speeds', 'costs', 'rows'} & record.keys():
+        return f'{measured(record)}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'abilities' in record:
         return (f'{markdown(*abilities(record))}\n\n<sub>{record["steps"]:,} steps of {record["examples"]} examples, one seed, '
                 f'the best of the rates {record["rates"]}; {record["date"]}; {record["machine"]}</sub>\n')
@@ -344,9 +359,6 @@ def short(record):
     for kind, table in (('truth', truth), ('probe', probe)):
         if kind in record:
             return f'{markdown(*table(record[kind]))}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
-    if 'costs' in record:
-        return '\n\n'.join(f'{unit} per token:\n\n{markdown(*table)}' for unit, table in zip(
-            ('Microseconds', 'KiB'), costs(record), strict=True)) + f'\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'gpu' in record:
         return f'{gpu(record)}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     if 'trials' in record:

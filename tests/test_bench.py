@@ -89,15 +89,31 @@ def test_the_rows_are_of_the_sizes_that_they_name(name):
     assert train.split_batch(s.train, model.config.block_size, 1)[0] == 1
 
 
-def test_memory_of_a_step(race_configs):
+def test_every_measurement_has_a_record(race_configs, tmp_path, monkeypatch):
+    """Mamba's scan, a layer of piecewise polynomials, and generation in each format."""
+    monkeypatch.setattr(bench, 'SCANS', ((1, 8, 16, 4), (2, 4, 16, 4)))
+    monkeypatch.setattr(bench, 'LAYERS', ((4, 5, 2, 8, False), (4, 5, 2, 8, True), (5, 5, 3, 2, True)))
+    for words, column, rows in ((['scan', '--rounds=1'], 'plain, ms', 2), (['links', '--rounds=1'], 'gathered, MiB', 3),
+                                (['generate', race_configs / 'gpt.py', '--tokens=3'], 'tokens/s', 7)):
+        shown = printed(bench.main, [*words, f'--out={tmp_path}/x.json'])
+        record = json.loads((tmp_path / 'x.json').read_text())
+        assert len(record['rows']) == rows and all(row[column] > 0 for row in record['rows'])
+        assert record['command'] == f'python bench.py {" ".join(map(str, words))}'
+        assert tables.short(record).split('\n\n')[0] in shown
+
+
+def test_memory_of_a_step(race_configs, tmp_path):
     """16 bytes a parameter, and 2 for its copy; checkpointing keeps less of a window; a part of it on each rank."""
     size = ['--n_layer=8', '--n_embd=512', '--block_size=512']
-    shown = printed(bench.main, ['memory', race_configs / 'gpt.py', *size, '--ranks=4'])
-    plain, again = ([c.strip() for c in line.strip('|').split('|')] for line in shown.splitlines()[2:])
-    assert plain[1] == 'no' and again[1] == 'yes' and plain[2] == again[2]
-    states, copies, window, one, each = map(float, plain[3:8])
-    assert states == pytest.approx(16 * int(plain[2].replace(',', '')) / 2 ** 30, abs=0.005) and each < one
-    assert copies == pytest.approx(states / 8, abs=0.006) and 0 <= float(again[4]) < copies
-    assert one == pytest.approx(states + copies + window, abs=0.016) and 0 < float(again[5]) < window / 2
-    expected = 6 * (int(plain[2].replace(',', '')) - 512 * 512) + 12 * 8 * 512 * 512       # and of attention
-    assert float(plain[8]) == float(again[8]) == pytest.approx(expected / 1e9, rel=0.03)
+    shown = printed(bench.main, ['memory', race_configs / 'gpt.py', *size, '--ranks=4', '--out', tmp_path / 'memory.json'])
+    record = json.loads((tmp_path / 'memory.json').read_text())
+    assert tables.short(record).startswith(shown.strip()) and 'memory.json' not in record['command']
+    plain, again = record['rows']
+    assert [row['checkpointing'] for row in (plain, again)] == ['no', 'yes']
+    states, copies, window, one, each = (plain[k] for k in plain if k.endswith('GiB'))
+    N = again['parameters']
+    assert states == 16 * N / 2 ** 30 and each < one == states + copies + window
+    assert copies == pytest.approx(states / 8, abs=0.006) and 0 <= again['copies, GiB'] < copies
+    assert 0 < again['a window, GiB'] < window / 2
+    expected = 6 * (N - 512 * 512) + 12 * 8 * 512 * 512       # and of attention
+    assert plain['GFLOPs a token'] == again['GFLOPs a token'] == pytest.approx(expected / 1e9, rel=0.03)
