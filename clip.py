@@ -59,6 +59,8 @@ class Config:                   # CLIP ViT-B/32: 77, 49408, 49, 3072, 12, 12, 76
                             ('n_space', 1)):
             if getattr(self, name) < least:
                 raise ValueError(f'{name}={getattr(self, name)} must be at least {least}')
+        if self.rows < 0 or (self.rows and self.source_size % self.rows):
+            raise ValueError(f'rows={self.rows} must be 0, or divide the source_size={self.source_size} patches of a picture')
         if self.tower not in ('vit', *convnet.RESNETS):
             raise ValueError(f"unknown tower='{self.tower}': choose vit, {', '.join(convnet.RESNETS)}")
         if self.tower != 'vit':
@@ -76,7 +78,7 @@ def image_shape(config):
     S, D = config.source_size, config.features
     rows, channels = config.rows or math.isqrt(S), 1 if math.isqrt(D) ** 2 == D else 3
     P = math.isqrt(D // channels)
-    if rows < 1 or S % rows or (not config.rows and rows ** 2 != S) or channels * P ** 2 != D:
+    if S % rows or (not config.rows and rows ** 2 != S) or channels * P ** 2 != D:
         raise ValueError(f'tower={config.tower} reads pictures of 1 or 3 channels, and not source_size={S} patches of '
                          f'features={D} values in rows={config.rows} (0: as many as columns): choose tower=vit')
     return rows, channels, P
