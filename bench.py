@@ -131,7 +131,7 @@ def bench_train(args):
 
 
 def bench_generate(args):
-    rows, machine = [], device.setup('auto', 'float32', compile=False)
+    rows = []
     for text in args.configs:
         s, words = load(text, args.settings)
         if s.arch.Model.modality != 'text':
