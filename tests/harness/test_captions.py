@@ -21,7 +21,7 @@ from extras import truth, zeroshot
 from harness import checkpoint, data, device
 from harness.captions import PROMPTS, RECALLS, encode_image
 from harness.files import read_image
-from prepare import common
+from prepare import common, shapes
 from race import tables
 from tests.models.test_clip import published  # noqa: F401
 from tests.models.test_vit import patches
@@ -213,6 +213,15 @@ def test_zero_shot_and_few_shot(runs, tmp_path, capsys):
         assert re.findall(r'[\d.]+%', rows[name]) == [f'{v:.1%}' for v in row.values()] and rows[name] in printed
     assert found['classes'] == {'named in training': 15, 'never named': 3} and [*found['few_shot']] == ['1', '2']
     assert 'left out: 99' in printed
+    model, content = checkpoint.load_model(runs['clip'])
+    classes = data.open_data('shapes_classes', modality='images')
+    (x, y), (test, truth) = ((zeroshot.image_vectors(model, x, content), y)
+                             for x, y in (classes.splits[split] for split in ('train', 'test')))
+    right = np.mean([zeroshot.probe(x[rows], torch.from_numpy(y[rows]).long(), 18, test).numpy() == truth
+                     for rows in zeroshot.choices(y, [2], 2)[2]], 0)            # from the vectors of all images
+    never = [classes.meta['labels'].index(' '.join(kind)) for kind in shapes.HELD_OUT]
+    assert found['few_shot']['2']['never named'] == pytest.approx(right[np.isin(truth, never)].mean(), abs=1e-6)
+    assert found['few_shot']['2']['named in training'] == pytest.approx(right[~np.isin(truth, never)].mean(), abs=1e-6)
     tested = json.loads((runs['clip'] / 'test.json').read_text())          # what train.py found on the same split
     assert {k: found['recall'][k] for k in RECALLS} == pytest.approx({k: tested[k] for k in RECALLS})
     assert '| the caption of an image' in printed and found['recall']['images'] == tested['examples']
