@@ -23,6 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import dvae
+from llama import rotate
 from model import Dropout, ShortConv, fast_attention
 
 ATTENTION = ('full', 'row', 'column', 'conv')
@@ -43,6 +44,7 @@ class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 
     attention: str = 'full'         # of the blocks in turn, joined by +: full, row, column, conv
     kernel: int = 3                 # conv: an odd number of rows and columns around a token
     neighbours: bool = False        # a block mixes a token with those around the next one, see Neighbours
+    rotary: bool = False            # attention turns queries and keys by the row and the column of a token, see turns()
     codebook: bool = False          # tokens of images are read and scored as vectors of the VAE's codebook
     caption_dropout: float = 0.0    # fraction of the captions that are left out in training, for guidance
     guidance: float = 1.0           # of generation: the weight of the caption, see step(); 1: none
@@ -59,6 +61,9 @@ class Config:                       # DALL-E: 256, 16384, 1024, 192, 64 layers, 
                 raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
+        if self.rotary and self.n_embd % (4 * self.n_head):
+            raise ValueError(f'rotary=True turns pairs of channels by rows and by columns: n_embd={self.n_embd} must be '
+                             f'divisible by 4 times n_head={self.n_head}')
         if set(self.kinds()) - set(ATTENTION):
             raise ValueError(f"attention='{self.attention}' must be kinds joined by +: choose among {', '.join(ATTENTION)}")
         if self.kernel < 1 or self.kernel % 2 == 0:
@@ -87,6 +92,18 @@ def attention_mask(kind, T, S, kernel):
     near = {'full': down >= 0, 'row': down == 0, 'column': right == 0,
             'conv': torch.maximum(down, right) <= kernel // 2}[kind]
     return causal & ((image < 0) | near)
+
+
+def turns(T, S, D):
+    """(cos, sin), each (T + S, D / 2), of the angles by which attention rotates the pairs of channels of a query and a key at
+    each position of attention_mask(): half of the pairs by the row of a token, half by its column; none in a caption.
+
+    The product of two tokens of the image then depends on how they lie to each other (axial rotary positions, Heo et al. 2024,
+    arXiv 2403.13298; of Su et al. 2021), so a shape is learned once for all places.  A pair turns by 1 to 1/20 radian."""
+    f, image = 20.0 ** (-torch.arange(D // 4) / (D // 4)), torch.arange(S - 1)              # (D / 4,), (S - 1,)
+    row, column = (F.pad(at.float(), (T + 1, 0)) for at in (image // math.isqrt(S), image % math.isqrt(S)))
+    angles = torch.cat([torch.outer(row, f), torch.outer(column, f)], dim=1)                # (T + S, D / 2)
+    return angles.cos(), angles.sin()
 
 
 class Neighbours(nn.Module):
@@ -122,6 +139,9 @@ class Block(nn.Module):
         self.drop = Dropout(config.dropout)
         mask = attention_mask(kind, config.block_size, config.source_size, config.kernel)
         self.register_buffer('mask', mask, persistent=False)                                # (L, L), L = T + S
+        cos, sin = turns(config.block_size, config.source_size, C // config.n_head) if config.rotary else (None, None)
+        self.register_buffer('cos', cos, persistent=False)                                  # (L, D / 2)
+        self.register_buffer('sin', sin, persistent=False)
         self.neighbours = Neighbours(C, math.isqrt(config.source_size)) if config.neighbours else None
         self.words = ShortConv(C, 4) if config.neighbours else None
 
@@ -143,6 +163,8 @@ class Block(nn.Module):
         """x: (B, n, C), at the positions from `past`.  cache: keys and values, each (B, H, L, D), of those before it."""
         h, end = self.mix(self.ln_1(x), cache and cache[2], past), past + x.shape[1]
         q, k, v = self.c_attn(h).unflatten(2, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)   # each (B, H, n, D)
+        if self.cos is not None:
+            q, k = (rotate(part, self.cos[past:end], self.sin[past:end], 'half') for part in (q, k))
         if cache is not None:
             keys, values = cache[:2]
             keys[:, :, past:end], values[:, :, past:end] = k, v

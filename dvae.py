@@ -101,6 +101,7 @@ class Model(nn.Module):
         self.encoder = nn.Sequential(*(Block(C) for _ in range(0 if config.local else config.n_layer)))
         self.to_codes = nn.Linear(C, K if config.quantizer == 'gumbel' else C)
         self.codebook = nn.Embedding(K, C)
+        self.codebook.weight.changes = config.restart > 0       # in forward passes: FSDP would lose it
         self.decoder = nn.Sequential(*(Block(C) for _ in range(config.n_layer)))
         self.pixels = nn.Linear(C, D)
         self.register_buffer('steps', torch.zeros((), dtype=torch.int64))                          # passes, see anneal

@@ -97,7 +97,7 @@ class TextData:
         size = path.stat().st_size if path.exists() else 0
         if size != count * dtype.itemsize:
             raise UserError(f'{path} is truncated or of another dtype: it has {size:,} bytes, but {count:,} tokens of {dtype} '
-                            f'have {count * dtype.itemsize:,}: run python prepare/{self.meta["script"]} --overwrite')
+                            f'have {count * dtype.itemsize:,}: run python prepare/{self.meta["script"]} again with --overwrite')
         tokens = np.memmap(path, dtype=dtype, mode='r') if count else np.zeros(0, dtype)    # an empty file has no memory map
         # The start is checked here, so most corrupt files are found early; windows() checks every token that is used
         self._check(tokens[:scan], path)

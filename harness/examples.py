@@ -58,7 +58,7 @@ class AnswerText(ExampleText):
         if not self.size or any(not len(t) or len(t) % self.stride for t in self.tokens.values()) or \
                 ends[-1] * self.stride != len(self.tokens['test']):
             raise UserError(f'{self.folder} does not hold the examples of 2 x {self.size} tokens of its meta.json: run python '
-                            f'prepare/{self.meta["script"]} --overwrite')
+                            f'prepare/{self.meta["script"]} again with --overwrite')
         self.parts = {name: self.starts('test')[a:b] for name, a, b in zip(self.meta['parts'], ends, ends[1:], strict=False)}
 
     def require(self, block_size):

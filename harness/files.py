@@ -142,7 +142,7 @@ def map_array(path, script):
         return np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
         raise UserError(f'{path} is missing or truncated ({" ".join(str(e).split())[:80]}): run python prepare/{script} '
-                        f'--overwrite') from None
+                        'again with --overwrite') from None
 
 
 def must_put_by_hand(what, name, url, errors):

@@ -78,8 +78,8 @@ class ImageData(TaskData):
                 count = meta['examples'][split]
                 if (x.dtype, x.shape, np.shape(meta['standard'])) != (np.uint8, (count, H, W, C), (2, C)) or \
                         (y is not None and len(y) != count):
-                    raise UserError(f'{folder}/{split}_x.npy, {x.shape} {x.dtype}, or {split}_y.npy does not hold the '
-                                    f'{count:,} images of meta.json: run python prepare/{meta["script"]} --overwrite')
+                    raise UserError(f'{folder}/{split}_x.npy, {x.shape} {x.dtype}, or {split}_y.npy do not hold {count:,} '
+                                    f'images as meta.json says: run python prepare/{meta["script"]} again with --overwrite')
                 if self.outputs:
                     check('classify', self.outputs, 0, x.reshape(len(x), H, W * C), y, f'{folder}/{split}_{{}}.npy')
             self.tokenizer, self.captions = None, None

@@ -34,7 +34,7 @@ def open_rows(path, count, vocab_size, script):
     rows = map_array(path, script)
     if rows.ndim != 2 or rows.dtype != np.int32 or not 0 < len(rows) == count:
         raise UserError(f'{path} holds {rows.shape} {rows.dtype}, not the {count:,} rows of meta.json: run python '
-                        f'prepare/{script} --overwrite')
+                        f'prepare/{script} again with --overwrite')
     if rows.min() < -1 or rows.max() >= vocab_size or (rows[:, 0] < 0).any():
         raise UserError(f'{path} has an empty row, or a token outside of the vocabulary of {vocab_size}: prepare '
                         f'the data again')

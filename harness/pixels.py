@@ -31,7 +31,7 @@ class PixelText(ExampleText):
         for split, tokens in self.tokens.items():
             if not len(tokens) or len(tokens) % (self.size + 1) or (tokens[::self.size + 1] != self.tokenizer.n_vocab).any():
                 raise UserError(f'{self._name(split)} is not made of pictures of {self.size} pixels, each after its start: run '
-                                f'python prepare/{self.meta["script"]} --overwrite')
+                                f'python prepare/{self.meta["script"]} again with --overwrite')
 
     def windows(self, split, starts, block_size, before=0):
         x, y = super().windows(split, starts, block_size)

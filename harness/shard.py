@@ -32,8 +32,9 @@ def split(model, device, world):
     and so do their gradients and the state of an optimizer that is built after this."""
     from torch.distributed.device_mesh import init_device_mesh  # these modules take a second to import
     from torch.distributed.fsdp import fully_shard
-    single = [f'{name} is a single number' for name, p in model.named_parameters() if not p.dim()]
-    for reason in single + [f'{name} would differ between them' for name, _ in model.named_buffers() if 'running_' in name]:
+    reasons = [f'{name} is a single number' for name, p in model.named_parameters() if not p.dim()]
+    reasons += [f'{name} changes in forward passes' for name, p in model.named_parameters() if getattr(p, 'changes', False)]
+    for reason in reasons + [f'{name} would differ between them' for name, _ in model.named_buffers() if 'running_' in name]:
         raise UserError(f'shard=True cannot split this model over processes, because {reason}: leave it out')
     # a warning about operations in place on an output, which is only a loss and logits here
     warnings.filterwarnings('ignore', 'FSDP2-wrapped module')

@@ -39,7 +39,7 @@ class TaskData:
             for split, (x, y) in self.splits.items():
                 if not 0 < len(x) == len(y) == meta['examples'][split] or x.shape[1:] != self.splits['train'][0].shape[1:]:
                     raise UserError(f'{self.folder}/{split}_x.npy and {split}_y.npy are not the {meta["examples"][split]:,} '
-                                    f'examples of meta.json: run python prepare/{meta["script"]} --overwrite')
+                                    f'examples of meta.json: run python prepare/{meta["script"]} again with --overwrite')
                 if len(self.standard) != 2:
                     raise ValueError(f'standard={self.standard} is not a mean and a standard deviation')
                 check(self.kind, self.outputs, self.vocab_size, x, y, f'{self.folder}/{split}_{{}}.npy')

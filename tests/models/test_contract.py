@@ -41,7 +41,7 @@ VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 
             'convnet': [*KINDS, {'stem': 'imagenet', 'height': 32, 'width': 32}, {'network': 'resnet50', 'n_embd': 2},
                         {'network': 'tutorial', 'height': 32, 'width': 32}, {'channels': 1}],
             'clip': [{'tower': 'resnet18', 'n_embd': 4, 'text_embd': 16}], 'dvae': [{'quantizer': 'vq', 'local': True}],
-            'dalle': [{'attention': 'row+conv'}, {'neighbours': True, 'codebook': True},
+            'dalle': [{'attention': 'row+conv'}, {'neighbours': True, 'codebook': True, 'rotary': True},
                       {'attention': 'column', 'text_weight': 0.5}],
             'vit': [*KINDS, {'readout': 'mean'}, {'bias': False}],
             'baselines': [*KINDS, {'network': 'nac', 'kind': 'regress', 'outputs': 1}, {'vocab_size': 7, 'features': 0}]}
@@ -75,8 +75,8 @@ BAD = {'llama': [{'n_kv_head': 3}, {'head_dim': 0, 'n_embd': 30}, {'head_dim': 3
                {'trunk_arch': 'llama', 'readout': 'class'}, {'shuffled': True, 'trunk': 'gpt2', 'mode': 'urt'},
                {'matrices': 'x'}, {'matrices': 'scaled'}, {'fresh': True},
                {'trunk': 'gpt2', 'shuffled': True, 'matrices': 'scaled'}],
-       'dalle': [{'n_head': 3}, {'attention': 'row+diagonal'}, {'kernel': 2}, {'text_weight': 1.0}, {'caption_dropout': 1.0},
-                 {'guidance': -1.0}]}
+       'dalle': [{'n_head': 3}, {'n_head': 8, 'rotary': True}, {'attention': 'row+diagonal'}, {'kernel': 2},
+                 {'text_weight': 1.0}, {'caption_dropout': 1.0}, {'guidance': -1.0}]}
 CASES = [(arch, change) for arch in ARCHS for change in [{}, *VARIANTS.get(arch, [])]]
 
 

@@ -13,7 +13,7 @@ from conftest import save, sentence
 import dalle
 import dvae
 from dvae import kl_to_uniform, perplexity, straight_through
-from harness import checkpoint
+from harness import UserError, checkpoint, shard
 from harness.arch import build, load_arch
 from harness.generate import generate
 from tests.models.test_contract import in_two_processes, perturb, tiny_model
@@ -129,6 +129,11 @@ def test_all_processes_have_the_same_codes(tmp_path):
     assert not torch.equal(one, tiny(dvae, quantizer='vq', codes=40, restart=2).codebook.weight)
 
 
+def test_codes_that_move_are_not_split_over_processes():
+    with pytest.raises(UserError, match='weight changes in forward passes'):
+        shard.split(tiny(dvae, quantizer='vq', restart=2), torch.device('cpu'), 2)
+
+
 def test_local_encoder_sees_its_patch_alone(batch):
     x, other = batch[0], batch[0].clone()
     other[:, 4] += 1
@@ -169,7 +174,7 @@ def test_masks_by_their_definition(kind, kernel):
 
 
 @pytest.mark.parametrize('more', [{'attention': kind} for kind in ('full', 'row', 'column', 'conv', 'row+column')] +
-                         [{'neighbours': True, 'codebook': True}], ids=str)
+                         [{'neighbours': True, 'codebook': True, 'rotary': True}], ids=str)
 def test_causality_and_step(batch, more):
     """The loss of a token does not depend on what comes after it; step() gives the same losses."""
     model, (_, y) = tiny(dalle, **more), batch
@@ -197,6 +202,22 @@ def test_neighbours_by_their_definition():
     expected = torch.stack([x[:, i] + sum(w[k] * x[:, i - k] for k in w if i >= k) for i in range(15)], dim=1)
     torch.testing.assert_close(found(x), expected)
     torch.testing.assert_close(found(x, past=14), expected[:, 14:])
+
+
+def test_rotation_tells_how_tokens_lie_to_each_other():
+    """By complex numbers: a pair is turned by its frequency times the row or column, and a caption by nothing."""
+    T, S, D, side = 3, 16, 8, 4
+    q, k = torch.randn(2, D)
+    cos, sin = dalle.turns(T, S, D)
+    turned = [dalle.rotate(x.expand(1, 1, T + S, D), cos, sin, 'half')[0, 0] for x in (q, k)]
+    scores, frequencies = turned[0] @ turned[1].T, [1, 20 ** -0.5]                          # (T + S, T + S)
+    places = [(0, 0)] * (T + 1) + [divmod(i, side) for i in range(S - 1)]
+    pairs = [torch.complex(x[:D // 2], x[D // 2:]) for x in (q, k)]
+    for i, (r, c) in enumerate(places):
+        for j, (row, column) in enumerate(places):
+            by = torch.tensor([(r - row) * f for f in frequencies] + [(c - column) * f for f in frequencies])
+            expected = (pairs[0] * torch.exp(1j * by) * pairs[1].conj()).real.sum()
+            torch.testing.assert_close(scores[i, j], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_tokens_are_vectors_of_the_codebook_and_places():
