@@ -13,15 +13,16 @@ dataset = 'shapes'
 patch = 4                               # that of the VAE
 vae = 'out/shapes_dvae'
 
-n_layer, n_head, n_embd = 4, 4, 128     # 0.9 M parameters
+n_layer, n_head, n_embd = 4, 4, 96      # 0.5 M parameters
 
+rotary = True
 neighbours = True
 codebook = True
 caption_dropout = 0.1
 guidance = 1.5
 
-batch_size = 16
-max_iters = 6000
+batch_size = 32
+max_iters = 8000
 max_seconds = 600.0
 learning_rate = 8e-3                    # for Muon
 min_lr = 0.0
