@@ -34,14 +34,15 @@ def arguments(argv):
     parser.add_argument('--rerank', metavar='RUN', help='a run of clip.py, by which the images of a caption are ranked')
     parser.add_argument('--captions', type=int, default=100, help='of each part and number of shapes (default 100)')
     parser.add_argument('--samples', type=int, default=8, help='images of each caption (default 8)')
-    parser.add_argument('--temperature', type=float, default=0.8, help='of the sampling (default 0.8; 0: greedy)')
+    parser.add_argument('--temperature', type=float, default=1.0, help='of the sampling (default 1; 0: greedy)')
+    parser.add_argument('--top_p', type=float, default=0.9, help='share of the probability that is kept (default 0.9; 1: all)')
     parser.add_argument('--guidance', type=float, help="weight of the caption (1: none; default: the run's)")
     parser.add_argument('--seed', type=int, default=1337)
     parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:N')
     args = parser.parse_args(argv)
-    if min(args.captions, args.samples) < 1 or not args.temperature >= 0 or args.seed < 0:
-        raise UserError(f'--captions={args.captions} and --samples={args.samples} must be at least 1, and --temperature='
-                        f'{args.temperature} and --seed={args.seed} at least 0')
+    if min(args.captions, args.samples) < 1 or not args.temperature >= 0 or args.seed < 0 or not 0 < args.top_p <= 1:
+        raise UserError(f'--captions={args.captions} and --samples={args.samples} must be at least 1, --temperature='
+                        f'{args.temperature} and --seed={args.seed} at least 0, and --top_p={args.top_p} above 0 and at most 1')
     return args
 
 
@@ -84,7 +85,8 @@ def judge(model, dataset, indices, is_true, args):
     _, y = dataset.examples('test', indices)
     each = [text for text in texts for _ in range(N)]
     score = ranker(each, args.rerank, dataset.shape, next(model.parameters()).device) if args.rerank else None
-    images = draw(model, y.repeat_interleave(N, 0), dataset.meta, dataset.patch, args.temperature, seed=args.seed)
+    images = draw(model, y.repeat_interleave(N, 0), dataset.meta, dataset.patch, args.temperature, top_p=args.top_p,
+                  seed=args.seed)
     true = np.array([is_true(image, text) for image, text in zip(images, each, strict=True)]).reshape(-1, N)
     others = [is_true(image, text) for image, text in zip(images, each[N:] + each[:N], strict=True)]
     rebuilt = [is_true(image, text) for image, text in zip(rebuild(model, dataset, indices)[0], texts, strict=True)]
@@ -115,7 +117,7 @@ def main(argv):
     print(f'{quality["pictures"]:,} pictures rebuilt: PSNR {quality["psnr"]:.1f} dB, perplexity of the codes '
           f'{quality["perplexity"]:.1f}')
     write_record(origin('extras.drawn', argv, args.device) | {
-        'step': content['step'], 'samples': args.samples, 'temperature': args.temperature,
+        'step': content['step'], 'samples': args.samples, 'temperature': args.temperature, 'top_p': args.top_p,
         'guidance': getattr(model.config, 'guidance', None), 'seed': args.seed, 'rerank': args.rerank, 'codebook': quality,
         'groups': found},
         path.resolve().parent / 'drawn.json')

@@ -351,9 +351,9 @@ def short(record):
     if 'groups' in record:
         quality = record['codebook']
         return (f'{markdown(*drawn(record))}\n\n<sub>{record["samples"]} images of each caption, temperature '
-                f'{record["temperature"]}, guidance {record["guidance"]}, after {record["step"]:,} steps; pictures of the data '
-                f'set rebuilt: PSNR {quality["psnr"]:.1f} dB, perplexity of the codes {quality["perplexity"]:.1f}; '
-                f'{record["date"]}; {record["machine"]}</sub>\n')
+                f'{record["temperature"]}, top_p {record["top_p"]}, guidance {record["guidance"]}, after {record["step"]:,} '
+                f'steps; pictures of the data set rebuilt: PSNR {quality["psnr"]:.1f} dB, perplexity of the codes '
+                f'{quality["perplexity"]:.1f}; {record["date"]}; {record["machine"]}</sub>\n')
     if 'zeroshot' in record:
         return f'{zeroshot(record["zeroshot"])}\n\n<sub>{record["date"]}; {record["machine"]}</sub>\n'
     for kind, table in (('truth', truth), ('probe', probe)):
