@@ -81,11 +81,12 @@ def test_images_are_drawn_and_ranked(runs, tmp_path, capsys, monkeypatch):
 def test_what_is_true_is_counted(runs, monkeypatch, capsys):
     """Of a model that draws the pictures of the data set."""
     found = data.open_data('shapes', modality='drawings', patch=8)
-    monkeypatch.setattr(drawn, 'draw', lambda model, y, *_, **__: np.concatenate([
+    monkeypatch.setattr(drawn, 'draw', lambda model, y, *_, top_p, seed: np.concatenate([
         found.splits['test'][0][[list(map(found.text, found.captions['test'])).index(found.text(row))]] for row in y]))
     drawn.main([str(runs['dalle']), '--captions=2', '--samples=2', '--guidance=3', f'--rerank={runs["clip"]}'])
     record = json.loads((runs['dalle'] / 'drawn.json').read_text())
-    assert record['guidance'] == 3 and {row['part'] for row in record['groups']} == {'seen', 'held out'}
+    assert (record['guidance'], record['top_p']) == (3, 0.9)
+    assert {row['part'] for row in record['groups']} == {'seen', 'held out'}
     assert all(row['true'] == row['reranked'] == 1 for row in record['groups'])
     assert all(row['floor'] < 1 for row in record['groups'] if row['captions'] > 1)
     assert 'seen, 1 shape: of ' in capsys.readouterr().out

@@ -220,6 +220,15 @@ def test_rotation_tells_how_tokens_lie_to_each_other():
             torch.testing.assert_close(scores[i, j], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_attention_rotates_images_and_not_captions(batch):
+    plain, model = tiny(dalle), tiny(dalle, rotary=True)
+    model.load_state_dict(plain.state_dict())
+    codes, y = torch.randint(11, (3, S)), batch[1][:1].expand(3, -1)
+    before, after = plain.losses(y, codes), model.losses(y, codes)
+    torch.testing.assert_close(after[:, :T + 2], before[:, :T + 2])         # of a caption, and after the token at (0, 0)
+    assert ((after - before)[:, T + 3:].abs().amax(0) > 1e-5).all()
+
+
 def test_tokens_are_vectors_of_the_codebook_and_places():
     model, h, every = tiny(dalle, codebook=True), torch.randn(2, 16), torch.zeros(1, S, dtype=torch.long)
     E = model.vae.codebook.weight
