@@ -16,8 +16,8 @@ tokens, or on the data set of a config that reads no text.
 scan: Mamba's scan, forward and backward, against the plain loop.
 links: a layer of piecewise polynomials, forward and backward, against a plain gather of the weights in use; and the memory.
 generate: the time to the first token, tokens per second with step() and without, and whether a token costs more as the text
-grows; with untrained weights (sample.py --benchmark does the same with a trained run).  Then the number formats of sample.py,
-in turn, for one text and for eight.
+grows; with untrained weights (sample.py --benchmark does the same with a trained run).  Then tokens per second in the number
+formats of sample.py, in turn, for one text and for eight.
 windows: what a token costs, in time and memory, by window: one window forward, one forward and backward, and one more token
 after a full window.  A window that would take more than --seconds, or half of the memory, as the shorter ones grow, is left
 out.  python -m race.page draws the record.
@@ -143,31 +143,33 @@ def bench_generate(args):
         found = benchmark(model, torch.zeros(1, 1, dtype=torch.long), args.tokens)
         name = ' '.join([s.name, *(w.lstrip('-') for w in words[1:])])
         print(f'{name}: {describe(found)}', flush=True)
-        plain = found['recompute'] or found['rate']
-        rows.append({'config': name, 'format': 'as trained, without step()', 'texts': 1, 'tokens/s': plain})
-        rows += [{'config': name} | row for row in compare_formats(model, args.tokens)] if model.step else []
+        row = {'config': name, 'texts': 1, 'without step()': found['recompute'] or found['rate']}
+        one, eight = compare_formats(model, args.tokens) if model.step else ({}, {})
+        rows += [row | one, *([{'config': name} | eight] if eight else [])]
     return machine.describe(), {'rows': rows}
 
 
 @torch.no_grad()
 def compare_formats(model, rounds):
-    """The speed of step() of a model in the formats of sample.py, for one text and for eight, in turn: a dict for each."""
+    """The speed of step() of a model in the formats of sample.py, in turn: a dict for one text and one for eight, of tokens per
+    second by format.  Each format is one of formats.cast(); 'as trained' is float32 as the layers of torch keep it."""
     where, steps = next(model.parameters()).device, {}
 
     def step(model, token, state):
         state[0] = model.step(token, state[0])[1]
         if where.type == 'cuda':
             torch.cuda.synchronize()
-    for name in ('as trained', 'float32', *(['int8'] if formats.has_int8(where) else ['bfloat16'])):
+    names = ['as trained', 'float32', *['bfloat16'] * (where.type == 'cuda' or device.has_bfloat16()),
+             *['int8'] * formats.has_int8(where)]
+    for name in names:
         made = copy.deepcopy(model)
         if name != 'as trained':
             formats.cast([made], name, where)
         for B in (1, 8):
             token = torch.zeros(B, 1, dtype=torch.long, device=where)
-            steps[name, B] = functools.partial(step, made, token, [made.init_state(B)])
-    rates = {key: key[1] / statistics.median(t) for key, t in zip(steps, in_turn([*steps.values()], rounds), strict=True)}
-    return [{'format': name, 'texts': B, 'tokens/s': rate, 'ratio': rate / rates['as trained', 1]}
-            for (name, B), rate in rates.items()]
+            steps[B, name] = functools.partial(step, made, token, [made.init_state(B)])
+    rates = {key: key[0] / statistics.median(t) for key, t in zip(steps, in_turn([*steps.values()], rounds), strict=True)}
+    return [{'texts': B} | {name: rates[B, name] for name in names} for B in (1, 8)]
 
 
 MANY = 64       # windows

@@ -336,7 +336,8 @@ def sweep(args, argv):
             def progress(limits, rows, number=number, title=title, best=best):
                 row = rows[-1] if rows else {}
                 loss = f', train {row["train_loss"]:.3f}' if 'train_loss' in row else ''
-                show(number + spent(*limits, row), f'{title}: step {row.get("step", 0):,}{loss}, best so far {best:.3f}')
+                known = '' if math.isnan(best) else f', best so far {best:.3f}'
+                show(number + spent(*limits, row), f'{title}: step {row.get("step", 0):,}{loss}{known}')
             r = results[number] = run(number, values, first, args.budget, out, progress)
             tqdm.write(f'{title}: ' + (f'val {r["val_loss"]:.4f}, {r["seconds"]:.0f} s' if 'val_loss' in r else r['failed']))
         ordered = report(results, spaces, first, args, argv, out)

@@ -29,7 +29,7 @@ class Heartbeat:
 
 def markdown(headers, rows):
     """A Markdown table with aligned columns, which is also readable in a terminal."""
-    widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
+    widths = [max(2, *(len(r[i]) for r in [headers, *rows])) for i in range(len(headers))]      # '-:' aligns to the right
     pad = [str.ljust] + [str.rjust] * (len(headers) - 1)
     lines = [[f(c, w) for f, c, w in zip(pad, row, widths, strict=True)] for row in (headers, *rows)]
     lines.insert(1, ['-' * widths[0], *('-' * (w - 1) + ':' for w in widths[1:])])

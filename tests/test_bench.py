@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from conftest import TINY, printed, sentence, train_here
 import bench
 import train
 from extras import gpu
-from harness import config
+from harness import config, formats
 from race import page, tables
 
 
@@ -94,12 +95,14 @@ def test_every_measurement_has_a_record(race_configs, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, 'SCANS', ((1, 8, 16, 4), (2, 4, 16, 4)))
     monkeypatch.setattr(bench, 'LAYERS', ((4, 5, 2, 8, False), (4, 5, 2, 8, True), (5, 5, 3, 2, True)))
     for words, column, rows in ((['scan', '--rounds=1'], 'plain, ms', 2), (['links', '--rounds=1'], 'gathered, MiB', 3),
-                                (['generate', race_configs / 'gpt.py', '--tokens=3'], 'tokens/s', 7)):
+                                (['generate', race_configs / 'gpt.py', '--tokens=3'], 'float32', 2)):
         shown = printed(bench.main, [*words, f'--out={tmp_path}/x.json'])
         record = json.loads((tmp_path / 'x.json').read_text())
         assert len(record['rows']) == rows and all(row[column] > 0 for row in record['rows'])
         assert record['command'] == f'python bench.py {" ".join(map(str, words))}'
-        assert tables.short(record).split('\n\n')[0] in shown
+        table = tables.short(record).split('\n\n')[0]
+        assert table in shown and re.fullmatch(r'(\| -+:? )(\| -+: )+\|', table.splitlines()[1])   # ':' alone is no Markdown
+    assert {'as trained', 'int8'} <= record['rows'][1].keys() or not formats.has_int8(torch.device('cpu'))
 
 
 def test_memory_of_a_step(race_configs, tmp_path):

