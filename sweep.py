@@ -151,7 +151,8 @@ TRIAL = {'number': 'count', 'values': 'dict', 'val_loss?': 'number', 'failed?': 
 def open_sweep(args, first, spaces, out):
     """({number: result} of the trials that ended, {number: values} of all that were started) in --out.
 
-    sweep.json keeps what was asked for, so that a sweep is only resumed by the command that started it."""
+    sweep.json keeps what was asked for, so that a sweep is only resumed by the command that started it, or by one whose search
+    is wider."""
     path, results, started = out / 'sweep.json', {}, {}
     if args.overwrite:
         path.unlink(missing_ok=True)
@@ -164,16 +165,21 @@ def open_sweep(args, first, spaces, out):
         **asdict(first.settings.train), **asdict(first.model)}))
     try:
         kept = schema.read(path, SWEEP, AGAIN) if path.exists() else asked
-        if changed := [k for k in asked if kept.get(k, asked[k]) != asked[k]]:
-            raise UserError(f'{out} holds another sweep: its {changed[0]} is {kept[changed[0]]}, this one has '
-                            f'{asked[changed[0]]}: choose another --out, or --overwrite it')
-        write_record(asked, path)
+        changed = [k for k in asked if kept.get(k, asked[k]) != asked[k]]
+        other = changed and UserError(f'{out} holds another sweep: its {changed[0]} is {kept[changed[0]]}, this one has '
+                                      f'{asked[changed[0]]}: choose another --out, or --overwrite it')
+        if changed and changed != ['search']:
+            raise other
         for path in out.glob('trial-[0-9]*/result.json'):
             result = schema.read(path, TRIAL, AGAIN)
-            as_trial(result, spaces)            # raises if it belongs to another sweep
+            try:
+                as_trial(result, spaces)        # raises if it belongs to another sweep
+            except (ValueError, KeyError) as e:
+                raise other or e from None
             started[result['number']] = result['values']
             if 'val_loss' in result or 'failed' in result:
                 results[result['number']] = result
+        write_record(asked, out / 'sweep.json')
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f'{path} is damaged ({type(e).__name__}: {" ".join(str(e).split())[:80]}): {AGAIN}') from None
     return results, started

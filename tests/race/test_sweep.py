@@ -262,6 +262,19 @@ def test_another_sweep_in_the_same_folder_is_refused(copied, gpt, untrained):
     assert refusal(*words).startswith(f'{out / "trial-0" / "result.json"} ')        # of another sweep
 
 
+def test_a_wider_search_keeps_its_trials(gpt, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(sweep, 'train', lambda words, *rest: trained.append(words) or train_here(words, *rest))
+    rates = ['1e-3', '1e-2', '1e-1']
+    for n in (2, 3):
+        main(gpt, '--search', f'learning_rate={",".join(rates[:n])}', f'--trials={n}', f'--out={tmp_path}')
+        assert sorted(t['values']['learning_rate'] for t in results(tmp_path)) == [*map(float, rates[:n])]
+        assert len(trained) == n
+    kept = contents(tmp_path)
+    said = refusal(gpt, '--search', 'learning_rate=1e-2,1e-1', '--trials=2', f'--out={tmp_path}')
+    assert said.startswith(f'{tmp_path} holds another sweep: its search is ') and contents(tmp_path) == kept
+
+
 def test_a_sweep_without_success_ends_early_and_can_be_started_again(gpt, tmp_path, untrained):
     said = refusal(gpt, '--search', 'n_head=3,5,6,7,9,11', f'--out={tmp_path}')
     assert 'all 5 trials failed' in said and 'n_embd=16' in said and '--overwrite' in said
