@@ -108,7 +108,7 @@ def bench_train(args):
     rows, steps = [], []
     for text in args.configs:
         s, words = load(text, args.settings)
-        machine = device.setup(s.train.device, s.train.dtype, compile=False)
+        machine = device.setup(s.train.device, s.train.dtype, s.train.compile)
         torch.manual_seed(s.train.seed)
         if s.arch.Model.modality in ('text', 'masked text'):
             data, model = RandomText(), build(s.arch, {'vocab_size': 65} | s.model)

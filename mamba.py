@@ -5,7 +5,7 @@ Mamba: a state space model whose dynamics depend on the input.      (Gu and Dao 
 - selective: the step size Delta and the matrices B and C are computed from the token, so the token decides how much of the
   state is kept, what is written to it and what is read from it
 - a block is one gated branch: convolution, then scan; there is no MLP and there are no positions
-- the recurrence is defined in plain code (scan_plain); the fast form with its own backward is at the end of the file
+- the recurrence is defined in plain code (scan_plain); the fast forms with their own backward are at the end of the file
 - from_pretrained() gives the published logits
 - the projections are made by a factory, so that another layer can replace nn.Linear (see highorder.py)
 
@@ -15,6 +15,7 @@ B batch   T tokens in the window   C channels (n_embd)   E inner channels (expan
 R rank of the map to Delta (dt_rank)   K kernel size of the convolution (d_conv)   V vocabulary
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -81,9 +82,10 @@ def scan_plain(x, dt, A, b, c, h=None):
 
 
 def scan(x, dt, A, b, c, h=None):
-    """scan_plain in its fast form; no gradient flows through h or the last state.  On a GPU, and in a compiled model, there is
-    no loop over tokens."""
-    return Scan.apply(x, dt, A, b, c, h, x.device.type != 'cpu' or torch.compiler.is_compiling())
+    """scan_plain in one of its fast forms; no gradient flows through h or the last state."""
+    if x.device.type == 'cpu' and torch.compiler.is_compiling():
+        return compiled_scan(x, dt, A, b, c, x.new_zeros(len(x), *A.shape) if h is None else h)[:2]
+    return Scan.apply(x, dt, A, b, c, h, x.device.type != 'cpu')
 
 
 def inverse_softplus(y):
@@ -228,7 +230,7 @@ class Model(nn.Module):
         return self.lm_head(self.trunk(token, state)[:, -1]), state
 
 
-# the fast form --------------------------------------------------------------------------------------------------------------
+# the fast forms: for a CPU, for a GPU, and for a compiled model on a CPU -----------------------------------------------------
 #
 # With u[t] = dt[t] x[t] and a[t] = exp(dt[t] A): h[t] = a[t] h[t-1] + u[t] b[t], and y[t] = sum over N of c[t] h[t].
 # Let g[t] be the gradient of the loss with respect to h[t].  h[t] affects the loss through y[t] and h[t+1], so g obeys the same
@@ -339,3 +341,85 @@ def tree(a, x, backwards=False):
     tree(a_end, x_end, backwards)
     if count:
         x[:, rest].addcmul_(a[:, rest], x_end[:, -count:] if backwards else x_end[:, :count])
+
+
+# torch.compile would unroll the loop over all tokens of a window.  Here it gets the code of 8 tokens, once for all pieces, and
+# makes one loop over channels of it, with the state in registers.  The pieces follow one another inside of an operator, so that
+# the forward pass of a model is still one graph.
+
+UNROLLED = 8        # tokens
+
+
+def piece(dt, u, A, b, c, h):
+    """y of L tokens, and the state after them.  dt, u: (B, L, E).  A: (E, N), times log2(e).  b, c: (B, L, N).
+    h: (B, E, N), the state before."""
+    ys = []
+    for t in range(dt.shape[1]):
+        h = torch.exp2(dt[:, t, :, None] * A) * h + u[:, t, :, None] * b[:, t, None]            # (B, E, N)
+        ys.append((h * c[:, t, None]).sum(-1))                                                  # (B, E)
+    return torch.stack(ys, dim=1), h
+
+
+def piece_backward(dt, u, A, b, c, h, dy, g, dA):
+    """du, ddt without x, db and dc of L tokens; a g of the first, for the piece before; and dA (B, E, N), added up."""
+    a, h = [], [h]
+    for t in range(dt.shape[1]):
+        a.append(torch.exp2(dt[:, t, :, None] * A))
+        h.append(a[t] * h[t] + u[:, t, :, None] * b[:, t, None])                                # of token t: h[t + 1]
+    gs, du, ddt = [], [], []
+    for t in reversed(range(dt.shape[1])):
+        gs.append(g + dy[:, t, :, None] * c[:, t, None])
+        du.append((gs[-1] * b[:, t, None]).sum(-1))
+        g = a[t] * gs[-1]
+        p = g * h[t]
+        ddt.append((p * A).sum(-1))
+        dA = dA + p * dt[:, t, :, None]
+    gs, h, du, ddt = (torch.stack(v, dim=1) for v in (gs[::-1], h[1:], du[::-1], ddt[::-1]))
+    return du, ddt, (u[:, :, None] @ gs)[:, :, 0], (dy[:, :, None] @ h)[:, :, 0], g, dA
+
+
+compiled = functools.cache(torch.compile)
+Tensor = torch.Tensor
+
+
+def equal_pieces(*tensors):
+    """Tensors (B, T, ...) in pieces (B, UNROLLED, ...): a list of tuples.  Zeros at the end leave the state as it is."""
+    return [*zip(*(F.pad(v, (0, 0, 0, -v.shape[1] % UNROLLED)).unflatten(1, (-1, UNROLLED)).transpose(0, 1).contiguous()
+                   for v in tensors), strict=True)]
+
+
+@torch.library.custom_op('nanorivals::scan', mutates_args=())
+def compiled_scan(x: Tensor, dt: Tensor, A: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and the state before each piece (pieces, B, E, N)."""
+    ys, states, A = [], [h], A * math.log2(math.e)
+    for dt_, u, b_, c_ in equal_pieces(dt, dt * x, b, c):
+        y, h = compiled(piece)(dt_, u, A, b_, c_, states[-1])
+        ys.append(y)
+        states.append(h)
+    return torch.cat(ys, dim=1)[:, :x.shape[1]].contiguous(), states.pop(), torch.stack(states)
+
+
+@torch.library.custom_op('nanorivals::scan_backward', mutates_args=())
+def compiled_backward(x: Tensor, dt: Tensor, A: Tensor, b: Tensor, c: Tensor, states: Tensor, dy: Tensor) -> tuple[
+        Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found, g, dA = [], torch.zeros_like(states[0]), torch.zeros_like(states[0])
+    for h, (dt_, u, b_, c_, dy_) in reversed([*zip(states, equal_pieces(dt, dt * x, b, c, dy), strict=True)]):
+        *more, g, dA = compiled(piece_backward)(dt_, u, A * math.log2(math.e), b_, c_, h, dy_, g, dA)
+        found.append(more)
+    du, ddt, db, dc = (torch.cat(v[::-1], dim=1)[:, :x.shape[1]] for v in zip(*found, strict=True))
+    return du * dt, ddt * math.log(2) + du * x, dA.sum(0), db.contiguous(), dc.contiguous()
+
+
+@compiled_scan.register_fake
+def _(x, dt, A, b, c, h):
+    return torch.empty_like(x), torch.empty_like(h), h.new_empty(-(-x.shape[1] // UNROLLED), *h.shape)
+
+
+@compiled_backward.register_fake
+def _(x, dt, A, b, c, states, dy):
+    return tuple(torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x, dt, A, b, c))
+
+
+compiled_scan.register_autograd(
+    lambda ctx, dy, *_: (*compiled_backward(*ctx.saved_tensors, dy), None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:5], output[2]))

@@ -37,7 +37,15 @@ def test_plain_scan_is_the_formula():
         assert last[i, e].tolist() == pytest.approx(h)
 
 
-WAYS = {'whole': (2 ** 19, False), 'pieces': (200, False), 'GPU': (200, True)}      # PIECE, and whether it is parallel
+WAYS = {'whole': (2 ** 19, False), 'pieces': (200, False), 'GPU': (200, True), 'compiled': (200, None)}     # PIECE, parallel
+
+
+def scan(ins, start, way):
+    """A fast form; the pieces of the compiled one are not compiled here, which would take half a minute for each shape."""
+    if way != 'compiled':
+        return Scan.apply(*ins, start, WAYS[way][1])
+    x, _, A, *_ = ins
+    return mamba.compiled_scan(*ins, x.new_zeros(len(x), *A.shape) if start is None else start)[:2]
 
 
 @pytest.mark.parametrize('way', WAYS)
@@ -45,10 +53,11 @@ WAYS = {'whole': (2 ** 19, False), 'pieces': (200, False), 'GPU': (200, True)}  
 def test_fast_scan_is_the_plain_one(shape, way, monkeypatch):
     """Values, last state and gradients, from a state that is zero or not; the decays of a window multiply to 0 in float32."""
     monkeypatch.setattr(mamba, 'PIECE', WAYS[way][0])
+    monkeypatch.setattr(mamba, 'compiled', lambda f: f)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         ins, close = inputs(*shape, dtype=dtype), functools.partial(torch.testing.assert_close, atol=tolerance, rtol=tolerance)
         for start in (None, torch.randn(shape[0], *shape[2:], dtype=dtype)):
-            plain, fast = scan_plain(*ins, start), Scan.apply(*ins, start, WAYS[way][1])
+            plain, fast = scan_plain(*ins, start), scan(ins, start, way)
             close(fast, plain)
             weight = torch.randn_like(plain[0])
             expected = torch.autograd.grad((plain[0] * weight).mean(), ins, materialize_grads=True)
@@ -72,7 +81,7 @@ def test_memory_and_operations_of_the_scan(way, most, monkeypatch):
         ins = inputs(2, T, 32, 32, torch.float32)
 
         def both_ways(ins=ins):
-            Scan.apply(*ins, None, WAYS[way][1])[0].sum().backward()
+            scan(ins, None, way)[0].sum().backward()
         with Calls() as counter:
             both_ways()
         calls.append(counter.count)
@@ -80,8 +89,17 @@ def test_memory_and_operations_of_the_scan(way, most, monkeypatch):
     assert way == 'pieces' or calls[1] < calls[0] + 100
 
 
-def test_a_compiled_mamba_is_the_same():
-    """Compiled, its scan is the one of a GPU, whose views are written in place."""
+def test_torch_knows_the_shapes_and_gradients_of_the_compiled_scan(monkeypatch):
+    monkeypatch.setattr(mamba, 'compiled', lambda f: f)
+    torch.library.opcheck(mamba.compiled_scan, (*inputs(), torch.zeros(2, 3, 4, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize('way', ['compiled', 'GPU'])
+def test_a_compiled_mamba_is_the_same(way, monkeypatch):
+    """On a CPU, and as on a GPU, where views are written in place."""
+    monkeypatch.setattr(mamba, 'compiled', lambda f: f)
+    if way == 'GPU':
+        monkeypatch.setattr(mamba, 'scan', lambda *ins: Scan.apply(*ins, True))
     torch.manual_seed(0)
     model, (x, y) = mamba.Model(mamba.Config.tiny()), torch.randint(17, (2, 3, 16))
     losses, slopes = [], []
