@@ -378,7 +378,7 @@ def piece_backward(dt, u, A, b, c, h, dy, g, dA):
     return du, ddt, (u[:, :, None] @ gs)[:, :, 0], (dy[:, :, None] @ h)[:, :, 0], g, dA
 
 
-compiled = functools.cache(torch.compile)
+compiled = functools.cache(functools.partial(torch.compile, dynamic=False))       # of any sizes, it takes minutes
 Tensor = torch.Tensor
 
 
