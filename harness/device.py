@@ -257,4 +257,4 @@ def number_format(device, name='auto'):
         raise UserError(f'dtype={name}: on an Apple GPU only float32 is supported')
     elif device.type == 'cpu' and name == 'float16':
         raise UserError('dtype=float16: on a CPU only float32 and bfloat16 are supported')
-    return formats[name], 'set by dtype'
+    return formats[name], 'set by dtype; products in TF32' if (device.type, name) == ('cuda', 'float32') else 'set by dtype'

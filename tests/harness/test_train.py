@@ -380,6 +380,7 @@ def test_number_formats(monkeypatch):
     assert device.number_format(cuda)[0] == torch.float16
     assert device.number_format(mps)[0] == device.number_format(cpu)[0] == torch.float32
     assert device.number_format(cpu, 'bfloat16')[0] == torch.bfloat16
+    assert ['TF32' in device.number_format(where, 'float32')[1] for where in (cuda, mps, cpu)] == [True, False, False]
     for where, name in ((cuda, 'bfloat16'), (mps, 'bfloat16'), (cpu, 'float16'), (cpu, 'float8')):
         assert re.search(f'dtype=.?{name}', sentence(device.number_format, where, name))
 
