@@ -7,6 +7,7 @@ import datetime
 import importlib.util
 import os
 import platform
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -150,6 +151,10 @@ def setup(device='auto', dtype='auto', compile='auto'):
         compile = device.type == 'cuda' and importlib.util.find_spec('triton') is not None
     if device.type == 'cpu':
         keep_memory()
+        compiler = os.environ.get('CXX', 'clang++' if sys.platform == 'darwin' else 'cl' if sys.platform == 'win32' else 'g++')
+        if compile and not shutil.which(compiler):
+            raise UserError(f"compile=True needs a C++ compiler on a CPU, and '{compiler}' is not found: install it, or leave "
+                            f"compile out")
     if device.type == 'cuda':
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')      # TF32

@@ -372,6 +372,12 @@ def test_split_batch():
         assert re.search(expected, sentence(train.split_batch, dataclasses.replace(cfg, **changes), 64, world))
 
 
+def test_compile_without_a_compiler(monkeypatch):
+    monkeypatch.setenv('CXX', 'no-compiler')
+    assert not device.setup('cpu', 'float32').compile
+    assert "'no-compiler' is not found" in sentence(device.setup, 'cpu', 'float32', True)
+
+
 def test_number_formats(monkeypatch):
     cpu, cuda, mps = (torch.device(n) for n in ('cpu', 'cuda', 'mps'))
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **k: True)
