@@ -8,7 +8,8 @@ Search the settings of a config for the lowest validation loss, with optuna's TP
   refused (n_embd=130 with n_head=4) has failed: its reason is kept, and TPE avoids its neighbourhood.
 - --tune, for a text: trials train on the first eight ninths of the training text and are judged on its last ninth, so that the
   validation text stays unread, and compare.py --confirm can judge on it what was chosen here.
-- The same command resumes a sweep that was stopped, with the trials that it would have had.  --trials can be raised later.
+- The same command resumes a sweep that was stopped, with the trials that it would have had.  --trials can be raised later,
+  and a search can become wider.
 - The best loss of many trials is optimistic: it was chosen on the text that it is judged on, with one seed.  A claim needs a
   race with other seeds: docs/racing.md.
 """
