@@ -347,7 +347,7 @@ def tree(a, x, backwards=False):
 # makes one loop over channels of it, with the state in registers.  The pieces follow one another inside of an operator, so that
 # the forward pass of a model is still one graph.
 
-UNROLLED = 8        # tokens
+UNROLLED = 8        # tokens.  After a change, empty torch's cache of compiled graphs, which hold the number of pieces
 
 
 def piece(dt, u, A, b, c, h):
