@@ -97,8 +97,8 @@ def read_sweep(path, seeds):
         low, high, mine = min(v[name] for v in like), max(v[name] for v in like), values[name]
         if mine == high or mine == low != 0:        # nothing is below a dropout or a decay of 0
             raise UserError(f'the best {name} of {path}, {mine:g}, is the {"largest" if mine == high else "smallest"} that was '
-                            f'tried, so a better one may lie beyond: repeat its sweep with more values on that side '
-                            f'({sweep["command"]})')
+                            f'tried, so a better one may lie beyond: repeat its sweep with more values on that side and '
+                            f'more trials ({sweep["command"]})')
     return sweep
 
 
