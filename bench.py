@@ -5,6 +5,7 @@ Speed, as ratios of medians that are measured in turn in one process, because ma
     python bench.py scan [--rounds=3]
     python bench.py links [--rounds=5]
     python bench.py generate config/shakespeare_gpt_gpu.py ... [--tokens=250] [--name=value ...]
+    python bench.py draft out/speedrun_1 out/shakespeare_gpt ... [--tokens=300]
     python bench.py windows config/shakespeare_gpt.py ... [--seconds=5] [--name=value ...]
     python bench.py memory config/gpt2_124M.py ... [--ranks=8] [--name=value ...]
     python bench.py gpu [--only=speed,recipe]
@@ -18,6 +19,7 @@ links: a layer of piecewise polynomials, forward and backward, against a plain g
 generate: the time to the first token, tokens per second with step() and without, and whether a token costs more as the text
 grows; with untrained weights (sample.py --benchmark does the same with a trained run).  Then tokens per second in the number
 formats of sample.py, in turn, for one text and for eight.
+draft: tokens per second of the first run with each of the others as its draft (sample.py --draft), and without, in turn.
 windows: what a token costs, in time and memory, by window: one window forward, one forward and backward, and one more token
 after a full window.  A window that would take more than --seconds, or half of the memory, as the shorter ones grow, is left
 out.  python -m race.page draws the record.
@@ -44,34 +46,38 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import trange
 
-from harness import Arguments, UserError, command, config, device, formats, machine_memory, runs, shard
+from harness import Arguments, UserError, command, config, device, formats, machine_memory, runs, shard, speculate
 from harness.arch import build
 from harness.data import open_data
 from harness.generate import benchmark, describe
 from race import page, tables
 from race.entrants import count_flops, split_words
 from race.processes import commit
+from sample import load_runs
 from train import TrainConfig, Trainer
 
 
 def arguments(argv):
     """The options of one of the commands; .settings: --name=value of all configs."""
     parser = Arguments(description=__doc__)
-    commands = parser.add_subparsers(dest='command', required=True,
-                                     metavar='train | scan | links | generate | windows | memory | gpu')
+    parts = 'train | scan | links | generate | draft | windows | memory | gpu'
+    commands = parser.add_subparsers(dest='command', required=True, metavar=parts)
     options = {'train': ('rounds', 50), 'scan': ('rounds', 3), 'links': ('rounds', 5), 'generate': ('tokens', 250),
-               'windows': ('seconds', 5), 'memory': ('ranks', 8)}
+               'draft': ('tokens', 300), 'windows': ('seconds', 5), 'memory': ('ranks', 8)}
     for name, (option, default) in options.items():
         sub = commands.add_parser(name)
         sub.add_argument(f'--{option}', type=int, default=default, help=f'default {default}')
         if name in ('train', 'generate', 'windows', 'memory'):
             sub.add_argument('configs', nargs='*', help='config files; in quotes, with settings of their own behind them')
+        if name == 'draft':
+            sub.add_argument('run', help='the run that writes')
+            sub.add_argument('drafts', nargs='+', help='smaller runs that draft for it')
         sub.add_argument('--out', help='a record of the result, such as results/speed.json')
     sub = commands.add_parser('gpu')
     sub.add_argument('--only', help='stages of extras/gpu.py, with commas between them')
     sub.add_argument('--out', help='the record (default: results/gpu_NAME.json, by the name of the GPU)')
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command in ('scan', 'links', 'gpu'):
+    if rest and args.command in ('scan', 'links', 'draft', 'gpu'):
         raise UserError(f'bench.py {args.command} has no option {rest[0]}: see --help')
     args.settings = [w for w in rest if w.startswith('--')]
     if late := [w for w in rest if not w.startswith('--')]:         # configs behind a setting
@@ -170,6 +176,22 @@ def compare_formats(model, rounds):
             steps[B, name] = functools.partial(step, made, token, [made.init_state(B)])
     rates = {key: key[0] / statistics.median(t) for key, t in zip(steps, in_turn([*steps.values()], rounds), strict=True)}
     return [{'texts': B} | {name: rates[B, name] for name in names} for B in (1, 8)]
+
+
+def bench_draft(args):
+    rows, machine = [], device.setup('cpu', 'float32', compile=False)
+    for dtype in ['float32', *['bfloat16'] * device.has_bfloat16()]:
+        for name in args.drafts:
+            models, tokenizer, _ = load_runs([args.run, name])
+            speculate.require_step(models, [args.run, name])
+            formats.cast(models, dtype, machine.device)
+            prompt = torch.tensor([tokenizer.begin()])
+            found = speculate.benchmark_draft(*models, prompt, args.tokens, 0.8, 50, n_vocab=tokenizer.n_vocab)
+            print(f'{name}, {dtype}: {speculate.describe_draft(found)}', flush=True)
+            rows.append({'draft': Path(name).name, 'numbers': dtype, 'tokens a step': found['tokens a step'],
+                         'without, tokens/s': found['without'], 'with, tokens/s': found['with'],
+                         'ratio': found['with'] / found['without']})
+    return machine.describe(), {'rows': rows}
 
 
 MANY = 64       # windows
@@ -413,7 +435,7 @@ def main(argv):
     if args.command == 'gpu':
         return bench_gpu(args)
     machine, found = {'train': bench_train, 'scan': bench_scan, 'links': bench_links, 'generate': bench_generate,
-                      'windows': bench_windows, 'memory': bench_memory}[args.command](args)
+                      'draft': bench_draft, 'windows': bench_windows, 'memory': bench_memory}[args.command](args)
     print(tables.measured(found))
     if args.out:
         words = ['python', 'bench.py', *(w for w in argv if w not in ('--out', args.out, f'--out={args.out}'))]

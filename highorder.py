@@ -381,8 +381,15 @@ class Model(nn.Module):
         """The state of an empty text for step(): the last tokens that a window can hold and the network can see."""
         return torch.empty(batch_size, 0, dtype=torch.long, device=next(self.parameters()).device)
 
-    def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
-        The cost per token is constant, and the text has no maximal length."""
+    def step(self, token, state, every=False):
+        """token: (B, n), the next n tokens of each text.  Returns the logits of the token after them (B, V), or with `every` of
+        the token after each (B, n, V), and the state.  The cost per token is constant, and the text has no maximal
+        length."""
+        if every:
+            logits = []
+            for one in token.split(1, dim=1):
+                next_logits, state = self.step(one, state)
+                logits.append(next_logits)
+            return torch.stack(logits, dim=1), state                                # (B, n, V)
         seen = torch.cat([state, token], dim=1)[:, -min(self.net.reach, self.config.block_size):]    # as far as it was trained
         return self.net(seen)[:, -1], seen

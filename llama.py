@@ -216,8 +216,9 @@ class Model(nn.Module):
         shape, seen = (batch_size, c.n_kv_head, c.block_size, c.head_dim), (batch_size, max(0, c.short_conv - 1), c.n_embd)
         return {'past': 0, 'caches': [tuple(map(like.new_empty, (shape, shape, seen))) for _ in range(c.n_layer)]}
 
-    def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
+    def step(self, token, state, every=False):
+        """token: (B, n), the next n tokens of each text.  Returns the logits of the token after them (B, V), or with `every` of
+        the token after each (B, n, V), and the state.
 
         These are the logits of forward() on the whole text, however long, read in pieces of any size.  They are not those of
         the last block_size tokens alone: the keys and values that the second block keeps of these depend on earlier tokens
@@ -229,7 +230,7 @@ class Model(nn.Module):
         for piece in token.split(size, dim=1):                      # so that the mask is at most (size, 2 size)
             h = self.trunk(self.embed_tokens(piece), state['caches'], past)
             past += piece.shape[1]
-        return self.lm_head(h[:, -1]), {'past': past, 'caches': state['caches']}
+        return self.lm_head(h if every else h[:, -1]), {'past': past, 'caches': state['caches']}
 
     # published weights ------------------------------------------------------------------------------------------------------
 

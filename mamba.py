@@ -224,10 +224,12 @@ class Model(nn.Module):
         return [{'inputs': like.new_zeros(batch_size, c.d_conv - 1, E),
                  'h': like.new_zeros(batch_size, E, c.d_state, dtype=dtype)} for _ in self.layers]
 
-    def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
-        The cost per token does not depend on the length of the text, and there is no limit to that length."""
-        return self.lm_head(self.trunk(token, state)[:, -1]), state
+    def step(self, token, state, every=False):
+        """token: (B, n), the next n tokens of each text.  Returns the logits of the token after them (B, V), or with `every` of
+        the token after each (B, n, V), and the state.  The cost per token does not depend on the length of the
+        text, and there is no limit to that length."""
+        h = self.trunk(token, state)                                                # (B, n, C)
+        return self.lm_head(h if every else h[:, -1]), state
 
 
 # the fast forms: for a CPU, for a GPU, and for a compiled model on a CPU -----------------------------------------------------

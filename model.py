@@ -300,19 +300,20 @@ class Model(nn.Module):
         return {'tokens': torch.empty(batch_size, 0, dtype=torch.long, device=like.device),
                 'caches': [tuple(map(like.new_empty, (shape, shape, seen))) for _ in range(c.n_layer)]}
 
-    def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
+    def step(self, token, state, every=False):
+        """token: (B, n), the next n tokens of each text.  Returns the logits of the token after them (B, V), or with `every` of
+        the token after each (B, n, V), and the state.
 
         Positions are learned and absolute, so shifting a full window by one token would change every key and value.  When the
         cache is full, the last half of the window is read again as if the text began there.  So the model sees between
         block_size / 2 and block_size tokens, and the cost per token does not depend on the length of the text."""
-        seen, size = state['tokens'], self.config.block_size
+        seen, size, n = state['tokens'], self.config.block_size, token.shape[1]
         if seen.shape[1] + token.shape[1] > size:
             token = torch.cat([seen, token], dim=1)[:, -min(size, max(size // 2, token.shape[1])):]
             seen = seen[:, :0]
         h = self.trunk(token, state['caches'], seen.shape[1])
         state = {'tokens': torch.cat([seen, token], dim=1), 'caches': state['caches']}
-        return self.lm_head(h[:, -1]), state        # logits of the last token only: this is the largest matrix
+        return self.lm_head(h[:, -n:] if every else h[:, -1]), state       # few logits: this is the largest matrix
 
 
 GELU = {'gelu': 'none', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'gelu_fast': 'tanh'}     # their names on the hub

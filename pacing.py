@@ -310,11 +310,12 @@ class Model(nn.Module):
                  'above': like.new_zeros(batch_size, 4 * C), 'row': like.new_zeros(batch_size, 4 * C)}
                 for block in self.picture.blocks]
 
-    def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
-        The cost per token does not depend on the length of the text, and there is no limit to that length."""
+    def step(self, token, state, every=False):
+        """token: (B, n), the next n tokens of each text.  Returns the logits of the token after them (B, V), or with `every` of
+        the token after each (B, n, V), and the state.  The cost per token does not depend on the length of the
+        text, and there is no limit to that length."""
         h = self.picture(self.embed(token), state)                                  # (B, n, C)
-        return self.lm_head(h[:, -1]), state
+        return self.lm_head(h if every else h[:, -1]), state
 
 
 @torch.no_grad()

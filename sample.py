@@ -4,6 +4,7 @@ Generate text from a checkpoint, printed token by token:
     python sample.py out/shakespeare_pacing --start "ROMEO:" --max_new_tokens 300 --temperature 0.8 --top_k 50
     python sample.py --pretrained gpt2 --start FILE:prompt.txt
     python sample.py out/shakespeare_mamba --benchmark --max_new_tokens=10000
+    python sample.py out/speedrun --draft out/shakespeare_gpt --start "ROMEO:"
 
 from several checkpoints, whose probabilities are averaged, or evaluate them and their mixture:
 
@@ -34,6 +35,7 @@ or use a model that sees both sides of a token, to fill blanks or to rewrite a t
 """
 
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -43,21 +45,34 @@ from pathlib import Path
 import torch
 from torch.utils import _pytree as pytree
 
-from harness import BIDIRECTIONAL, LEAKS, Arguments, UserError, checkpoint, command, device, formats, hub, optim, require_memory
+from harness import (
+    BIDIRECTIONAL,
+    LEAKS,
+    Arguments,
+    UserError,
+    checkpoint,
+    command,
+    device,
+    formats,
+    hub,
+    optim,
+    require_memory,
+    speculate,
+)
 from harness.arch import ANSWERS, architectures, complete, load_arch
 from harness.captions import encode_captions, encode_image, published_images
 from harness.drawings import draw, ranker, save, set_guidance
 from harness.ensemble import Ensemble, judge
 from harness.generate import automaton, benchmark, continuations, describe
 from harness.pairs import encode_source
-from harness.tokenizer import published_tokenizer
+from harness.tokenizer import published_tokenizer, same
 
 # what each kind of model, or of output, reads beside the run and --device; any other option would have no effect
 SAMPLING = 'num_samples', 'temperature', 'top_k', 'top_p', 'seed'
 READS = {
-    'texts': ('start', 'max_new_tokens', 'weights', 'dtype', *SAMPLING),
-    'pictures': ('start', 'max_new_tokens', 'weights', 'dtype', 'out', *SAMPLING),
-    '--benchmark': ('start', 'max_new_tokens', 'weights', 'dtype', 'num_samples'),
+    'texts': ('start', 'max_new_tokens', 'weights', 'dtype', 'draft', *SAMPLING),
+    'pictures': ('start', 'max_new_tokens', 'weights', 'dtype', 'draft', 'out', *SAMPLING),
+    '--benchmark': ('start', 'max_new_tokens', 'weights', 'dtype', 'draft', *SAMPLING[:-1]),
     '--eval': ('eval_windows', 'weights', 'dtype'),
     '--fill': ('dtype',),
     '--automaton': ('start', 'reapply', 'dtype', *SAMPLING),
@@ -74,6 +89,8 @@ def arguments(argv):
     add = parser.add_argument
     add('run', nargs='*', help='the folder of a run (its best checkpoint), or a checkpoint file; several are mixed')
     add('--weights', help='of the runs in the mixture, such as 0.7,0.3 (default: equal)')
+    add('--draft', metavar='RUN', help='a smaller model that drafts tokens, which the run checks several at a time: the same '
+        'distribution in less time')
     add('--pretrained', metavar='NAME', help='published weights instead of a run, such as gpt2')
     add('--arch', help='the model file that loads the published weights (default: by their model_type)')
     add('--start', action='append', type=str, help='the text to continue, or FILE:path (default: a line break); repeatable')
@@ -122,6 +139,10 @@ def arguments(argv):
         raise UserError(f'--arch={args.arch} is of --pretrained: a run knows its own, so leave it out')
     if args.eval and args.pretrained:
         raise UserError('--eval uses the data that a run was trained on: choose runs instead of --pretrained')
+    if args.draft and (len(args.run) > 1 or args.num_samples * len(args.start or [None]) > 1):
+        raise UserError(f'--draft={args.draft} is for one run, one --start and --num_samples=1, not for {len(args.run)}, '
+                        f'{len(args.start or [None])} and --num_samples={args.num_samples}: several texts are faster as a '
+                        f'batch, so leave it out')
     if args.automaton and args.start is None:
         raise UserError('--automaton needs a text to rewrite: add --start "..."')
     args.both_sides = '--automaton' if args.automaton else '--fill' if args.fill is not None else ''
@@ -162,6 +183,14 @@ def load_pretrained(name, arch):
     except ValueError as e:
         raise UserError(f'--pretrained {name}: {e}') from None
     return [model], published_tokenizer(name, Model.published_tokens, model.config.vocab_size)
+
+
+def load_draft(name, tokenizer, pretrained):
+    """[model] of published weights that draft tokens for those of `pretrained`.  Raises UserError for another tokenizer."""
+    models, own = load_pretrained(name, None)
+    if not same(own.spec, tokenizer.spec):
+        raise UserError(f'--draft={name} and {pretrained} have different tokenizers: choose published weights that share one')
+    return models
 
 
 def load_runs(names):
@@ -265,11 +294,13 @@ def print_fill(model, tokenizer, ids, n_vocab, most=5):
 def main(argv):
     args = arguments(argv)
     where = device.pick_device(args.device, 0, 1)
-    names, contents = args.run or [args.pretrained], ()
+    names, contents = [*(args.run or [args.pretrained]), *[args.draft] * bool(args.draft)], ()
     if args.run:
-        models, tokenizer, contents = load_runs(args.run)
+        models, tokenizer, contents = load_runs(names)
     else:
         models, tokenizer = load_pretrained(args.pretrained, args.arch)
+        if args.draft:
+            models += load_draft(args.draft, tokenizer, args.pretrained)
     content = contents[0] if contents else published_images(models[0]) if models[0].modality == 'captions' else {}
     kind = kind_of(models[0], tokenizer, args, 'shape' in content.get('data', {}))
     if show := SHOW.get(kind):
@@ -288,7 +319,9 @@ def main(argv):
     dtype, why = formats.choose(args.dtype, models, args.pretrained, where)
     if dtype != 'float32':
         print(f'numbers: {dtype} ({why})', file=sys.stderr)
-    cast, ensemble = partial(formats.cast, models, dtype, where), Ensemble(models, args.weights or [1] * len(models)).to(where)
+    cast = partial(formats.cast, models, dtype, where)
+    *models, draft = models if args.draft else [*models, None]
+    ensemble = Ensemble(models, args.weights or [1] * len(models)).to(where)
     if not args.eval:
         cast()
     model = ensemble if len(models) > 1 else models[0]
@@ -305,15 +338,26 @@ def main(argv):
         print(judge(ensemble, names, contents, args.eval_windows, dtype, cast))
         return
     count, options = args.max_new_tokens or tokenizer.length or 300, (args.temperature, args.top_k, args.top_p, n_vocab)
+    if args.draft:
+        speculate.require_step([*models, draft], names)
+        options = *options[:3], min(n_vocab, draft.config.vocab_size)
     if args.benchmark:
-        print(f'{dtype}: {describe(benchmark(model, torch.tensor(starts[:args.num_samples]), count, n_vocab))}')
+        x = torch.tensor(starts[:args.num_samples])
+        line = speculate.describe_draft(speculate.benchmark_draft(model, draft, x, count, *options)) if draft else \
+            describe(benchmark(model, x, count, *options))
+        print(f'{dtype}: {line}')
         return
     if args.automaton:
         for i, start in enumerate(starts):
             print('-' * 80 + '\n' if i else '', end='')
             print_automaton(model, tokenizer, start, args.reapply, options, args.seed + i)
         return
-    texts = continuations(model, starts, count, *options, args.seed, longest=tokenizer.length)
+    if draft:
+        count = min(count, (tokenizer.length or math.inf) + 1 - len(starts[0]))
+        ids = speculate.speculate(model, draft, torch.tensor(starts), count, *options, torch.Generator().manual_seed(args.seed))
+        texts = [itertools.chain.from_iterable(part.tolist() for part in ids)]
+    else:
+        texts = continuations(model, starts, count, *options, args.seed, longest=tokenizer.length)
     folder = checkpoint.find(names[0]).parent if contents else Path()
     tokenizer.show(starts, texts, args.out or folder / 'sample.png')
 

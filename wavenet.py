@@ -195,12 +195,17 @@ class Model(nn.Module):
             return {'summary': like.new_zeros(batch_size, 1, c.n_embd)}
         return {'seen': [like.new_zeros(batch_size, d, c.n_embd) for d in self.wavenet.dilations]}
 
-    def step(self, token, state):
-        """token: (B, n), the next n tokens of each text.  Returns the logits (B, V) of the token after them, and the state.
+    def step(self, token, state, every=False):
+        """token: (B, n), the next n tokens of each text.  Returns the logits of the token after them (B, V), or with `every` of
+        the token after each (B, n, V), and the state.
 
         With a memory, a full window becomes the memory of the next window, which begins empty, so every token is read once.
         Without one, the last half of a full window is read again, as in model.py."""
-        seen, size = state['tokens'], self.config.block_size
+        seen, size, n = state['tokens'], self.config.block_size, token.shape[1]
+        if every and self.memory and 0 < size - seen.shape[1] < n:      # a piece in each of two windows
+            first, state = self.step(token[:, :size - seen.shape[1]], state, every)
+            rest, state = self.step(token[:, size - seen.shape[1]:], state, every)
+            return torch.cat([first, rest], dim=1), state
         while self.memory and (room := size - seen.shape[1]) < token.shape[1]:
             state = state | {'summary': self.summary(torch.cat([seen, token[:, :room]], dim=1))}
             seen, token = seen[:, :0], token[:, room:]
@@ -210,5 +215,6 @@ class Model(nn.Module):
         h = self.embed(token, seen.shape[1])                                        # (B, n, C)
         wave = state['summary'] if self.memory else self.wavenet(h, state['seen'])
         h = self.decoder(h, state['caches'], seen.shape[1])
-        logits = self.mix(h[:, -1:], wave[:, -1:])[:, 0]                            # (B, V)
-        return logits, state | {'tokens': torch.cat([seen, token], dim=1)}
+        last = n if every else 1
+        logits = self.mix(h[:, -last:], wave[:, -last:])                            # (B, n or 1, V)
+        return logits if every else logits[:, 0], state | {'tokens': torch.cat([seen, token], dim=1)}

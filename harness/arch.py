@@ -105,8 +105,9 @@ class ModelContract:
     """init_state(batch_size) -> state: the state of an empty text, for step()."""
 
     step: Callable | None = None
-    """step(token (B, n), state) -> (logits (B, V), state): reads n more tokens at a cost that does not grow with the text.
-    None: generation recomputes the window for each token."""
+    """step(token (B, n), state) -> (logits (B, V), state): reads n more tokens at a cost that does not grow with the text, and
+    may update the tensors of state in place.  step(token, state, every=True) -> (logits (B, n, V), state), n <= block_size: for
+    sample.py --draft.  None: generation recomputes the window for each token."""
 
     decode: Callable | None = None
     """Of models of pairs: decode(source (B, S), beams=1) -> targets (B, T), -1 after their end."""

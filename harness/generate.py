@@ -4,6 +4,7 @@ import statistics
 import time
 
 import torch
+import torch.nn.functional as F
 
 
 @torch.no_grad()
@@ -67,11 +68,18 @@ def continuations(model, starts, count, temperature, top_k, top_p, n_vocab, seed
 
 def sample_token(logits, temperature, top_k, top_p, n_vocab=None, generator=None):
     """One token id for each row of logits (B, V): (B,).  See generate()."""
-    logits = logits.clone()
-    if n_vocab is not None:
-        logits[:, n_vocab:] = -torch.inf
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits[:, :n_vocab].argmax(-1)
+    p = probabilities(logits[:, :n_vocab], temperature, top_k, top_p)
+    if isinstance(generator, list):
+        return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(p, generator, strict=True)])
+    return torch.multinomial(p, 1, generator=generator)[:, 0]
+
+
+def probabilities(logits, temperature, top_k, top_p):
+    """The probabilities (B, V) by which generate() samples a token, from logits (B, V)."""
+    if temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)     # at most 0: no overflow to nan
     if 0 < top_k < logits.shape[-1]:
         logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
@@ -79,10 +87,8 @@ def sample_token(logits, temperature, top_k, top_p, n_vocab=None, generator=None
     if top_p < 1:
         ranked, order = p.sort(descending=True)
         ranked[ranked.cumsum(-1) - ranked >= top_p] = 0                     # the first token always stays
-        p = torch.zeros_like(p).scatter_(1, order, ranked)
-    if isinstance(generator, list):
-        return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(p, generator, strict=True)])
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+        p = torch.zeros_like(p).scatter_(1, order, ranked / ranked.sum(-1, keepdim=True))
+    return p
 
 
 # cellular automata ----------------------------------------------------------------------------------------------------------
@@ -113,15 +119,15 @@ def automaton(model, ids, passes, temperature=0, top_k=0, top_p=1.0, n_vocab=Non
 
 # speed ----------------------------------------------------------------------------------------------------------------------
 
-def benchmark(model, prompt, count, n_vocab=None, most=200):
-    """Times greedy generation from prompt (B, T).  Returns a dict:
+def benchmark(model, prompt, count, temperature=0, top_k=0, top_p=1.0, n_vocab=None, most=200):
+    """Times generation from prompt (B, T) with the options of generate().  Returns a dict:
 
     'texts': B.  'first': seconds to the first token.  'rate': tokens/s of all texts after it.  'growth': the cost of the last
     1,000 tokens over that of the first 1,000 (None below 2,000 tokens).  'recompute': tokens/s over at most `most` tokens
-    without the model's step() (None if it has none)."""
+    without the model's step() (None if it has none, or `most` is 0)."""
     def timed(count, **options):
         start, times = time.perf_counter(), []
-        for _ in generate(model, prompt, count, temperature=0, n_vocab=n_vocab, **options):
+        for _ in generate(model, prompt, count, temperature, top_k, top_p, n_vocab, **options):
             times.append(time.perf_counter() - start)
             start = time.perf_counter()
         return times
@@ -132,7 +138,7 @@ def benchmark(model, prompt, count, n_vocab=None, most=200):
               'recompute': None}
     if len(times) >= 2000:
         result['growth'] = statistics.median(times[-1000:]) / statistics.median(times[:1000])
-    if model.step:
+    if model.step and most:
         times = timed(min(count, most), recompute=True)
         result['recompute'] = B * len(times) / sum(times)
     return result

@@ -53,7 +53,8 @@ RUN ... --top_p=0 --top_p=1.5 --start= --fill=nothing --reapply=0 --weights=1,2 
 RUN ... --out=grid.png --tempreature=1 --pretrained=gpt2
 RUN RUN ... --weights=1 --weights=1,0 --weights=1,nan --weights=1,inf --weights=1,much
 RUN ... --beams=2 --rerank=x --image=x.png --labels=a --reapply=2 --arch=pacing --guidance=2 --eval_windows=5
-RUN --benchmark ... --seed=1 --temperature=0 | RUN --eval ... --start=a --num_samples=2 --max_new_tokens=5
+RUN --benchmark ... --seed=1 --reapply=2 | RUN --draft=RUN ... --num_samples=2 --eval | RUN RUN --draft=RUN => one run
+RUN --draft=nowhere => nowhere | RUN --eval ... --start=a --num_samples=2 --max_new_tokens=5
 RUN --eval ... --eval_windows=-1 --eval_windows=100000000000 --benchmark | RUN --start=a ... --automaton
 RUN RUN --start=a ... --automaton | --pretrained=gpt2 ... --arch=pacing --eval | => name either runs | nowhere => nowhere
 RUN --start=XYZ => 'X' | RUN --start=FILE:none.txt => none.txt | RUN --fill=[MASK] => --fill | RUN --automaton => --start
@@ -79,6 +80,7 @@ CONFIG --search n_layer=1..2 n_layer=1..3 => twice | CONFIG --search n_embd=16..
 'CONFIG --arch=vit --dataset=bits' --search n_layer=1..2 --tune => validate=tune
 CONFIG --search n_layer=1..2 --tune --set leaking_split=True => leaking_split
 ''', 'bench.py ': '''
+draft RUN ... nowhere |
 ... fly | train CONFIG ... --rounds=0 --n_layer=two --n_embd=1000000 --batch_size=10000000000 --out=none/x.json
 generate CONFIG ... --tokens=0 | windows CONFIG ... --seconds=0 --out=none/x.json | scan ... --tokens=3
 memory CONFIG ... --ranks=0 | gpu ... --only=speed,fly | links ... CONFIG | => train | train => config | train '"' => '"'

@@ -16,10 +16,10 @@ import model as gpt
 import sample
 import train
 from extras import export
-from harness import ROOT, checkpoint, data, device, formats
+from harness import ROOT, checkpoint, data, device, formats, speculate
 from harness.arch import complete
 from harness.ensemble import Ensemble
-from harness.generate import automaton, benchmark, describe, generate, reapply, sample_token
+from harness.generate import automaton, benchmark, describe, generate, probabilities, reapply, sample_token
 from harness.tokenizer import Tokenizer
 from tests.models.test_contract import perturb, tiny_model
 
@@ -93,6 +93,56 @@ def test_generation(arch, change):
     model.step = None
     assert torch.equal(fast, ids(model, prompts[:, :3], 13, temperature=0))
     assert benchmark(model, prompts[:1, :3], 1)['recompute'] is None
+
+
+@stepping
+def test_speculative_decoding(arch, change, monkeypatch):
+    """Greedily it is the text without a draft, whatever the draft is; a model that drafts for itself is never refuted."""
+    monkeypatch.setattr(speculate, 'UNREAD', 9)
+    model, x = random_model(arch, **change), torch.randint(17, (1, 3))
+    count = 13 if model.memory == 0 and arch in ('model', 'wavenet') else 40       # these read again at the end of a window
+    expected = ids(model, x, count, temperature=0)[0]
+    for draft in (random_model('mamba', n_layer=1), random_model('pacing', vocab_size=20), model):
+        parts = list(speculate.speculate(model, draft, x, count, 0))
+        assert torch.equal(torch.cat(parts), expected)
+        assert draft is not model or [len(part) for part in parts[:-1]] == [5] * (len(parts) - 1)
+    draft = random_model('mamba', n_layer=1)
+    assert sum(map(len, speculate.speculate(model, draft, x, 90, 1.0, 5, 0.9, generator=seeded(0)))) == 90
+    found = speculate.benchmark_draft(model, draft, x, 9, 1.0, repeats=1)
+    assert found['with'] > 0 and 1 <= found['tokens a step'] <= 5
+
+
+@torch.no_grad()
+def test_drafted_texts_follow_the_distribution():
+    """By counting: pairs of tokens after a prompt, and one token of which p and q differ much."""
+    model, draft = (random_model(arch, vocab_size=3) for arch in ('llama', 'model'))
+    x, N, options, seed = torch.tensor([[0, 1, 2]]), 1200, (0.7, 0, 0.95), seeded(0)
+    first, second = torch.zeros(3), torch.zeros(3, 3)
+    for i in range(3):
+        logits = model(torch.cat([x, torch.tensor([[i]])], dim=1))[0]
+        first, second[i] = probabilities(logits[0, -2:], *options)
+    expected = (first[:, None] * second).flatten()
+    found = [torch.cat(list(speculate.speculate(model, draft, x, 2, *options, generator=seed))) for _ in range(N)]
+    counts = torch.stack([3 * one + two for one, two in found]).bincount(minlength=9)
+    assert ((counts / N - expected).abs() < 4.5 * (expected * (1 - expected) / N).sqrt() + 1e-9).all()
+    p, q = torch.tensor([[0.1, 0.3, 0.6], [1.0, 0.0, 0.0]]), torch.tensor([0.6, 0.4, 0.0])
+    ends = [speculate.judge(x, [q], p, seed) for x in torch.multinomial(q, 6000, True, generator=seed)[:, None]]
+    assert all(rejected == (len(accepted) == 1) and accepted[1:].sum() == 0 for accepted, rejected in ends)
+    counts = torch.stack([accepted[0] for accepted, _ in ends]).bincount()
+    assert (counts / 6000 - p[0]).abs().max() < 0.025
+
+
+def test_sample_with_a_draft(runs, tmp_path):
+    """The same greedy text; the draft must have a step() and the same tokenizer."""
+    A, B = runs
+    words = [B, '--max_new_tokens=30', '--temperature=0']
+    assert printed(*words, '--draft', A) == printed(*words)
+    assert 'with the draft' in printed(*words[:2], '--draft', A, '--benchmark')
+    content = torch.load(f'{A}/best.pt', weights_only=True)
+    content['data']['tokenizer'] = {'kind': 'bytes'}
+    torch.save(content, tmp_path / 'bytes.pt')
+    assert 'tokenizers' in sentence(sample.main, [*words, f'--draft={tmp_path}/bytes.pt'])
+    assert 'no step()' in sentence(speculate.require_step, [random_model('pacing', predicts='last')], ['B'])
 
 
 def test_sample(run, tmp_path, monkeypatch):

@@ -336,6 +336,11 @@ def test_step_is_forward(model):
         read += n
         torch.testing.assert_close(logits, whole[:, read - 1], atol=1e-4, rtol=1e-4)
     assert read == x.shape[1]
+    state, read = model.init_state(6), 0
+    for n in (2, 3, 1, 10, *((7, 9) if M else ())):     # with a memory the second last piece is in two windows
+        logits, state = model.step(x[:, read:read + n], state, every=True)
+        torch.testing.assert_close(logits, whole[:, read:read + n], atol=1e-4, rtol=1e-4)
+        read += n
     for i in range(2 * model.config.block_size):
         logits, state = model.step(x[:, i % read, None], state)
         assert logits.shape == (6, model.config.vocab_size) and logits.isfinite().all()
