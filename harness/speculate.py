@@ -79,8 +79,8 @@ def copy(state):
 
 
 def benchmark_draft(model, draft, prompt, count, temperature=0, top_k=0, top_p=1.0, n_vocab=None, repeats=5):
-    """Times generation from prompt (1, T) without and with the draft, in turn.  Returns a dict: medians of tokens/s 'without' and
-    'with', and 'tokens a step' of the model, at most DRAFTED + 1."""
+    """Times generation from prompt (1, T) without and with the draft, in turn.  Returns a dict: medians of tokens/s, 'without'
+    and 'with', and 'tokens a step' of the model, at most DRAFTED + 1."""
     options, rates, rounds = (temperature, top_k, top_p, n_vocab), ([], []), 0
     for seed in range(repeats):
         rates[0].append(benchmark(model, prompt, count, *options, most=0)['rate'])
