@@ -123,7 +123,8 @@ def load_race(path, args, entrants):
             race |= {'protocol': args.protocol, 'commit': commit()} if args.confirm else {}
         if args.confirm:
             confirm.pin(args.protocol, race.get('protocol', {}), path)
-            if (began := race.get('commit', '').rstrip('+')) and changed_since(began):      # older races have no commit
+            began = race.get('commit', '').rstrip('+')          # older races have none
+            if began and missing(out, entrants, args.protocol['seeds']) and changed_since(began):
                 raise UserError(f'--confirm={args.confirm}: code has changed since commit {began}, with which this race began: '
                                 f'git checkout {began} to end it, or write another claim with fresh seeds')
         elif 'protocol' in race:
@@ -140,6 +141,11 @@ def load_race(path, args, entrants):
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f'{path} is damaged ({type(e).__name__}: {e}): choose another --out, or remove it') from None
     return race, [e for e in entrants if e.name not in race['entrants']]
+
+
+def missing(out, entrants, seeds):
+    """Whether a run of a race has not ended."""
+    return not all((e.folder(out, seed) / 'result.json').exists() for e in entrants for seed in seeds)
 
 
 def check_commit(args, entrants):
@@ -181,7 +187,7 @@ def open_race(args, entrants, machine, out):
         race['entrants'][e.name] = {'asked': settings_of(e), 'plan': planned}
     if args.floors and 'floors' not in race:
         from extras import floors
-        race['floors'] = floors.measure(entrants[0], race['windows'], out)
+        race['floors'] = floors.measure(entrants[0], race['windows'], out, race['budget'])
     page.write_record(race, path)
     return race
 

@@ -1,7 +1,8 @@
 """
 Floors: what methods without a neural network reach on the data of a race, for compare.py --floors.
 
-- A text: equal probabilities, frequencies, an n-gram model with Kneser-Ney smoothing, and boosted trees (extras/gbm.py).
+- A text: equal probabilities, frequencies, an n-gram model with Kneser-Ney smoothing, and boosted trees (extras/gbm.py).  The
+  n-grams count the whole training text, and once more only as much of it as the networks read.
 - A task: nearest neighbour, and logistic regression, or ridge regression for numbers and bits (pip install scikit-learn).
 
 What they have to choose is chosen as a network's settings are: the length of the n-grams on the last ninth of the training
@@ -20,6 +21,7 @@ from harness import UserError
 from harness.tasks import METRICS
 
 MOST_TOKENS, LONGEST = 1 << 24, 8       # of the training text, and n
+PIECE = 4096                            # tokens of a piece of a part of the text
 MOST_EXAMPLES, STRENGTHS = 20_000, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)       # relative to the loss of an example
 
 
@@ -77,8 +79,9 @@ class KneserNey:
                                  for t in range(y.shape[1])], axis=1))
 
 
-def of_text(e, windows, out):
-    """The floors of a text, on the validation windows that the runs are judged on."""
+def of_text(e, windows, out, read):
+    """The floors of a text, on the validation windows that the runs are judged on.  read: the tokens that a network reads, or
+    None."""
     text, T, V = e.data, e.model.block_size, e.data.tokenizer.n_vocab
     train = np.asarray(text.tokens['train'][:MOST_TOKENS])
     x, y = (t.numpy() for t in text.windows('val', text.val_indices(windows, T), T))
@@ -97,6 +100,10 @@ def of_text(e, windows, out):
     floors = [floor('equal probabilities', np.full(y.shape, np.log(V))),
               floor('frequencies of tokens', KneserNey(train, 1, text.vocab_size).losses(x, y)),
               floor(f'{best}-grams, Kneser-Ney', KneserNey(train, best, text.vocab_size).losses(x, y))]
+    if read and read + PIECE <= len(train):     # pieces from all over the text, as the windows of the networks
+        starts = np.linspace(0, len(train) - PIECE, max(1, int(read) // PIECE)).astype(int)
+        part = KneserNey(np.concatenate([train[i:i + PIECE] for i in starts]), best, text.vocab_size)
+        floors.append(floor(f'{best}-grams, as many tokens', part.losses(x, y)))
     if not text.whole:
         try:
             floors.append(trees(e, windows, out))
@@ -158,8 +165,9 @@ def of_task(e):
     return floors
 
 
-def measure(e, windows, out):
-    """[{'name', metrics}] of the floors on the data of an entrant.  windows: of a text, that the runs are judged on."""
+def measure(e, windows, out, budget=(None, 0)):
+    """[{'name', metrics}] of the floors on the data of an entrant.  windows: of a text, that the runs are judged on.  budget:
+    of a run, such as ('tokens', 1e6)."""
     print('measuring the floors ...', flush=True)
     if e.predicts == 'task' and e.data.unit in ('examples', 'images') and hasattr(e.data, 'splits'):
         return of_task(e)
@@ -167,4 +175,6 @@ def measure(e, windows, out):
         raise UserError(f'--floors: {e.name} is trained on a text with answers, whose floor is its chance: leave it out')
     if e.data.modality != 'text':
         raise UserError(f'--floors: {e.name} is trained on {e.data.modality} data, which has no floors: leave it out')
-    return of_text(e, windows, out)
+    kind, amount = budget
+    read = {'tokens': amount, 'steps': amount * getattr(e, 'tokens_per_step', 0)}.get(kind)
+    return of_text(e, windows, out, read)

@@ -108,12 +108,12 @@ def config_of(sweep):
 
 
 def used_seeds(fingerprint, folder, but):
-    """{seed: record} of the confirmed races on this data in a folder of records, except the record `but`."""
+    """{seed: record} of the races on this data, confirmed or explored, in a folder of records, except the record `but`."""
     found = {}
     for path in sorted(folder.glob('*.json')):
         record = json.loads(path.read_text(encoding='utf-8')) if path.stem != but else {}
-        if 'protocol' in record and record['data']['fingerprint'] == fingerprint:
-            found |= dict.fromkeys(record['protocol']['seeds'], path.name)
+        if record.get('data', {}).get('fingerprint') == fingerprint:
+            found |= {run['seed']: path.name for e in record.get('entrants', ()) for run in e['runs']}
     return found
 
 

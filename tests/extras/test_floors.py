@@ -59,7 +59,7 @@ def test_kneser_ney_against_nltk():
         assert p == pytest.approx([other.score(str(w), map(str, context)) for w in range(4)], rel=1e-9)
 
 
-def test_floors_of_a_text(dataset, tmp_path):
+def test_floors_of_a_text(dataset, tmp_path, monkeypatch):
     """Losses of the windows that the runs are judged on, each token given those of its window; trees are measured before."""
     gbm = pytest.importorskip('lightgbm') and pytest.importorskip('extras.gbm')
     gbm.main([f'--dataset={dataset.name}', '--block_size=16', '--eval_windows=20', '--rounds=2', '--examples=500',
@@ -67,7 +67,8 @@ def test_floors_of_a_text(dataset, tmp_path):
     text = data.TextData(dataset)
     gpt = SimpleNamespace(name='gpt', data=text, predicts='every', model=SimpleNamespace(block_size=16),
                           settings=SimpleNamespace(train=SimpleNamespace(dataset=dataset.name)))
-    equal, unigram, ngram, trees = floors.measure(gpt, 20, tmp_path)
+    monkeypatch.setattr(floors, 'PIECE', 100)
+    equal, unigram, ngram, part, trees = floors.measure(gpt, 20, tmp_path, ('tokens', 400))
     assert equal['val_loss'] == equal['val_loss_full'] == pytest.approx(math.log(text.vocab_size))
     n = int(ngram['name'].partition('-')[0])
     assert n > 2 and ngram['val_loss'] < unigram['val_loss'] - 0.3 < equal['val_loss']
@@ -76,6 +77,11 @@ def test_floors_of_a_text(dataset, tmp_path):
     losses = [[-math.log(model.probabilities(w[None, :t + 1], w[t + 1:t + 2])[0]) for t in range(16)] for w in windows]
     assert (ngram['val_loss'], ngram['val_loss_full']) == pytest.approx((np.mean(losses), np.mean(losses, 0)[-1]))
     assert trees['val_loss_full'] > 0 and trees.keys() == {'name', 'val_loss_full'}
+    train = text.tokens['train']
+    pieces = [train[i:i + 100] for i in (int(k * (len(train) - 100) / 3) for k in range(4))]
+    few = floors.KneserNey(np.concatenate(pieces), n, text.vocab_size)
+    losses = [[-math.log(few.probabilities(w[None, :t + 1], w[t + 1:t + 2])[0]) for t in range(16)] for w in windows]
+    assert part['val_loss'] == pytest.approx(np.mean(losses)) and part['val_loss'] > ngram['val_loss']
 
 
 @pytest.mark.parametrize('kind', ['classify', 'bits', 'regress'])
