@@ -117,8 +117,9 @@ def trees(e, windows, out):
     from extras import gbm
     folder = out / 'floor-trees'
     if not (folder / 'meta.json').exists():
-        gbm.main([f'--dataset={e.settings.train.dataset}', f'--block_size={e.model.block_size}', f'--eval_windows={windows}',
-                  f'--features={min(16, e.model.block_size)}', f'--out={folder}', '--overwrite'])
+        words = [f'--dataset={e.settings.train.dataset}', f'--block_size={e.model.block_size}', f'--eval_windows={windows}',
+                 f'--features={min(16, e.model.block_size)}', f'--out={folder}', '--overwrite']
+        gbm.train(gbm.arguments(words))         # gbm.main() would turn Ctrl-C into a reason to leave them out
     return {'name': 'boosted trees', 'val_loss_full': json.loads((folder / 'meta.json').read_text())['val_loss_full']}
 
 

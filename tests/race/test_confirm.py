@@ -76,6 +76,7 @@ def test_from_sweeps_to_a_verdict(race_configs, dataset, claim, monkeypatch):
     shown = printed(compare.main, [f'--confirm={claim}', '--floors'])
     assert len(trained) == 11 and len(set(trained)) == 10
     kept = json.loads((claim.parent / 'results' / 'claim.json').read_text())
+    assert kept['commit'] == 'abc'
     assert kept['protocol'].items() >= {'margin': 0.5, 'sha256': digest(claim), 'seeds': [1, 2, 3, 4, 5]}.items()
     assert kept['protocol']['entrants'] == {f'{n}.json': digest(f'{n}.json') for n in ('gpt', 'pic')}
     assert [e['settings']['learning_rate'] for e in kept['entrants']] == [2e-3, 2e-3]
@@ -95,8 +96,9 @@ def test_from_sweeps_to_a_verdict(race_configs, dataset, claim, monkeypatch):
     printed(compare.main, [f'--confirm={claim}'])
     path, without = claim.parent / 'results' / 'claim.json', {k: v for k, v in kept.items() if k != 'floors'}
     path.write_text(json.dumps(without))                # floors can be added later
+    monkeypatch.setattr(compare, 'commit', lambda: 'def')
     printed(compare.main, [f'--confirm={claim}'])
-    assert json.loads(path.read_text())['floors'] == kept['floors']
+    assert json.loads(path.read_text())['floors'] == kept['floors'] and json.loads(path.read_text())['commit'] == 'abc'
     claim.write_text(claim.read_text().replace('0.5', '0.1'))
     for where in ('results/claim.json', 'out/claim/race.json'):     # each of them binds
         said = sentence(compare.main, [f'--confirm={claim}'])
