@@ -320,7 +320,8 @@ def make_record(argv, race, entrants, results, notes, machine, out, total):
     first, done = entrants[0], sum(map(len, results.values()))
     record = {'command': shlex.join(['python', 'compare.py', *argv]), 'date': datetime.date.today().isoformat(),
               'machine': machine.describe(), 'budget': race['budget'], 'windows': race['windows'], 'notes': notes,
-              'commit': race.get('commit') or commit(), 'data': {'name': first.settings.train.dataset, 'fingerprint': first.data.fingerprint,
+              'commit': race.get('commit') or commit(),
+              'data': {'name': first.settings.train.dataset, 'fingerprint': first.data.fingerprint,
                        'source': first.data.meta['source']['name']}}
     if done < total:
         record['progress'] = [done, total]

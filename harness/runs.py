@@ -23,7 +23,7 @@ from harness.log import Log
 
 OVERLAP = 'leaking_split: the validation windows overlap the training windows, so no loss of this run is evidence'
 TRAINED_ON = 'validate=train: the validation windows are trained on, so no val_loss of this run is evidence'
-NEW_VOCABULARY = 'new_vocabulary: token embeddings and output layer start anew, all other weights are those of init_from'
+NEW_VOCABULARY = 'new_vocabulary: token embeddings and output layer are reinitialized, all others are those of init_from'
 FILES = ('ckpt.pt', 'best.pt', 'metrics.csv', 'test.json')             # a folder with any of them holds a run
 EXTRAS = ('config.json', 'loss.png', 'wandb_id', 'events.out.tfevents.*')
 FOLLOWS = 'NANORIVALS_FOLLOWS_ITS_PARENT'
@@ -118,7 +118,7 @@ def new_model(settings, dataset):
         raise UserError(f'init_from={cfg.init_from} has another tokenizer than data/{cfg.dataset}, so its embeddings are of '
                         f'other tokens: ' + ('choose another run, or leave init_from out' if task else
                         'prepare data with its tokenizer (prepare/text.py --tokens), or ' * (spec['kind'] != 'palette') +
-                        'start embeddings and output layer anew by --new_vocabulary'))
+                        'reinitialize embeddings and output layer by --new_vocabulary'))
     if not task and model.config.vocab_size < shape['vocab_size']:
         raise UserError(f'vocab_size={model.config.vocab_size} must be at least {shape["vocab_size"]}, the number of tokens '
                         f'in data/{cfg.dataset}' + ', and [MASK]' * (shape['vocab_size'] > dataset.vocab_size))
