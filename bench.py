@@ -183,7 +183,7 @@ def bench_draft(args):
     for dtype in ['float32', *['bfloat16'] * device.has_bfloat16()]:
         for name in args.drafts:
             models, tokenizer, _ = load_runs([args.run, name])
-            speculate.require_step(models, [args.run, name])
+            speculate.require_text(models, [args.run, name])
             formats.cast(models, dtype, machine.device)
             prompt = torch.tensor([tokenizer.begin()])
             found = speculate.benchmark_draft(*models, prompt, args.tokens, 0.8, 50, n_vocab=tokenizer.n_vocab)

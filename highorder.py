@@ -385,11 +385,13 @@ class Model(nn.Module):
         """token: (B, n), the next n tokens of each text.  Returns the logits of the token after them (B, V), or with `every` of
         the token after each (B, n, V), and the state.  The cost per token is constant, and the text has no maximal
         length."""
-        if every:
-            logits = []
-            for one in token.split(1, dim=1):
-                next_logits, state = self.step(one, state)
-                logits.append(next_logits)
-            return torch.stack(logits, dim=1), state                                # (B, n, V)
-        seen = torch.cat([state, token], dim=1)[:, -min(self.net.reach, self.config.block_size):]    # as far as it was trained
-        return self.net(seen)[:, -1], seen
+        n, size = token.shape[1], min(self.net.reach, self.config.block_size)       # as far as it was trained
+        text = torch.cat([state, token], dim=1)
+        if not every:
+            return self.net(text[:, -size:])[:, -1], text[:, -size:]
+        if self.net.reach > size:               # each token has a window of its own
+            ends = range(text.shape[1] - n + 1, text.shape[1] + 1)
+            logits = torch.stack([self.net(text[:, :end][:, -size:])[:, -1] for end in ends], dim=1)
+        else:
+            logits = self.net(text[:, -(size + n - 1):])[:, -n:]                    # (B, n, V)
+        return logits, text[:, -size:]

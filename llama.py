@@ -225,12 +225,21 @@ class Model(nn.Module):
         through the first block.  So at most the last n_layer * (block_size + short_conv) tokens have an influence."""
         size, past = self.config.block_size, state['past']
         reach = self.config.n_layer * (size + self.config.short_conv)
-        if token.shape[1] > reach:
+        if token.shape[1] > reach and not every:
             token, past = token[:, -reach:], 0
+        h = []
         for piece in token.split(size, dim=1):                      # so that the mask is at most (size, 2 size)
-            h = self.trunk(self.embed_tokens(piece), state['caches'], past)
+            h.append(self.trunk(self.embed_tokens(piece), state['caches'], past))
             past += piece.shape[1]
-        return self.lm_head(h if every else h[:, -1]), {'past': past, 'caches': state['caches']}
+        return self.lm_head(torch.cat(h, dim=1) if every else h[-1][:, -1]), {'past': past, 'caches': state['caches']}
+
+    def fork(self, state):
+        """A copy of a state of step(), without the empty part of its rings."""
+        n, caches = state['past'], [[torch.empty_like(part) for part in cache] for cache in state['caches']]
+        for new, (k, v, seen) in zip(caches, state['caches'], strict=True):
+            new[0][:, :, :n], new[1][:, :, :n] = k[:, :, :n], v[:, :, :n]
+            new[2].copy_(seen)
+        return {'past': n, 'caches': caches}
 
     # published weights ------------------------------------------------------------------------------------------------------
 

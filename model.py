@@ -308,12 +308,24 @@ class Model(nn.Module):
         cache is full, the last half of the window is read again as if the text began there.  So the model sees between
         block_size / 2 and block_size tokens, and the cost per token does not depend on the length of the text."""
         seen, size, n = state['tokens'], self.config.block_size, token.shape[1]
+        if every and n > (room := max(1, size - seen.shape[1])):        # what each token sees is as in steps of one token
+            first, state = self.step(token[:, :room], state, every)
+            rest, state = self.step(token[:, room:], state, every)
+            return torch.cat([first, rest], dim=1), state
         if seen.shape[1] + token.shape[1] > size:
             token = torch.cat([seen, token], dim=1)[:, -min(size, max(size // 2, token.shape[1])):]
             seen = seen[:, :0]
         h = self.trunk(token, state['caches'], seen.shape[1])
         state = {'tokens': torch.cat([seen, token], dim=1), 'caches': state['caches']}
         return self.lm_head(h[:, -n:] if every else h[:, -1]), state       # few logits: this is the largest matrix
+
+    def fork(self, state):
+        """A copy of a state of step(), without the empty part of its caches."""
+        n, caches = state['tokens'].shape[1], [[torch.empty_like(part) for part in cache] for cache in state['caches']]
+        for new, (k, v, seen) in zip(caches, state['caches'], strict=True):
+            new[0][:, :, :n], new[1][:, :, :n] = k[:, :, :n], v[:, :, :n]
+            new[2].copy_(seen)
+        return {'tokens': state['tokens'], 'caches': caches}
 
 
 GELU = {'gelu': 'none', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'gelu_fast': 'tanh'}     # their names on the hub

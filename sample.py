@@ -43,7 +43,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils import _pytree as pytree
 
 from harness import (
     BIDIRECTIONAL,
@@ -101,7 +100,7 @@ def arguments(argv):
     add('--out', metavar='FILE', help='the PNG of images (default: sample.png in the folder of the run)')
     add('--rerank', metavar='RUN', help='a run of clip.py, by which the images of a start are sorted, the best first')
     add('--guidance', type=float, help="weight of the caption in an image that is drawn (1: none; default: the run's)")
-    add('--temperature', type=float, help='0: greedy (default: 0.8; --automaton: 0)')
+    add('--temperature', type=float, help='0: greedy (default: 0.8; --automaton, and --benchmark without --draft: 0)')
     add('--top_k', type=int, default=50, help='sample from the k most likely tokens (0: all)')
     add('--top_p', type=float, default=1.0, help='sample from the most likely tokens whose probabilities sum to this')
     add('--seed', type=int, default=1337)
@@ -119,7 +118,7 @@ def arguments(argv):
     args = parser.parse_intermixed_args(argv)
     args.given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     if args.temperature is None:
-        args.temperature = 0.0 if args.automaton else 0.8
+        args.temperature = 0.0 if args.automaton or (args.benchmark and args.draft is None) else 0.8
     for names, ok, expected in (('num_samples max_new_tokens reapply beams', lambda v: v > 0, 'at least 1'),
                                 ('top_k temperature eval_windows', lambda v: v >= 0, '0 or more'),
                                 ('top_p', lambda v: 0 < v <= 1, 'above 0 and at most 1'),
@@ -139,10 +138,11 @@ def arguments(argv):
         raise UserError(f'--arch={args.arch} is of --pretrained: a run knows its own, so leave it out')
     if args.eval and args.pretrained:
         raise UserError('--eval uses the data that a run was trained on: choose runs instead of --pretrained')
-    if args.draft and (len(args.run) > 1 or args.num_samples * len(args.start or [None]) > 1):
-        raise UserError(f'--draft={args.draft} is for one run, one --start and --num_samples=1, not for {len(args.run)}, '
-                        f'{len(args.start or [None])} and --num_samples={args.num_samples}: several texts are faster as a '
-                        f'batch, so leave it out')
+    starts = len(args.start or [None])
+    if args.draft is not None and not (len(args.run) < 2 and starts == args.num_samples == 1):
+        raise UserError(f'--draft={args.draft} is for one run, one --start and --num_samples=1, not for '
+                        f'{max(1, len(args.run))}, {starts} and --num_samples={args.num_samples}: several texts are faster '
+                        f'as a batch, so leave it out')
     if args.automaton and args.start is None:
         raise UserError('--automaton needs a text to rewrite: add --start "..."')
     args.both_sides = '--automaton' if args.automaton else '--fill' if args.fill is not None else ''
@@ -166,13 +166,13 @@ def prompt(start, tokenizer):
     return ids
 
 
-def load_pretrained(name, arch):
-    """([model], tokenizer) of published weights.  arch: None: the one that loads their model_type."""
+def load_pretrained(name, arch, option='--pretrained'):
+    """([model], tokenizer) of published weights.  arch: None: the one that loads their model_type.  option: that named them."""
     if arch is None:
         kind = hub.model_type(name)
         arch = 'model' if kind is None else next((a for a in architectures() if kind in load_arch(a).Model.model_types), None)
         if arch is None:
-            raise UserError(f"--pretrained {name} has the model_type '{kind}', which no architecture here loads")
+            raise UserError(f"{option} {name} has the model_type '{kind}', which no architecture here loads")
     Model = load_arch(arch).Model
     if not Model.from_pretrained:
         raise UserError(f'--arch={arch}: {arch}.py loads no published weights')
@@ -181,13 +181,15 @@ def load_pretrained(name, arch):
     try:
         model = complete(Model.from_pretrained(name)).eval()
     except ValueError as e:
-        raise UserError(f'--pretrained {name}: {e}') from None
+        raise UserError(f'{option} {name}: {e}') from None
     return [model], published_tokenizer(name, Model.published_tokens, model.config.vocab_size)
 
 
 def load_draft(name, tokenizer, pretrained):
     """[model] of published weights that draft tokens for those of `pretrained`.  Raises UserError for another tokenizer."""
-    models, own = load_pretrained(name, None)
+    if checkpoint.is_ours(name):
+        raise UserError(f'--draft={name} is a run, and {pretrained} are published weights: name other published weights')
+    models, own = load_pretrained(name, None, '--draft')
     if not same(own.spec, tokenizer.spec):
         raise UserError(f'--draft={name} and {pretrained} have different tokenizers: choose published weights that share one')
     return models
@@ -202,7 +204,8 @@ def load_runs(names):
             raise UserError(f'{name} answers a task, and writes no text: python look.py {name} shows its answers')
         if spec != specs[0]:
             raise UserError(f'{name} and {names[0]} have different tokenizers: choose runs that were trained on one data set')
-    return models, checkpoint.tokenizer(contents[0], names[0]), contents
+    tokenizers = [checkpoint.tokenizer(c, name) for c, name in zip(contents, names, strict=True)]
+    return models, tokenizers[0], contents
 
 
 def kind_of(model, tokenizer, args, images):
@@ -294,12 +297,12 @@ def print_fill(model, tokenizer, ids, n_vocab, most=5):
 def main(argv):
     args = arguments(argv)
     where = device.pick_device(args.device, 0, 1)
-    names, contents = [*(args.run or [args.pretrained]), *[args.draft] * bool(args.draft)], ()
+    names, contents = [*(args.run or [args.pretrained]), *[args.draft] * (args.draft is not None)], ()
     if args.run:
         models, tokenizer, contents = load_runs(names)
     else:
         models, tokenizer = load_pretrained(args.pretrained, args.arch)
-        if args.draft:
+        if args.draft is not None:
             models += load_draft(args.draft, tokenizer, args.pretrained)
     content = contents[0] if contents else published_images(models[0]) if models[0].modality == 'captions' else {}
     kind = kind_of(models[0], tokenizer, args, 'shape' in content.get('data', {}))
@@ -314,13 +317,15 @@ def main(argv):
         if args.both_sides and not model.bidirectional:
             raise UserError(f'{args.both_sides}: {name} predicts a token from earlier tokens only: choose a run that sees both '
                             f'sides, such as that of config/shakespeare_bert.py or config/shakespeare_automaton.py')
+    if args.draft is not None:
+        speculate.require_text(models, names)
     if any(m.leaks for m in models):
         print(LEAKS, file=sys.stderr)
     dtype, why = formats.choose(args.dtype, models, args.pretrained, where)
     if dtype != 'float32':
         print(f'numbers: {dtype} ({why})', file=sys.stderr)
     cast = partial(formats.cast, models, dtype, where)
-    *models, draft = models if args.draft else [*models, None]
+    *models, draft = models if args.draft is not None else [*models, None]
     ensemble = Ensemble(models, args.weights or [1] * len(models)).to(where)
     if not args.eval:
         cast()
@@ -330,17 +335,15 @@ def main(argv):
         print_fill(model, tokenizer, tokenizer.encode_masked(args.fill), n_vocab)
         return
     if not args.eval:       # each text has a generator, and the state of step() or the logits of a window
-        state, c = pytree.tree_leaves(model.init_state(1)) if model.step else (), model.config
-        each = sum(t.nbytes for t in state if isinstance(t, torch.Tensor)) or 4 * c.block_size * c.vocab_size
+        each = (speculate.state_bytes(model) if model.step else 0) or 4 * model.config.block_size * model.config.vocab_size
+        if draft:               # and the copies of both states
+            each = 2 * (each + speculate.state_bytes(draft))
         require_memory((5000 + each) * args.num_samples * len(args.start or [None]), f'--num_samples={args.num_samples}')
     starts = [prompt(start, tokenizer) for start in args.start or [None] for _ in range(args.num_samples)]
     if args.eval:
         print(judge(ensemble, names, contents, args.eval_windows, dtype, cast))
         return
     count, options = args.max_new_tokens or tokenizer.length or 300, (args.temperature, args.top_k, args.top_p, n_vocab)
-    if args.draft:
-        speculate.require_step([*models, draft], names)
-        options = *options[:3], min(n_vocab, draft.config.vocab_size)
     if args.benchmark:
         x = torch.tensor(starts[:args.num_samples])
         line = speculate.describe_draft(speculate.benchmark_draft(model, draft, x, count, *options)) if draft else \

@@ -202,9 +202,10 @@ class Model(nn.Module):
         With a memory, a full window becomes the memory of the next window, which begins empty, so every token is read once.
         Without one, the last half of a full window is read again, as in model.py."""
         seen, size, n = state['tokens'], self.config.block_size, token.shape[1]
-        if every and self.memory and 0 < size - seen.shape[1] < n:      # a piece in each of two windows
-            first, state = self.step(token[:, :size - seen.shape[1]], state, every)
-            rest, state = self.step(token[:, size - seen.shape[1]:], state, every)
+        room = size - seen.shape[1] or (size if self.memory else 1)
+        if every and n > room:              # what each token sees is as in steps of one token
+            first, state = self.step(token[:, :room], state, every)
+            rest, state = self.step(token[:, room:], state, every)
             return torch.cat([first, rest], dim=1), state
         while self.memory and (room := size - seen.shape[1]) < token.shape[1]:
             state = state | {'summary': self.summary(torch.cat([seen, token[:, :room]], dim=1))}

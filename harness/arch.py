@@ -106,8 +106,11 @@ class ModelContract:
 
     step: Callable | None = None
     """step(token (B, n), state) -> (logits (B, V), state): reads n more tokens at a cost that does not grow with the text, and
-    may update the tensors of state in place.  step(token, state, every=True) -> (logits (B, n, V), state), n <= block_size: for
-    sample.py --draft.  None: generation recomputes the window for each token."""
+    may update the tensors of state in place.  step(token, state, every=True) -> (logits (B, n, V), state): as in steps of one
+    token, for sample.py --draft.  None: generation recomputes the window for each token."""
+
+    fork: Callable | None = None
+    """fork(state) -> a copy of the state, which steps from the other do not change.  None: all its tensors are copied."""
 
     decode: Callable | None = None
     """Of models of pairs: decode(source (B, S), beams=1) -> targets (B, T), -1 after their end."""
