@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import Dropout, ShortConv, check_short_conv, fast_attention
+from model import Dropout, ShortConv, check_short_conv, copy_caches, fast_attention
 
 
 @dataclass
@@ -234,12 +234,8 @@ class Model(nn.Module):
         return self.lm_head(torch.cat(h, dim=1) if every else h[-1][:, -1]), {'past': past, 'caches': state['caches']}
 
     def fork(self, state):
-        """A copy of a state of step(), without the empty part of its rings."""
-        n, caches = state['past'], [[torch.empty_like(part) for part in cache] for cache in state['caches']]
-        for new, (k, v, seen) in zip(caches, state['caches'], strict=True):
-            new[0][:, :, :n], new[1][:, :, :n] = k[:, :, :n], v[:, :, :n]
-            new[2].copy_(seen)
-        return {'past': n, 'caches': caches}
+        """A copy of a state of step(), which steps from the other do not change."""
+        return {'past': state['past'], 'caches': copy_caches(state['caches'], state['past'])}
 
     # published weights ------------------------------------------------------------------------------------------------------
 

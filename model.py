@@ -320,12 +320,17 @@ class Model(nn.Module):
         return self.lm_head(h[:, -n:] if every else h[:, -1]), state       # few logits: this is the largest matrix
 
     def fork(self, state):
-        """A copy of a state of step(), without the empty part of its caches."""
-        n, caches = state['tokens'].shape[1], [[torch.empty_like(part) for part in cache] for cache in state['caches']]
-        for new, (k, v, seen) in zip(caches, state['caches'], strict=True):
-            new[0][:, :, :n], new[1][:, :, :n] = k[:, :, :n], v[:, :, :n]
-            new[2].copy_(seen)
-        return {'tokens': state['tokens'], 'caches': caches}
+        """A copy of a state of step(), which steps from the other do not change."""
+        return {'tokens': state['tokens'], 'caches': copy_caches(state['caches'], state['tokens'].shape[1])}
+
+
+def copy_caches(caches, n):
+    """A copy of the (keys, values, inputs of the convolution) of each block, without the empty part behind n positions."""
+    new = [tuple(map(torch.empty_like, cache)) for cache in caches]
+    for (keys, values, seen), (k, v, s) in zip(new, caches, strict=True):
+        keys[:, :, :n], values[:, :, :n] = k[:, :, :n], v[:, :, :n]
+        seen.copy_(s)
+    return new
 
 
 GELU = {'gelu': 'none', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'gelu_fast': 'tanh'}     # their names on the hub
