@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 from harness import ROOT, Arguments, UserError, command
 from harness.files import atomic
-from race.page import INK, draw_dots, svg
+from race.page import INK, dots_size, draw_dots, svg
 from race.statistics import main_metric, values, verdicts
 
 TYPES = {'.png': 'image/png', '.svg': 'image/svg+xml'}
@@ -86,7 +86,7 @@ def races(pages):
         if not any(values(e, main_metric(record)) for e in record.get('entrants', ())):
             continue        # of speeds or of a sweep
         with plt.rc_context(STYLE):
-            fig, ax = plt.subplots(figsize=(9, 1.3 + 0.45 * len(record['entrants'])), layout='constrained')
+            fig, ax = plt.subplots(figsize=dots_size(record), layout='constrained')
             draw_dots(ax, record)
             picture = re.sub(r' id="\w+_\d+"', '', svg(fig))        # they are the same in each picture
             plt.close(fig)

@@ -13,6 +13,7 @@ import math
 import re
 import shlex
 import statistics
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,16 @@ def draw_curves(ax, record, x, ink='black'):
         ax.yaxis.set_major_formatter(PercentFormatter(1))
 
 
+def dots_size(record):
+    """The figsize for draw_dots: a row is as high as the longest name, which is wrapped."""
+    lines = max(row_name(e).count('\n') + 1 for e in without_shared(record)[0]['entrants'])
+    return 9, 1.3 + max(0.45, 0.2 * lines) * len(record['entrants'])
+
+
+def row_name(entrant):
+    return textwrap.fill(entrant['name'], 44, break_on_hyphens=False)
+
+
 def draw_dots(ax, record):
     """The final metric: a row per entrant, a dot per seed, a line at the mean; an arrow at the edge for one that is far behind.
     This is all that a record without curves can show."""
@@ -179,7 +190,7 @@ def draw_dots(ax, record):
                         arrowprops={'arrowstyle': '-|>', 'color': colour, 'lw': 3})
             ax.text(end - 0.08 * (2 * end - 1), row, format_metric(metric, means[row]), transform=ax.get_yaxis_transform(),
                     va='center', ha='right' if end else 'left', color=colour)
-    ax.set_yticks(range(len(entrants)), [e['name'] for e in entrants], parse_math=False)
+    ax.set_yticks(range(len(entrants)), [row_name(e) for e in entrants], parse_math=False)
     ax.set_ylim(len(entrants) - 0.4, -0.6)
     ax.set_xlabel(f'{TASK_METRICS.get(metric, f"{metric} (nats)")}, {"higher" if better > 0 else "lower"} is better')
     if METRICS[metric][1].endswith('%'):
@@ -197,7 +208,7 @@ def draw_race(record, path):
     import matplotlib.pyplot as plt
     entrants = record['entrants']
     if not any(r.get('curve', {}).get('step') for e in entrants for r in e['runs']):
-        fig, ax = plt.subplots(figsize=(9, 1.3 + 0.45 * len(entrants)), layout='constrained')
+        fig, ax = plt.subplots(figsize=dots_size(record), layout='constrained')
         draw_dots(ax, record)
     else:
         fig, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout='constrained')
