@@ -32,6 +32,7 @@ class Config:
     predicts: str = 'every'     # predict after 'every' token (causal image), or after the 'last' one only (original model)
     columns: int = 16           # tokens in a row of the grid
     dropout: float = 0.0        # on the embeddings and on the residual branch of every block
+    embedding_std: float = 0.02     # initial standard deviation of the token embedding, which is the output layer (original: 1)
     # predicts = 'every': one position per token, all blocks at one resolution
     n_layer: int = 3            # blocks
     n_embd: int = 180           # channels
@@ -52,6 +53,8 @@ class Config:
         if min(self.columns, self.patch_size, *self.depths, *self.dims) < 1:
             raise ValueError(f'columns={self.columns}, patch_size={self.patch_size}, depths={self.depths} and dims={self.dims} '
                              f'must all be at least 1')
+        if self.embedding_std <= 0:
+            raise ValueError(f'embedding_std={self.embedding_std} must be above 0')
         if not 0 <= self.blank <= 1:
             raise ValueError(f'blank={self.blank} must be between 0 and 1')
         if self.predicts == 'every':
@@ -258,7 +261,7 @@ def channels_last(norm, x):
 # the model ------------------------------------------------------------------------------------------------------------------
 
 class Model(nn.Module):
-    adjustable = ('block_size', 'dropout', 'blank')
+    adjustable = ('block_size', 'dropout', 'blank', 'embedding_std')     # the last is of the initial weights
 
     def __init__(self, config: Config):
         super().__init__()
@@ -272,10 +275,9 @@ class Model(nn.Module):
         self.picture = CausalPicture(config) if every else Picture(config)
         self.lm_head = nn.Linear(channels, config.vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight
-        for embedding in (self.wte, self.wpe):
-            if embedding is not None:
-                nn.init.normal_(embedding.weight, std=0.02)
+        nn.init.normal_(self.wte.weight, std=config.embedding_std)
         if not every:
+            nn.init.normal_(self.wpe.weight, std=0.02)
             self.init_state = self.step = None      # every new token shifts the whole image: nothing can be cached
 
     def embed(self, x):

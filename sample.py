@@ -139,6 +139,8 @@ def arguments(argv):
     if args.eval and args.pretrained:
         raise UserError('--eval uses the data that a run was trained on: choose runs instead of --pretrained')
     starts = len(args.start or [None])
+    if args.draft == '':
+        raise UserError('--draft names no run: give the folder of one, such as --draft out/shakespeare_gpt')
     if args.draft is not None and not (len(args.run) < 2 and starts == args.num_samples == 1):
         raise UserError(f'--draft={args.draft} is for one run, one --start and --num_samples=1, not for '
                         f'{max(1, len(args.run))}, {starts} and --num_samples={args.num_samples}: several texts are faster '

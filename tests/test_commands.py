@@ -54,7 +54,7 @@ RUN ... --out=grid.png --tempreature=1 --pretrained=gpt2
 RUN RUN ... --weights=1 --weights=1,0 --weights=1,nan --weights=1,inf --weights=1,much
 RUN ... --beams=2 --rerank=x --image=x.png --labels=a --reapply=2 --arch=pacing --guidance=2 --eval_windows=5
 RUN --benchmark ... --seed=1 --reapply=2 | RUN --draft=RUN ... --num_samples=2 --eval | RUN RUN --draft=RUN => one run
-RUN --draft=nowhere => nowhere | RUN --eval ... --start=a --num_samples=2 --max_new_tokens=5
+RUN --draft=nowhere => nowhere | RUN --draft= => --draft | RUN --eval ... --start=a --num_samples=2 --max_new_tokens=5
 RUN --eval ... --eval_windows=-1 --eval_windows=100000000000 --benchmark | RUN --start=a ... --automaton
 RUN RUN --start=a ... --automaton | --pretrained=gpt2 ... --arch=pacing --eval | => name either runs | nowhere => nowhere
 RUN --start=XYZ => 'X' | RUN --start=FILE:none.txt => none.txt | RUN --fill=[MASK] => --fill | RUN --automaton => --start

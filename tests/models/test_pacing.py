@@ -37,7 +37,8 @@ def test_convnext_v2():
 def test_image_and_blank_windows():
     """The newest token is the patch in the upper left corner, missing ones are blank; in training also of whole windows."""
     torch.manual_seed(0)
-    model = pacing.Model(dataclasses.replace(pacing.Config.tiny(), predicts='last', blank=1.0)).eval()
+    model = pacing.Model(dataclasses.replace(pacing.Config.tiny(), predicts='last', blank=1.0, embedding_std=1.0)).eval()
+    assert 0.9 < model.lm_head.weight.std() < 1.1 and model.wpe.weight.std() < 0.03
     image = model.picture.image(model.embed(torch.tensor([[3, 1, 4, 1, 5, 8]])))
     expected = torch.zeros(1, 3, 16, 16)
     for age, token in enumerate([8, 5, 1, 4, 1, 3]):
