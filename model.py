@@ -33,6 +33,7 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
     tied: bool = True           # the output layer is the token embedding, as in GPT-2
     eps: float = 1e-5           # epsilon of LayerNorm
     short_conv: int = 0         # tokens that a causal convolution in front of attention sees (0: none), see ShortConv
+    predicts: str = 'every'     # predict after 'every' token, or after the 'last' one only, as in PACING's original comparison
 
     @classmethod
     def tiny(cls):
@@ -41,6 +42,8 @@ class Config:                   # GPT-2 small: 1024, 50257, 12, 12, 768
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} must be divisible by n_head={self.n_head}')
+        if self.predicts not in ('every', 'last'):
+            raise ValueError(f"unknown predicts='{self.predicts}': choose 'every' or 'last'")
         check_gelu(self.gelu)
         check_short_conv(self.short_conv)
 
@@ -185,13 +188,12 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    predicts = 'every'
     model_types = 'gpt2',
     published_tokens = 'gpt2'   # the tokenizer of the published weights
 
     def __init__(self, config: Config):
         super().__init__()
-        self.config = config
+        self.config, self.predicts = config, config.predicts
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = Dropout(config.dropout)
@@ -220,10 +222,12 @@ class Model(nn.Module):
 
     def forward(self, x, y=None):
         """x: (B, T) int64, T <= block_size.  y: (B, T), the token after each; -1 is not scored.
-        Returns logits (B, T, V) and the mean cross-entropy in nats (None without y)."""
-        logits = self.lm_head(self.trunk(x))                                                # (B, T, V)
+        Returns logits (B, T, V), or (B, 1, V) if predicts = 'last', and the mean cross-entropy in nats (None without y)."""
+        h = self.trunk(x) if self.predicts == 'every' else self.trunk(x)[:, -1:]            # (B, T or 1, C)
+        logits = self.lm_head(h)                                                            # (B, T or 1, V)
         if y is None:
             return logits, None
+        y = y[:, -logits.shape[1]:]
         return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
 
     # published weights ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from harness.arch import ANSWERS, build, complete, contract_names, load_arch
 DEVICE = os.environ.get('CONTRACT_DEVICE', 'cpu')        # of bench.py gpu
 ARCHS = sorted(p.stem for p in ROOT.glob('*.py') if 'class Model(' in p.read_text(encoding='utf-8'))
 KINDS = [{'kind': 'classify', 'outputs': 4}, {'kind': 'bits', 'outputs': 3}, {'kind': 'regress', 'outputs': 1}]
-VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 'tanh'}, {'short_conv': 4}],
+VARIANTS = {'pacing': [{'predicts': 'last'}],
+            'model': [{'bias': False, 'gelu': 'tanh'}, {'short_conv': 4}, {'predicts': 'last'}],
             'llama': [{'rope_layout': 'interleaved', 'qk_norm': True, 'tied': False},
                       {'rope_scaling': (8.0, 1.0, 4.0, 32.0), 'head_dim': 6}, {'short_conv': 2}],
             'wavenet': [{'reads': 'causal', 'alpha_per_channel': True, 'join': 3}, {'reads': 'leak'}],
@@ -48,7 +49,7 @@ VARIANTS = {'pacing': [{'predicts': 'last'}], 'model': [{'bias': False, 'gelu': 
 # settings that a Config refuses: each in its turn, on top of tiny(); the message names the last of them and its value
 BAD = {'llama': [{'n_kv_head': 3}, {'head_dim': 0, 'n_embd': 30}, {'head_dim': 3}, {'rope_layout': 'both'},
                  {'rope_scaling': (8.0, 4.0, 1.0, 32.0)}, {'rope_scaling': (8.0,)}, {'short_conv': 1}],
-       'model': [{'short_conv': -4}],
+       'model': [{'short_conv': -4}, {'predicts': 'next'}],
        'pacing': [{'predicts': 'all'}, {'columns': 0}, {'blank': 2.0}, {'embedding_std': 0.0},
                   {'predicts': 'last', 'block_size': 18}, {'predicts': 'last', 'dims': (8,)},
                   {'predicts': 'last', 'columns': 2, 'block_size': 2, 'patch_size': 2},
@@ -332,6 +333,8 @@ def test_step_is_forward(model):
     (x, _), state = example_batch(perturb(model)), model.init_state(6)
     read, M = 0, model.memory
     whole = torch.cat([model(x[:, :M])[0], model(x)[0]], dim=1) if M else model(x)[0]
+    if model.predicts == 'last':
+        whole = torch.cat([model(x[:, :n])[0] for n in range(1, x.shape[1] + 1)], dim=1)
     for n in (1, 4, 1, 1, 2, 3, 1, 3, *((5, 9, 2) if M else ())):
         logits, state = model.step(x[:, read:read + n], state)
         read += n
