@@ -100,6 +100,7 @@ def load(text, settings):
 
 class RandomText:
     """Random tokens in the place of a data set, the same at every step, for Trainer.step."""
+    uneven = False
 
     def train_indices(self, count, block_size, seed, step):
         return np.arange(count)

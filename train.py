@@ -178,17 +178,27 @@ class Trainer:
             tensors = [t.pin_memory() for t in tensors]
         return [t.to(self.machine.device, non_blocking=True).unflatten(0, (self.micro_steps, self.rows)) for t in tensors]
 
+    def shares(self, y):
+        """By how much the mean loss of each micro-step counts, so that the mean over the ranks is that over the whole step."""
+        if not self.data.uneven or self.model.predicts == 'last' or self.cfg.last_only:
+            return [1 / self.micro_steps] * self.micro_steps
+        counts = (y >= 0).flatten(1).sum(1).tolist()
+        total, = self.machine.all_reduce([sum(counts)])
+        return [n * self.machine.world / total for n in counts]
+
     def step(self, step, lr):
-        """One optimizer step at learning rate lr.  Returns (mean loss on this rank, gradient norm), still on the device."""
+        """One optimizer step at learning rate lr.  Returns (a loss whose mean over the ranks is that of the step, gradient norm),
+        still on the device."""
         batch, mean_loss = self.batch(step), 0.0
+        shares = self.shares(batch[-1])
         torch.manual_seed((self.cfg.seed << 31) + (step << 10) + self.machine.rank)      # for dropout
         for i in range(self.micro_steps):
             last = i == self.micro_steps - 1    # copies average their gradients once per step; shards have no room to wait
             with contextlib.nullcontext() if last or not self.copies else self.net.no_sync():
                 with self.machine.autocast():
-                    loss = self.net(*(t[i] for t in batch))[1]
-                self.scaler.scale(loss / self.micro_steps).backward()
-            mean_loss += loss.detach() / self.micro_steps
+                    loss = self.net(*(t[i] for t in batch))[1] * shares[i]
+                self.scaler.scale(loss).backward()
+            mean_loss += loss.detach()
         for o in self.optimizers:
             self.scaler.unscale_(o)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)

@@ -139,6 +139,7 @@ class DataContract(Protocol):
     noun: str               # the kind of data, for messages: 'text', 'task'
     unit: str               # the elements of a batch: 'windows' of a text, whose size the model chooses, 'examples', 'images'
     columns: tuple          # its columns of metrics.csv, beside the losses
+    uneven: bool            # True if examples differ in their number of targets (y >= 0), of all of which the loss is the mean
     parts: dict             # {name: indices} of parts of the test split that are judged apart; required only with a test split
     meta: dict              # meta.json
     fingerprint: str        # a hash of the content: runs on data with different fingerprints are never compared

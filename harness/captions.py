@@ -102,7 +102,7 @@ class CaptionData(PairData, ImageData):
 
 class ContrastiveData(CaptionData):
     """The images of data/<name> and their captions, for a model that tells which belong together."""
-    modality, columns, metric = 'captions', RECALLS, 'accuracy'
+    modality, columns, metric, uneven = 'captions', RECALLS, 'accuracy', False
 
     def train_indices(self, count, block_size, seed, step):
         """Without replacement as far as that goes: an image twice in a batch would be a wrong pair with itself."""

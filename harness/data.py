@@ -57,7 +57,7 @@ class TextData:
     validate: what the split 'val' is.  'val': val.bin.  'tune': the last ninth of train.bin, which is then no training text: of
     a whole text 80 % are trained on.  'train': the same ninth, which is also trained on.  Only 'val' reads val.bin."""
     kind = modality = noun = 'text'
-    unit, columns = 'windows', ()
+    unit, columns, uneven = 'windows', (), False
     whole = False       # whether each window is a text of its own, so that every token of it must be learned
 
     def __init__(self, folder, validate='val'):

@@ -127,7 +127,7 @@ class PatchData(ImageData):
 
 class DrawingData(CaptionData):
     """The images of data/<name> as patches x (B, S, D) and their captions y (B, T), for a model that draws."""
-    modality, columns = 'drawings', ('text_loss', 'image_loss')
+    modality, columns, uneven = 'drawings', ('text_loss', 'image_loss'), False      # the loss is the sum of two means
 
     def test_indices(self):
         return None

@@ -49,6 +49,7 @@ class ExampleText(TextData):
 
 class AnswerText(ExampleText):
     """Examples with answers, which alone are scored: the target is -1 where there is none."""
+    uneven = True
 
     def __init__(self, folder):
         super().__init__(folder)

@@ -44,7 +44,7 @@ def open_rows(path, count, vocab_size, script):
 class PairData:
     """The pairs of data/<name>.  Raises UserError for files that do not match meta.json."""
     modality = noun = kind = 'pairs'
-    unit, columns, metric, parts = 'pairs', (), 'accuracy', {}
+    unit, columns, metric, uneven, parts = 'pairs', (), 'accuracy', True, {}
 
     def __init__(self, folder, meta):
         self.folder, self.meta = Path(folder), meta

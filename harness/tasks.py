@@ -28,7 +28,7 @@ METRICS = {'accuracy': 'accuracy', 'error': 'mean absolute error', 'auc': 'ROC-A
 class TaskData:
     """The examples of data/<name>.  Raises UserError for files that do not match meta.json."""
     modality = noun = 'task'
-    tokenizer, unit, columns, parts = None, 'examples', ('error', 'auc'), {}
+    tokenizer, unit, columns, uneven, parts = None, 'examples', ('error', 'auc'), False, {}
 
     def __init__(self, folder, meta):
         self.folder, self.meta = Path(folder), meta

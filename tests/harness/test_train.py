@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import time
 
 import pytest
 import torch
-from conftest import begin, contents, sentence, tiny_train
+from conftest import begin, contents, script, sentence, tiny_train
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import compare
@@ -178,15 +179,25 @@ def two_ranks(dataset, out_dir, *words, lost_at=None):
     return [p.exitcode for p in processes], [(out_dir.parent / f'rank{n}.txt').read_text() for n in (0, 1)]
 
 
+@pytest.fixture
+def copying():
+    """Texts of 1 to 8 letters, repeated: the examples have different numbers of targets.  Yields the folder."""
+    folder = ROOT / 'data' / f'tests_copying_{os.getpid()}'
+    script('prepare/copying.py', '--length=8', '--examples=200', f'--name={folder.name}', '--overwrite')
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize('optimizer', [
     ['sgd', '--learning_rate=0.5', '--schedule=plateau', '--patience=0', '--eval_interval=1'],
     ['sgd', '--learning_rate=0.1', '--arch=bert'], ['sgd', '--learning_rate=0.1', *TASK, '--dropout=0'],
+    ['sgd', '--learning_rate=0.1', '--tokens_per_step=256', '--block_size=32'],         # on examples
     ['lion', '--learning_rate=1e-3', '--bias=False'], ['sparse_lion', '--learning_rate=1e-3', '--bias=False'],
 ], ids=lambda v: v[0] + v[-1])
-def test_two_processes_take_the_steps_of_one(dataset, task_data, tmp_path, optimizer):
+def test_two_processes_take_the_steps_of_one(dataset, task_data, copying, tmp_path, optimizer):
     """The same gradients up to rounding, exchanged once per step.  Rounding flips a few of the signs that Lion uses."""
     words = [f'--optimizer={optimizer[0]}', '--max_iters=6', '--log_interval=1', '--tokens_per_step=128', *optimizer[1:]]
-    dataset = task_data('classify') if '--arch=fpt' in words else dataset
+    dataset = task_data('classify') if '--arch=fpt' in words else copying if '--block_size=32' in words else dataset
     one = go(dataset, tmp_path / 'one', *words)
     codes, output = two_ranks(dataset, tmp_path / 'two', *words, '--batch_size=2')
     assert codes == [0, 0], output
