@@ -187,8 +187,8 @@ class Trainer:
         return [n * self.machine.world / total for n in counts]
 
     def step(self, step, lr):
-        """One optimizer step at learning rate lr.  Returns (a loss whose mean over the ranks is the step's, gradient norm), still
-        on the device."""
+        """One optimizer step at learning rate lr.  Returns (a loss whose mean over the ranks is the step's, gradient norm),
+        still on the device."""
         batch, mean_loss = self.batch(step), 0.0
         shares = self.shares(batch[-1])
         torch.manual_seed((self.cfg.seed << 31) + (step << 10) + self.machine.rank)      # for dropout
