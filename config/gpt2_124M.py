@@ -3,7 +3,7 @@ GPT-2 small from scratch on Shakespeare's BPE tokens: the model that PACING was 
 
 The original trained both models for one epoch of 12,120 windows of 1024 tokens, on the last position alone:
     --optimizer=adamw --learning_rate=2e-4 --schedule=constant --warmup_iters=0 --beta2=0.999 --weight_decay=0 --batch_size=2
-    --tokens_per_step=8192 --max_iters=1515 --last_only
+    --tokens_per_step=8192 --max_iters=1515 --predicts=last
 """
 
 arch = 'model'
