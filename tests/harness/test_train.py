@@ -179,7 +179,7 @@ def two_ranks(dataset, out_dir, *words, lost_at=None):
     return [p.exitcode for p in processes], [(out_dir.parent / f'rank{n}.txt').read_text() for n in (0, 1)]
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def copying():
     """Texts of 1 to 8 letters, repeated: the examples have different numbers of targets.  Yields the folder."""
     folder = ROOT / 'data' / f'tests_copying_{os.getpid()}'
